@@ -1,0 +1,268 @@
+"The book keeps the rules of its house: one idea, one page, one module; every name, link and lesson where it belongs."
+import ast
+import re
+import sys
+
+import pytest
+
+from check_repo import marker_troubles, time_troubles
+from pages import Cell, Names, Page, anchors, backticked, link_troubles, links, name_troubles, page_words, pages
+from pages import root, sidebar, sidebar_troubles, slug, stations
+
+book = pages()
+exporting = [p for p in book if p.exports]
+modules = {'.'.join(f.relative_to(root/'gentok').with_suffix('').parts): f for f in sorted((root/'gentok').rglob('*.py'))
+           if not f.name.startswith('_')}
+trees = {name: ast.parse(f.read_text(encoding='utf-8')) for name, f in modules.items()}
+core = ('data', 'quantize', 'ids', 'evaluate')
+allowed = {'torch', 'numpy', 'sklearn', 'scipy', 'safetensors', 'PIL', 'tqdm', 'fastcore', 'gentok'}
+allowed_inside = allowed | {'matplotlib', 'pandas', 'pyarrow'}
+columns = 120
+
+def none(troubles):
+    "Fails with the whole list, not with the first."
+    assert not troubles, '\n' + '\n'.join(map(str, troubles))
+
+# ---------------------------------------------------------------- one idea, one page, one module
+
+def test_every_exporting_page_has_the_module_of_its_name():
+    none([f'nbs/{p.name}: exports gentok.{p.default_exp}; a page of this name exports gentok.{p.module}'
+          for p in exporting if p.default_exp != p.module])
+
+def test_pages_and_modules_are_a_bijection():
+    none([f'gentok/{m}: no page exports it' for m in modules.keys() - {p.module for p in exporting}]
+         + [f'nbs/{p.name}: gentok.{p.module} does not exist' for p in exporting if p.module not in modules])
+    assert len({p.module for p in exporting}) == len(exporting)
+
+def test_pages_without_a_module_stand_at_the_start():
+    none([f'nbs/{p.name}: exports nothing' for p in book
+          if not p.exports and not p.name.startswith('00_start/') and p.name != 'index.ipynb'])
+
+def test_module_and_folder_never_share_a_name():
+    none([f'{f}: a folder of this name stands beside it' for f in modules.values() if f.with_suffix('').is_dir()])
+
+def test_sidebar_and_pages_are_a_bijection(): none(sidebar_troubles())
+
+def test_sidebar_follows_the_stations():
+    places = [href.split('/')[0] for _, _, href in sidebar() if href and '/' in href]
+    assert places == sorted(places)
+
+def test_rendered_pages_keep_apart(): assert len({p.html for p in book}) == len(book)
+
+# ---------------------------------------------------------------- cells and lessons
+
+def test_exported_cells_stay_below_forty_lines():
+    none([f'nbs/{p.name}: {len(c.lines)} lines: {c.lines[0]}' for p in exporting for c in p.cells
+          if c.exported and len(c.lines) > 40])
+
+def test_exported_cells_are_small_on_the_whole():
+    sizes = sorted(len(c.lines) for p in exporting for c in p.cells if c.exported and c.defines)
+    assert sizes[len(sizes)//2] <= 12
+
+def test_code_stays_within_its_columns():
+    spoken = re.compile(r'f?("[^"]{25,}"|\'[^\']{25,}\')')  # a sentence to the user stays on one line, where it can be read
+    none([f'nbs/{p.name}: {len(line)} columns: {line.strip()[:80]}' for p in book for c in p.cells if c.kind == 'code'
+          for line in c.lines if len(spoken.sub('', line)) > columns])
+
+def test_every_definition_has_a_lesson_within_two_cells():
+    troubles = []
+    for page in exporting:
+        code = [c for c in page.cells if c.kind == 'code']
+        for i, c in enumerate(code):
+            if c.exported and c.defines and not any(d.lesson and not d.only_imports for d in code[i+1:i+3]):
+                troubles.append(f'nbs/{page.name}: no lesson soon after: {next((line for line in c.lines if re.match(" *(def|class)", line)), "")}')
+    none(troubles)
+
+def test_a_page_shows_what_it_exports():
+    counts = {p.name: (sum(len(c.lines) for c in p.cells if c.exported), sum(len(c.lines) for c in p.cells if c.lesson))
+              for p in exporting}
+    none([f'nbs/{n}: {e} exported lines, {s} lesson lines' for n, (e, s) in counts.items() if s < .6*e])
+
+def test_lesson_cells_have_no_comments():
+    troubles = []
+    for page in book:
+        for c in page.cells:
+            if c.lesson: troubles += [f'nbs/{page.name}: {line}' for line in c.lines if re.match(r'\s*#(?!\|)', line)]
+    none(troubles)
+
+def test_every_page_opens_with_a_title_and_a_sentence():
+    troubles = []
+    for page in book:
+        first = page.cells[0]
+        if first.kind != 'markdown' or not re.match(r'# \S.*\n\s*\n?> \S.*[.!?]', first.source):
+            troubles.append(f'nbs/{page.name}: opens with {first.source[:60]!r}, not with `# Title` and `> A sentence.`')
+    none(troubles)
+
+def test_no_output_is_an_error():
+    import json
+    none([f'nbs/{p.name}: cell {i}' for p in book for i, c in enumerate(json.loads(p.path.read_text())['cells'])
+          for o in c.get('outputs', []) if o['output_type'] == 'error'])
+
+def test_every_page_shows_something():
+    import json
+    none([f'nbs/{p.name}: no cell has an output' for p in book
+          if not any(c.get('outputs') for c in json.loads(p.path.read_text())['cells'])])
+
+# ---------------------------------------------------------------- what imports what
+
+def imports(module, top_only=False):
+    "The dotted names that a module imports, at its top level or anywhere; nbdev writes neighbours as relative imports."
+    above = ['gentok', *module.split('.')]
+    for node in trees[module].body if top_only else ast.walk(trees[module]):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = '.'.join(above[:len(above)-node.level] + [node.module or ''] if node.level else [node.module])
+            yield base.strip('.')
+            if base.strip('.') == 'gentok': yield from (f'gentok.{a.name}' for a in node.names)
+
+def station(module): return stations.index(module.split('.')[0])
+
+def test_every_module_belongs_to_a_station(): none([m for m in modules if m.split('.')[0] not in stations])
+
+def test_a_lower_station_never_imports_a_higher_one():
+    none([f'gentok.{m} imports {i}' for m in trees for i in set(imports(m))
+          if i.startswith('gentok.') and station(i.removeprefix('gentok.')) > station(m)])
+
+def test_modules_import_each_other_in_one_direction():
+    edges = {m: {i.removeprefix('gentok.') for i in imports(m, top_only=True) if i.startswith('gentok.')} for m in trees}
+    done, path = set(), []
+    def visit(m):
+        assert m not in path, f'circle of imports: {" -> ".join(path[path.index(m):] + [m])}'
+        if m in done: return
+        path.append(m)
+        for n in sorted(edges.get(m, ())): visit(n)
+        done.add(path.pop())
+    for m in edges: visit(m)
+
+def test_the_core_needs_few_packages():
+    troubles = []
+    for m in trees:
+        if m.split('.')[0] not in core: continue
+        first = {i.split('.')[0] for i in imports(m, top_only=True)}
+        every = {i.split('.')[0] for i in imports(m)}
+        troubles += [f'gentok.{m} imports {i}' for i in (first - allowed | every - allowed_inside) - sys.stdlib_module_names]
+    none(troubles)
+
+def test_importing_the_core_loads_no_heavy_package():
+    import subprocess
+    names = [f'gentok.{m}' for m in modules if m.split('.')[0] in core]
+    code = (f'import sys, importlib\nfor n in {names}: importlib.import_module(n)\n'
+            'print(*{m.split(".")[0] for m in sys.modules} & {"transformers", "accelerate", "pandas", "pyarrow", "peft", "diffusers"})')
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.split() == []
+
+# ---------------------------------------------------------------- docstrings and signatures
+
+def definitions(tree, inside=''):
+    "Every public function, class and method as (name, node)."
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith('_'): continue
+        yield f'{inside}{node.name}', node
+        if isinstance(node, ast.ClassDef): yield from definitions(node, f'{node.name}.')
+
+def reads_as_field(node): return any(getattr(d, 'id', '') in ('property', 'cached_property') for d in getattr(node, 'decorator_list', []))
+
+def test_every_public_name_has_a_docstring():
+    none([f'gentok.{m}: {name}' for m, tree in trees.items() for name, node in definitions(tree)
+          if not ast.get_docstring(node) and not reads_as_field(node)])
+
+def test_docstrings_hold_no_equations():
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    none([f'gentok.{m}: {getattr(node, "name", "the module")}' for m, tree in trees.items() for node in ast.walk(tree)
+          if isinstance(node, kinds) and re.search(r'\\begin|\x08egin|\$\$', ast.get_docstring(node, clean=False) or '')])
+
+def test_constructors_take_at_most_seven_parameters():
+    troubles = []
+    for m, tree in trees.items():
+        for name, node in definitions(tree):
+            if not isinstance(node, ast.ClassDef): continue
+            for init in (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'):
+                n = len(init.args.posonlyargs + init.args.args + init.args.kwonlyargs) - 1
+                if n > 7: troubles.append(f'gentok.{m}: {name} takes {n}')
+    none(troubles)
+
+def test_configurations_have_at_most_twelve_fields():
+    none([f'gentok.{m}: {name} has {n}' for m, tree in trees.items() for name, node in definitions(tree)
+          if isinstance(node, ast.ClassDef) and name.endswith('Config')
+          for n in [sum(isinstance(b, ast.AnnAssign) for b in node.body)] if n > 12])
+
+def test_errors_are_not_bare():
+    none([f'gentok.{m}: line {node.lineno}' for m, tree in trees.items() for node in ast.walk(tree)
+          if isinstance(node, ast.Raise) and getattr(getattr(node.exc, 'func', node.exc), 'id', '') in ('Exception', 'AssertionError')])
+
+def test_nothing_is_pickled():
+    none([f'gentok.{m}' for m in trees for i in imports(m) if i in ('pickle', 'joblib', 'dill')]
+         + [f'gentok.{m}: line {node.lineno}' for m, tree in trees.items() for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ('torch.save', 'torch.load')
+            and 'weights_only=True' not in ast.unparse(node)])
+
+# ---------------------------------------------------------------- names and links
+
+def test_backticked_names_exist(): none(name_troubles())
+
+def test_links_and_images_exist(): none(link_troubles())
+
+# ---------------------------------------------------------------- the checks themselves can fail
+
+@pytest.fixture
+def small(tmp_path):
+    "A book of two pages, one of them wrong in every way that the checks look for."
+    import json
+    (tmp_path/'nbs/01_data').mkdir(parents=True)
+    (tmp_path/'gentok/data').mkdir(parents=True)
+    (tmp_path/'gentok/data/shop.py').write_text('class Shop:\n    "s"\n    def sell(self): self.sold = 1\n')
+    def write(name, *cells):
+        made = [dict(cell_type=k, source=s, metadata={}, outputs=[]) for k, s in cells]
+        (tmp_path/'nbs'/name).write_text(json.dumps(dict(cells=made)))
+    write('01_data/01_shop.ipynb', ('markdown', '# Shop\n\n> It sells.\n\n## What is sold?\n`Shop.sell` and `Shop.sold` and `my_var`; see [it](#what-is-sold)'),
+          ('code', '#| default_exp data.shop'), ('code', '#| export\nclass Shop: pass'), ('code', 'my_var = 1'))
+    write('01_data/02_bad.ipynb', ('markdown', '# Bad\n`Shop.steal` `no_such_thing` [a](../nowhere.ipynb) ![b](gone.svg) [c](01_shop.ipynb#gone) '
+                                   '$x [y](z)$ `[q](r)` [fine](01_shop.ipynb#shop)'))
+    (tmp_path/'_quarto.yml').write_text('website: {sidebar: {contents: [{section: Data, contents: [01_data/01_shop.ipynb, 01_data/09_lost.ipynb]}]}}')
+    return tmp_path
+
+def test_wrong_names_are_found(small):
+    found = name_troubles(small)
+    assert len(found) == 2 and '`Shop.steal`' in found[0] and '`no_such_thing`' in found[1]
+
+def test_wrong_links_are_found(small):
+    found = link_troubles(small)
+    assert [re.search(r'link to (\S+?),', f).group(1) for f in found] == ['../nowhere.ipynb', 'gone.svg', '01_shop.ipynb#gone']
+
+def test_wrong_sidebars_are_found(small):
+    found = sidebar_troubles(small)
+    assert len(found) == 2 and '09_lost' in found[0] and '02_bad' in found[1]
+
+def test_conflict_markers_are_found(small):
+    assert marker_troubles(small) == []
+    page = small/'nbs/01_data/01_shop.ipynb'
+    page.write_text(page.read_text().replace('{', '{\n"<<<<<<< HEAD\\n",', 1))
+    assert 'line 2 is a conflict marker' in marker_troubles(small)[0]
+
+def test_slow_pages_are_found():
+    found = time_troubles('Success.\n01_loop.ipynb: 95 secs\n02_fast.ipynb: 3 secs\n', seconds=98)
+    assert len(found) == 1 and found[0].startswith('01_loop.ipynb: 95 s')
+    assert 'The book' in time_troubles('', seconds=10_000)[0]
+
+def test_flags_and_lines_of_a_cell():
+    cell = Cell('code', '#| export\n#| slow\n\ndef f():\n\n    return 1')
+    assert cell.exported and 'slow' in cell.flags and len(cell.lines) == 2 and cell.defines
+    assert Cell('code', '#| echo: false\nx').flags == {'echo': ['false']}
+
+def test_module_of_a_page():
+    assert Page(None, '03_quantize/01_codebook.ipynb').module == 'quantize.codebook'
+    assert Page(None, '00_start/05_figures.ipynb').module == 'figures'
+    assert Page(None, '12_cli.ipynb').module == 'cli'
+    assert Page(None, '03_quantize/01_codebook.ipynb').html == '03_quantize/codebook.html'
+
+def test_slugs_are_those_of_pandoc():
+    assert slug('What is sold?') == 'what-is-sold'
+    assert slug('3. `Codebook`: the first') == 'codebook-the-first'
+
+def test_names_of_torch_numpy_and_the_library():
+    names = Names()
+    assert all(names.known(n) for n in ('torch.cdist', 'cdist', 'np.ndarray', 'len', 'axes', 'gentok.figures', 'figures.axes', 'config.json'))
+    assert not any(names.known(n) for n in ('torch.no_such', 'no_such_name', 'gentok.no_such'))
+    assert links('[a](b.ipynb "t") <img src="c.svg">') == ['b.ipynb', 'c.svg'] and backticked('`a.b` `a b` ```x```') == ['a.b', 'x']
+    assert page_words(book[0]) and anchors(book[0])
