@@ -139,7 +139,7 @@ def json_text(value, # plain JSON: dicts, lists, tuples, text, finite numbers, N
         raise ValueError(f'{what} is not plain JSON ({e}); '
                          'keep text, finite numbers, lists and dicts in it.') from None
 
-# %% ../../nbs/01_data/05_files.ipynb #3c084bf7
+# %% ../../nbs/01_data/05_files.ipynb #45bd2f9a
 def fingerprint(text:str)->str:
     "Sixteen hexadecimal digits that follow from the text"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -154,7 +154,7 @@ def tensor_bytes(tensors:dict[str, Tensor], # any shapes, any devices
         place = t.untyped_storage().data_ptr()
         plain[name] = t.clone() if place in seen else t
         seen.add(place)
-    return save(plain, {'format': 'pt', 'config': fingerprint(config_text)})
+    return save(plain, {'config': fingerprint(config_text)})  # one key: several come in no fixed order
 
 # %% ../../nbs/01_data/05_files.ipynb #5ef029b1
 def write_folder(dir:str|Path, # made if it is missing; other files in it stay
