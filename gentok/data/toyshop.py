@@ -187,7 +187,7 @@ def picture_shelf(pictures:Iterable, # PIL pictures
     for k, p in enumerate(pictures): page.paste(p, (k % columns*w + gap//2, k//columns*h + gap//2))
     return page
 
-# %% ../../nbs/01_data/01_toyshop.ipynb #d10bf576
+# %% ../../nbs/01_data/01_toyshop.ipynb #b89409f2
 def shop_grid(names:Iterable[str]=('tiles', 'badges', 'flags'), # domains, side by side
               start:Sequence=(3, 0, 0, 2) # 4 trait values: the item that each row changes in one trait
              ):
@@ -200,7 +200,7 @@ def shop_grid(names:Iterable[str]=('tiles', 'badges', 'flags'), # domains, side 
         for t, count in enumerate(counts):
             for v in range(count):
                 sheet.paste(draw(name, [*start[:t], v, *start[t+1:]]), (52*v + 2, 52*t + 2))
-        ax.imshow(sheet); ax.set_title(name); ax.set_xticks([]); ax.spines[:].set_visible(False)
+        ax.imshow(sheet, interpolation='none'); ax.set_title(name); ax.set_xticks([]); ax.spines[:].set_visible(False)
         ax.set_yticks(np.arange(4)*52 + 26, traits if name == names[0] else ['']*4); ax.tick_params(length=0)
     return panels
 
@@ -292,25 +292,17 @@ def shopping(truth:Truth,
     at = at.clip(np.r_[0, ends[:-1]][g], ends[g] - 1)
     return torch.from_numpy(order[at]), torch.from_numpy(np.r_[0, lengths.cumsum()])
 
-# %% ../../nbs/01_data/01_toyshop.ipynb #cfad3df4
-def toyshop(n_items:int=1000, # per domain; beyond 300 there are several editions of each item
-            n_users:int=5000, # per domain; users of two domains are different people
-            domains:tuple|int=('tiles', 'badges', 'flags'), # names, or how many of the six
-            seed:int=0 # everything follows from it
-           )->list[Dataset]: # one per domain; `truth` set on each
-    "Open a shop for each domain: items with text and pictures, users with histories, and the truth"
-    if isinstance(domains, str): domains = (domains,)
-    if isinstance(domains, int) or not len(domains): domains = _first_domains(domains or 0)
-    for name, n in dict(n_items=n_items, n_users=n_users).items():
-        if n < 1: raise ValueError(f"{name} is {n}; expected at least 1 per domain.")
-    if unknown := [d for d in domains if d not in shops]:
-        raise ValueError(f"no domain is called {unknown[0]!r}; choose among {', '.join(shops)}.")
-    return [_open(name, n_items, n_users, seed) for name in domains]
-
+# %% ../../nbs/01_data/01_toyshop.ipynb #19b65cfe
 def _first_domains(n:int) -> tuple:
     if not 1 <= n <= len(shops):
         raise ValueError(f"{n} domains were ordered; expected 1 to {len(shops)}.")
     return tuple(shops)[:n]
+
+def _check_domains(names:list):
+    if unknown := [d for d in names if d not in shops]:
+        raise ValueError(f"no domain is called {unknown[0]!r}; choose among {', '.join(shops)}.")
+    if twice := [d for d in names if names.count(d) > 1]:
+        raise ValueError(f"domain {twice[0]!r} was ordered twice; name each domain once.")
 
 def _open(name:str, n_items:int, n_users:int, seed:int) -> Dataset:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -323,6 +315,20 @@ def _open(name:str, n_items:int, n_users:int, seed:int) -> Dataset:
     dataset = Dataset(name, catalogue, Histories(users, *shopping(truth, rng)))
     dataset.truth = truth
     return dataset
+
+# %% ../../nbs/01_data/01_toyshop.ipynb #a3fa1c0f
+def toyshop(n_items:int=1000, # per domain; beyond 300 there are several editions of each item
+            n_users:int=5000, # per domain; users of two domains are different people
+            domains:tuple|int=('tiles', 'badges', 'flags'), # names, or how many of the six
+            seed:int=0 # everything follows from it
+           )->list[Dataset]: # one per domain; `truth` set on each
+    "Open a shop for each domain: items with text and pictures, users with histories, and the truth"
+    if isinstance(domains, str): domains = (domains,)
+    if isinstance(domains, int) or not len(domains): domains = _first_domains(domains or 0)
+    for name, n in dict(n_items=n_items, n_users=n_users).items():
+        if n < 1: raise ValueError(f"{name} is {n}; expected at least 1 per domain.")
+    _check_domains(list(domains))
+    return [_open(name, n_items, n_users, seed) for name in domains]
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #d3b0aa8c
 def _padded(histories:Iterable, # b of 1-d rows
