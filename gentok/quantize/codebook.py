@@ -75,7 +75,7 @@ def working(x:Tensor # any floating type
     "The precision in which codes are chosen"
     return x if x.dtype == torch.float64 else x.float()
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #3209130a
+# %% ../../nbs/03_quantize/01_codebook.ipynb #cb5ba3a2
 @torch.no_grad()
 def nearest(r:Tensor, # b d: residuals
             e:Tensor # k d: codebook
@@ -83,8 +83,9 @@ def nearest(r:Tensor, # b d: residuals
     "Index of the closest codeword; the lowest index wins a tie"
     if r.dim() != 2 or e.dim() != 2 or r.shape[1] != e.shape[1]: raise ValueError(
         f'vectors are {tuple(r.shape)} and codewords {tuple(e.shape)}; give (b, d) and (k, d) with one d.')
-    kind = working(r[:0]).dtype if r.dtype == e.dtype else torch.promote_types(working(r[:0]).dtype, working(e[:0]).dtype)
-    r, e = r.to(kind), e.to(kind)
+    if not len(e): raise ValueError('there are no codewords; give at least one.')
+    r, e = working(r), working(e)
+    if r.dtype != e.dtype: r, e = r.double(), e.double()
     rows = max(1, 2**20//len(e))  # a million scores at a time
     with torch.autocast(r.device.type, enabled=False):
         e2 = e.square().sum(-1)
