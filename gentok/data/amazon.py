@@ -6,25 +6,28 @@
 __all__ = ['amazon_fields', 'reviews', 'metadata', 'large_image', 'amazon_catalogue', 'amazon_core', 'load_amazon',
            'core_dataset']
 
-# %% ../../nbs/01_data/09_amazon.ipynb #a82440b2
+# %% ../../nbs/01_data/09_amazon.ipynb #fd561253
 from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 from .dataset import Catalogue, Dataset
 from .rows import clean, field, json_lines, moment
-from .interactions import Log, gather, histories, in_order, k_core, keep_first, lost, present, take
+from .interactions import (Log, gather, histories, in_order, k_core, keep_first, lost,
+                                      present, take)
 from .prepared import CatalogueOnly, Source, catalogue_of
 
-# %% ../../nbs/01_data/09_amazon.ipynb #70471a04
+# %% ../../nbs/01_data/09_amazon.ipynb #4d6eadb6
 def reviews(path:Path)->Iterator[tuple]: # user, item, time
     "The interactions of a file of reviews"
     for n, row in json_lines(path):
-        user, item, time = (field(path, n, row, name) for name in ('user_id', 'parent_asin', 'timestamp'))
-        if (when := moment(time)) is None:
-            raise ValueError(f'{path}, line {n}: timestamp {time!r} is neither a number nor a date; correct it.')
+        user, item = (field(path, n, row, name) for name in ('user_id', 'parent_asin'))
+        when = moment(time := field(path, n, row, 'timestamp'))
+        if when is None:
+            raise ValueError(f'{path}, line {n}: timestamp {time!r} is neither a number nor a date; '
+                             'correct it.')
         yield user, item, when
 
-# %% ../../nbs/01_data/09_amazon.ipynb #4a7111d1
+# %% ../../nbs/01_data/09_amazon.ipynb #f5462c11
 def metadata(path:Path, keep:set|None=None # ids whose fields are wanted; None keeps all
             )->tuple[set, dict]: # every id, and id -> fields of those to keep
     "The items of a file of metadata; an id that stands twice is an error"
@@ -32,8 +35,8 @@ def metadata(path:Path, keep:set|None=None # ids whose fields are wanted; None k
     for n, row in json_lines(path):
         item = field(path, n, row, 'parent_asin')
         if item in lines:
-            raise ValueError(f'{path}, line {n}: item {item!r} stands already in line {lines[item]}; '
-                             'keep one of the two.')
+            raise ValueError(f'{path}, line {n}: item {item!r} stands already in line '
+                             f'{lines[item]}; keep one of the two.')
         lines[item] = n
         if keep is None or item in keep: kept[item] = row
     if not lines: raise ValueError(f'{path}, line 1: no items; download it again.')
@@ -76,12 +79,12 @@ def amazon_core(log:Log, # in order
         'repeated interactions of a user with an item': repeats['interactions'],
         **{f'{what} outside the 5-core': count for what, count in thin.items()}}
 
-# %% ../../nbs/01_data/09_amazon.ipynb #ba9ab6ec
+# %% ../../nbs/01_data/09_amazon.ipynb #a4995e6c
 def load_amazon(source:Source)->Dataset:
     "A data set from Amazon Reviews 2023: NAME.jsonl(.gz) and meta_NAME.jsonl(.gz)"
     if source.items is None:
-        raise ValueError(f'{source.interactions} has no meta_{source.name}.jsonl or .jsonl.gz beside it, '
-                         'and items need their text; download the metadata too.')
+        raise ValueError(f'{source.interactions} has no meta_{source.name}.jsonl or .jsonl.gz beside '
+                         'it, and items need their text; download the metadata too.')
     if source.interactions is None:
         _, kept = metadata(source.items)
         return CatalogueOnly(source.name, amazon_catalogue(list(kept), kept, source.name))
@@ -90,7 +93,7 @@ def load_amazon(source:Source)->Dataset:
     described, kept = metadata(source.items, {log.items[i] for i in often})
     return core_dataset(source, log, described, kept)
 
-# %% ../../nbs/01_data/09_amazon.ipynb #e80bf4a1
+# %% ../../nbs/01_data/09_amazon.ipynb #8201c0d1
 def core_dataset(source:Source, log:Log, described:set, kept:dict)->Dataset:
     "The data set of the 5-core of a log; an empty core is an error"
     core, removed = amazon_core(log, described)
@@ -98,5 +101,5 @@ def core_dataset(source:Source, log:Log, described:set, kept:dict)->Dataset:
         raise ValueError(f'{source.interactions}: none of its {log.n:,} reviews is in the 5-core; '
                          'give more reviews, or a CSV file, which is not filtered.')
     catalogue = amazon_catalogue(present(core)[1], kept, source.name)
-    return Dataset(source.name, catalogue, histories(core, catalogue),
-                   {**removed, 'items of the metadata that nobody reviewed': len(described - set(log.items))})
+    removed['items of the metadata that nobody reviewed'] = len(described - set(log.items))
+    return Dataset(source.name, catalogue, histories(core, catalogue), removed)

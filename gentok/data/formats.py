@@ -16,7 +16,7 @@ from .prepared import Source, load_atomic, load_json
 from .amazon import load_amazon
 from .tables import load_tables
 
-# %% ../../nbs/01_data/03_formats.ipynb #eec25c7b
+# %% ../../nbs/01_data/03_formats.ipynb #6c894bd8
 class Part(NamedTuple):
     "What one file is"
     path: Path
@@ -24,11 +24,13 @@ class Part(NamedTuple):
     name: str # of its data set; '' for tables, which do not tell
     role: str # interactions, items or unknown
 
-patterns = dict(json=r'(?P<name>.+)\.(?P<role>inter|item)\.json', atomic=r'(?P<name>.+)\.(?P<role>inter|item)',
-                amazon=r'(?P<role>meta_)?(?P<name>.+)\.jsonl(\.gz)?', table=r'(?P<name>.+)\.((csv|tsv)(\.gz)?|parquet)')
+patterns = dict(json=r'(?P<name>.+)\.(?P<role>inter|item)\.json',
+                atomic=r'(?P<name>.+)\.(?P<role>inter|item)',
+                amazon=r'(?P<role>meta_)?(?P<name>.+)\.jsonl(\.gz)?',
+                table=r'(?P<name>.+)\.((csv|tsv)(\.gz)?|parquet)')
 roles = {'inter': 'interactions', 'item': 'items', 'meta_': 'items', None: 'interactions'}
 
-# %% ../../nbs/01_data/03_formats.ipynb #3704afd0
+# %% ../../nbs/01_data/03_formats.ipynb #63a14f5e
 def part_of(path:Path)->Part|None: # None: no layout has such a file
     "What a file is, by its name and, for a table, its header"
     for kind, pattern in patterns.items():
@@ -42,7 +44,8 @@ def table_role(path:Path)->str:
     columns = read_table(path).columns
     has = {name for name in ('user', 'item', 'time', 'text') if column(columns, name) is not None}
     if has: return 'interactions' if has & {'user', 'time'} else 'items'
-    return next((role for role in ('interactions', 'items') if path.name.startswith(role)), 'unknown')
+    named = [role for role in ('interactions', 'items') if path.name.startswith(role)]
+    return named[0] if named else 'unknown'
 
 # %% ../../nbs/01_data/03_formats.ipynb #8595b7f6
 expected = ('expected NAME.inter.json + NAME.item.json, NAME.inter + NAME.item, NAME.jsonl(.gz) + '
@@ -88,7 +91,7 @@ def recognise(path:Path)->Source:
     name = parts[0].name or (path.resolve().name if path.is_dir() else path.name.split('.')[0])
     return Source(parts[0].kind, name, *(paths[0] if paths else None for paths in by_role))
 
-# %% ../../nbs/01_data/03_formats.ipynb #d3e23568
+# %% ../../nbs/01_data/03_formats.ipynb #97717bef
 def noted(dataset:Dataset)->Dataset:
     "The same data set, with `notes`: sentences on what a person should know of it"
     n, dataset.notes = len(dataset.catalogue), []
@@ -96,7 +99,8 @@ def noted(dataset:Dataset)->Dataset:
     unused = n - len(dataset.histories.items.unique())
     if blank: dataset.notes.append(f'{blank:,} of {n:,} items have no text')
     if not len(dataset.histories): dataset.notes.append('there are no histories, only a catalogue')
-    elif unused: dataset.notes.append(f'{unused:,} of {n:,} items are in no history; they stay in the catalogue')
+    elif unused:
+        dataset.notes.append(f'{unused:,} of {n:,} items are in no history; they stay in the catalogue')
     return dataset
 
 # %% ../../nbs/01_data/03_formats.ipynb #f75b7714

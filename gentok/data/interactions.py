@@ -84,8 +84,9 @@ def histories(log:Log, # in order
     lengths = np.unique(log.u, return_counts=True)[1]
     return Histories(users, torch.from_numpy(row[log.i]), torch.tensor([0, *lengths.cumsum()]))
 
-# %% ../../nbs/01_data/07_interactions.ipynb #c0d210be
+# %% ../../nbs/01_data/07_interactions.ipynb #8fe2c3cb
 def lost(before:Log, after:Log)->dict[str, int]: # 'interactions', 'users', 'items'
     "How much of a log a step removed"
     size = lambda log: (log.n, len(np.unique(log.u)), len(np.unique(log.i)))
-    return {what: b - a for what, b, a in zip(('interactions', 'users', 'items'), size(before), size(after))}
+    names = ('interactions', 'users', 'items')
+    return {what: b - a for what, b, a in zip(names, size(before), size(after))}

@@ -32,16 +32,16 @@ def catalogue_of(ids:list, # n: original ids
     catalogue.fields, catalogue.image_urls = fields, None
     return catalogue
 
-# %% ../../nbs/01_data/08_prepared.ipynb #0639de06
+# %% ../../nbs/01_data/08_prepared.ipynb #4497ca72
 class CatalogueOnly(Dataset):
     "A data set that came without interactions: items to tokenise, nobody to recommend to"
     def __init__(self, name:str, catalogue:Catalogue):
         self.name, self.catalogue, self.removed, self.truth = name, catalogue, {}, None
-        self.histories = Histories([], torch.zeros(0, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+        self.histories = Histories([], torch.tensor([]), torch.tensor([0]))
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}: {len(self.catalogue):,} items, no histories)"
 
-# %% ../../nbs/01_data/08_prepared.ipynb #bb23adec
+# %% ../../nbs/01_data/08_prepared.ipynb #6285ad9a
 def whole(ids:Iterable)->bool:
     "Whether all ids are whole numbers, or text that is exactly how one is written"
     return all(type(i) is int or re.fullmatch(r'0|-?[1-9][0-9]*', str(i)) for i in ids)
@@ -49,17 +49,18 @@ def whole(ids:Iterable)->bool:
 def place(path:Path, key:str # of a JSON object in the file
          )->str:
     "'path, line n' of the first place where the key stands"
-    text = read_text(path)
-    at = re.search('|'.join(re.escape(json.dumps(key, ensure_ascii=a)) + r'\s*:' for a in (True, False)), text)
+    text, spelled = read_text(path), [json.dumps(key, ensure_ascii=a) for a in (True, False)]
+    at = re.search('|'.join(re.escape(s) + r'\s*:' for s in spelled), text)
     return f'{path}, line {text.count(chr(10), 0, at.start()) + 1}' if at else str(path)
 
-# %% ../../nbs/01_data/08_prepared.ipynb #a9967959
+# %% ../../nbs/01_data/08_prepared.ipynb #4f295415
 def json_histories(path:Path # NAME.inter.json
                   )->dict:
     "user -> items of a JSON file, each history a list of at least one id"
     found = read_json(path)
     if not isinstance(found, dict) or not found:
-        raise ValueError(f'{path}, line 1: no users; expected {{"user": [item, …]}}, so add histories.')
+        raise ValueError(f'{path}, line 1: no users; expected {{"user": [item, …]}}, '
+                         'so add histories.')
     for user, items in found.items():
         if not isinstance(items, list) or not all(type(i) in (int, str) for i in items):
             raise ValueError(f'{place(path, user)}: user {user!r} has {str(items)[:40]}; '
@@ -69,13 +70,14 @@ def json_histories(path:Path # NAME.inter.json
                              'remove the user or add an item.')
     return found
 
-# %% ../../nbs/01_data/08_prepared.ipynb #d8f7b5fc
+# %% ../../nbs/01_data/08_prepared.ipynb #112b0dc7
 def json_items(path:Path # NAME.item.json
               )->tuple[list, dict[str, list[str]]]: # keys, and fields: name -> cleaned texts
     "Keys and cleaned fields of a JSON file of items"
     found = read_json(path)
     if not isinstance(found, dict) or not found:
-        raise ValueError(f'{path}, line 1: no items; expected {{"item": {{"title": …}}}}, so add items.')
+        raise ValueError(f'{path}, line 1: no items; expected {{"item": {{"title": …}}}}, '
+                         'so add items.')
     for key, item in found.items():
         if not isinstance(item, dict):
             raise ValueError(f'{place(path, key)}: item {key!r} has {str(item)[:40]!r}; '
@@ -83,7 +85,7 @@ def json_items(path:Path # NAME.item.json
     names = dict.fromkeys(name for item in found.values() for name in item)
     return list(found), {name: [clean(item.get(name)) for item in found.values()] for name in names}
 
-# %% ../../nbs/01_data/08_prepared.ipynb #55e50bc0
+# %% ../../nbs/01_data/08_prepared.ipynb #5d93c7a0
 json_order = ('title', 'brand', 'categories', 'description')
 
 def json_catalogue(path:Path|None, # NAME.item.json
@@ -91,7 +93,8 @@ def json_catalogue(path:Path|None, # NAME.item.json
                    name:str
                   )->Catalogue:
     "The catalogue of a JSON pair; sorted where its ids are whole numbers"
-    keys, fields = json_items(path) if path else (sorted({str(i) for h in taken.values() for i in h}), {})
+    if path: keys, fields = json_items(path)
+    else: keys, fields = sorted({str(i) for h in taken.values() for i in h}), {}
     if not whole(keys): return catalogue_of(keys, fields, json_order, name)
     order = sorted(range(len(keys)), key=lambda n: int(keys[n]))
     fields = {f: [texts[n] for n in order] for f, texts in fields.items()}
@@ -105,7 +108,7 @@ class Source(NamedTuple):
     interactions: Path|None
     items: Path|None
 
-# %% ../../nbs/01_data/08_prepared.ipynb #1f398675
+# %% ../../nbs/01_data/08_prepared.ipynb #fb4093c1
 def load_json(source:Source)->Dataset:
     "A data set from NAME.inter.json and NAME.item.json, either of which may be missing"
     taken = json_histories(source.interactions) if source.interactions else {}
@@ -115,18 +118,20 @@ def load_json(source:Source)->Dataset:
     for user, items in taken.items():
         stray = next((i for i in items if str(i) not in known), None)
         if stray is not None:
-            raise ValueError(f'{place(source.interactions, user)}: user {user!r} took item {stray!r}, which '
-                             f'{source.items} does not describe; add it there or remove it here.')
-    return Dataset(source.name, catalogue, {u: [known[str(i)] for i in items] for u, items in taken.items()})
+            raise ValueError(f'{place(source.interactions, user)}: user {user!r} took item {stray!r}, '
+                             f'which {source.items} does not describe; add it there or remove it here.')
+    taken = {user: [known[str(i)] for i in items] for user, items in taken.items()}
+    return Dataset(source.name, catalogue, taken)
 
-# %% ../../nbs/01_data/08_prepared.ipynb #e70658d8
+# %% ../../nbs/01_data/08_prepared.ipynb #aecaf1c8
 def collect(table:Table, at:int # the column of the item ids
            )->tuple[dict, list]: # id -> line, and the rows in the same order
     "The rows of a table of items; an id that is missing or stands twice is an error"
     lines, rows = {}, []
     for line, row in table.rows:
         if not is_id(row[at]):
-            raise ValueError(f'{table.path}, line {line}: item id {row[at]!r}; fill it in or remove the line.')
+            raise ValueError(f'{table.path}, line {line}: item id {row[at]!r}; '
+                             'fill it in or remove the line.')
         if row[at] in lines:
             raise ValueError(f'{table.path}, line {line}: item {row[at]!r} stands already in line '
                              f'{lines[row[at]]}; keep one of the two.')
@@ -135,35 +140,38 @@ def collect(table:Table, at:int # the column of the item ids
     if not rows: raise ValueError(f'{table.path}, line 1: a header and no rows; add items.')
     return lines, rows
 
-# %% ../../nbs/01_data/08_prepared.ipynb #2328e2ac
+# %% ../../nbs/01_data/08_prepared.ipynb #9e388ea2
 def events(table:Table, # of interactions
            where:Sequence[int], # positions of user, item and time
            known:Iterable|None=None, # the ids of the catalogue; None accepts every id
            catalogue:Path|None=None # its file, for the message
           )->Iterator[tuple]: # user, item, time
-    "The interactions of a table; a missing value, a time that is none and an unknown item are named"
+    "The interactions of a table; a missing value, a bad time and an unknown item are named"
     known = None if known is None else set(known)
     for line, row in table.rows:
         (user, item, time), at = (row[w] for w in where), f'{table.path}, line {line}'
         if not (is_id(user) and is_id(item)):
-            raise ValueError(f'{at}: user {user!r} and item {item!r}; expected both, so fill in or remove the line.')
+            raise ValueError(f'{at}: user {user!r} and item {item!r}; expected both, '
+                             'so fill in or remove the line.')
         if known is not None and item not in known:
-            raise ValueError(f'{at}: user {user!r} took item {item!r}, which {catalogue} does not describe; '
-                             'add it there or remove the line.')
+            raise ValueError(f'{at}: user {user!r} took item {item!r}, which {catalogue} does not '
+                             'describe; add it there or remove the line.')
         if (when := moment(time)) is None:
-            raise ValueError(f'{at}: time {time!r} is neither a number nor an ISO date; correct it.')
+            raise ValueError(f'{at}: time {time!r} is neither a number nor an ISO date; '
+                             'correct it.')
         yield user, item, when
 
-# %% ../../nbs/01_data/08_prepared.ipynb #0422fd21
-def logged(table:Table, where:Sequence[int], known:Iterable|None=None, catalogue:Path|None=None)->Log:
+# %% ../../nbs/01_data/08_prepared.ipynb #9bd4aeba
+def logged(table:Table, where:Sequence[int], known:Iterable|None=None, # as in `events`
+           catalogue:Path|None=None)->Log:
     "The log of a table in time order; a table without rows is an error"
     log = in_order(gather(events(table, where, known, catalogue)))
     if not log.n: raise ValueError(f'{table.path}, line 1: a header and no rows; add interactions.')
     return log
 
-# %% ../../nbs/01_data/08_prepared.ipynb #2ca1bf1b
+# %% ../../nbs/01_data/08_prepared.ipynb #95869e7e
 def atomic_table(path:Path, names:tuple # columns that it must have
-                )->tuple[Table, list[str], list[int]]: # the table without types, the types, the positions
+                )->tuple[Table, list[str], list[int]]: # without types; the types; the positions
     "A RecBole atomic file"
     table = text_table(path, csv.QUOTE_NONE, '\t')
     columns, _, types = zip(*(c.partition(':') for c in table.columns))

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 from tqdm.auto import tqdm
 
-# %% ../../nbs/01_data/06_rows.ipynb #f80f9c95
+# %% ../../nbs/01_data/06_rows.ipynb #a9a47ec6
 def lines(path:Path # text, or text in gzip where the name ends in .gz
          )->Iterator[tuple[int, str]]: # line number from 1, and the line
-    "Numbered lines of a text file; missing, empty, cut or not UTF-8 is an error that names the place"
+    "Numbered lines of a text file; what is missing, empty, cut or not UTF-8 is named"
     if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; check the path.')
     n = 0
     try:
@@ -32,7 +32,7 @@ def lines(path:Path # text, or text in gzip where the name ends in .gz
                          f'({e}); copy or download it again.') from None
     if n == 0: raise ValueError(f'{path} is empty; expected rows, so write or copy it again.')
 
-# %% ../../nbs/01_data/06_rows.ipynb #6f730dfe
+# %% ../../nbs/01_data/06_rows.ipynb #3be22013
 def json_lines(path:Path
               )->Iterator[tuple[int, dict]]: # line number and object
     "The objects of a JSON-lines file; a malformed line is named"
@@ -40,7 +40,8 @@ def json_lines(path:Path
         if not line.strip(): continue
         try: value = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as e:
-            raise ValueError(f'{path}, line {n}: not JSON ({e}); correct or remove that line.') from None
+            raise ValueError(f'{path}, line {n}: not JSON ({e}); '
+                             'correct or remove that line.') from None
         if not isinstance(value, dict):
             raise ValueError(f'{path}, line {n}: {line.strip()[:40]!r} is not an object; '
                              'expected one {…} per line, so correct or remove it.')
@@ -81,15 +82,15 @@ def text_table(path:Path, # .csv, .tsv or a RecBole atomic file
     columns = [c.strip().lower() for c in next(reader, [])]
     return Table(path, columns, checked_rows(path, reader, len(columns)))
 
-# %% ../../nbs/01_data/06_rows.ipynb #32bedc1e
+# %% ../../nbs/01_data/06_rows.ipynb #4e7dd650
 def checked_rows(path:Path, reader, width:int)->Iterator[tuple[int, list]]:
     "Rows of a csv reader that have `width` values; blank lines are passed over"
     try:
         for row in reader:
             if not row: continue
             if len(row) != width:
-                raise ValueError(f'{path}, line {reader.line_num}: {len(row)} values, expected {width} '
-                                 'as in the header; quote a value that holds the separator.')
+                raise ValueError(f'{path}, line {reader.line_num}: {len(row)} values, expected {width} as '
+                                 'in the header; quote a value that holds the separator.')
             yield reader.line_num, row
     except csv.Error as e:
         raise ValueError(f'{path}, line {reader.line_num}: not a table ({e}); '
@@ -109,7 +110,7 @@ def parquet_table(path:Path # .parquet
         raise ValueError(f'{path} is not Parquet or is damaged ({e}); write it again.') from None
     return Table(path, columns, parquet_rows(path))
 
-# %% ../../nbs/01_data/06_rows.ipynb #3ede878a
+# %% ../../nbs/01_data/06_rows.ipynb #fd6d1cb4
 def parquet_rows(path:Path)->Iterator[tuple[int, tuple]]:
     "The rows of a Parquet file, some thousands in memory at a time"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -117,7 +118,8 @@ def parquet_rows(path:Path)->Iterator[tuple[int, tuple]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(8192):
-                for n, row in enumerate(zip(*(c.to_pylist() for c in batch.columns)), n + 1): yield n, row
+                rows = zip(*(c.to_pylist() for c in batch.columns))
+                for n, row in enumerate(rows, n + 1): yield n, row
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f'{path}, after row {n}: damaged ({e}); write it again.') from None
 
@@ -134,7 +136,7 @@ def column(columns:list, # of a table
     "The position of a column, under its name or its common alias"
     return next((columns.index(a) for a in aliases.get(name, (name,)) if a in columns), None)
 
-# %% ../../nbs/01_data/06_rows.ipynb #5f890b15
+# %% ../../nbs/01_data/06_rows.ipynb #f6f18a4a
 def columns_of(table:Table, names:tuple # all of which the table must have
               )->list[int]:
     "The positions of the columns that cannot be missing"
@@ -142,7 +144,8 @@ def columns_of(table:Table, names:tuple # all of which the table must have
     missing = [name for name, at in where.items() if at is None]
     if missing:
         raise ValueError(f'{table.path}, line 1: no column {" or ".join(missing)} among '
-                         f'{", ".join(table.columns)}; expected {", ".join(names)}, so add or rename it.')
+                         f'{", ".join(table.columns)}; expected {", ".join(names)}, '
+                         'so add or rename it.')
     return list(where.values())
 
 # %% ../../nbs/01_data/06_rows.ipynb #4d70292b
@@ -173,13 +176,13 @@ def unlisted(text:str # '["a", "b"]', a list that was written out as text
     found = re.fullmatch(r"""\[\s*['"](.*)['"]\s*\]""", text, re.S)
     return re.split(r"""['"],\s*['"]""", found[1]) if found else text
 
-# %% ../../nbs/01_data/06_rows.ipynb #e1d4cdea
+# %% ../../nbs/01_data/06_rows.ipynb #b74c65d2
 tag = re.compile(r'<(?:/?[a-zA-Z][^<>]*|!--.*?--)>', re.S)
 
 def clean(value # text, a list of texts (also one that was written out as text), or None
          )->str:
     "Plain text: entities decoded, tags and line breaks removed, lists joined"
-    if isinstance(value, str) and value.startswith('[') and value.endswith(']'): value = unlisted(value)
+    if isinstance(value, str) and value[:1] + value[-1:] == '[]': value = unlisted(value)
     if isinstance(value, (list, tuple)): return ' '.join(filter(None, map(clean, value)))
     if value is None or isinstance(value, dict): return ''
     return ' '.join(tag.sub(' ', html.unescape(str(value))).split())

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from .dataset import Dataset, Histories
 
-# %% ../../nbs/01_data/04_splits.ipynb #f8816997
+# %% ../../nbs/01_data/04_splits.ipynb #dda334fb
 class Examples(NamedTuple):
-    "Windows into one flat tensor: e asks what followed items[start[e]:stop[e]]; the answer is items[stop[e]]"
+    "Windows into one flat tensor: what followed items[start[e]:stop[e]]? items[stop[e]]"
     items: Tensor # t: rows of all sequences, end to end; shared, never copied
     start: Tensor # e: where the history begins
     stop: Tensor # e: where the history ends and the target stands
@@ -61,27 +61,29 @@ class Split(NamedTuple):
     def __repr__(self) -> str:
         return '\n'.join(f'{name:5} {part}' for name, part in zip(self._fields, self))
 
-# %% ../../nbs/01_data/04_splits.ipynb #bfd3b4fd
+# %% ../../nbs/01_data/04_splits.ipynb #c016c59c
 def leave_one_out(dataset:Dataset,
-                  max_history:int|None=20 # TIGER, LETTER, LC-Rec and MTGRec all keep 20; None keeps all
+                  max_history:int|None=20 # as in TIGER, LETTER, LC-Rec, MTGRec; None keeps all
                  )->Split:
     "Last item for test, last but one for validation, every prefix of the rest for training"
     if max_history is not None and max_history < 1:
-        raise ValueError(f'max_history is {max_history}; expected at least 1, or None for no limit.')
+        raise ValueError(f'max_history is {max_history}; '
+                         'expected at least 1, or None for no limit.')
     h, n = dataset.histories, dataset.histories.lengths
     if len(h) == 0:
-        raise ValueError(f'{dataset.name} has no histories to split; load it with its interactions.')
+        raise ValueError(f'{dataset.name} has no histories to split; '
+                         'load it with its interactions.')
     train = windows(h, torch.ones_like(n), (n - 3).clamp(min=0), max_history)
     valid = windows(h, n - 2, (n >= 3).long(), max_history)
     test = windows(h, n - 1, (n >= 2).long(), max_history)
     return Split(train, valid, test)
 
-# %% ../../nbs/01_data/04_splits.ipynb #a5483e6d
+# %% ../../nbs/01_data/04_splits.ipynb #b841e9e7
 def training_items(dataset:Dataset
                   )->Tensor: # n: bool, whether the item occurs before somebody's last two
     "Which items of the catalogue occur in the training part"
     h = dataset.histories
-    back = h.offsets[1:].repeat_interleave(h.lengths) - torch.arange(len(h.items)) # t: 1 for the last
+    back = h.offsets[1:].repeat_interleave(h.lengths) - torch.arange(len(h.items)) # t: 1 = last
     seen = torch.zeros(len(dataset.catalogue), dtype=torch.bool)
     seen[h.items[back > 2]] = True
     return seen

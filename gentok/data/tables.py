@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['ImageFiles', 'pictures', 'table_catalogue', 'joined_items', 'load_tables', 'load_joined']
 
-# %% ../../nbs/01_data/10_tables.ipynb #7b9ccbce
+# %% ../../nbs/01_data/10_tables.ipynb #75651d13
 from collections.abc import Sequence
-from pathlib import Path
 from .dataset import Catalogue, Dataset
 from .interactions import histories
 from .prepared import CatalogueOnly, Source, collect, logged
 from .rows import Table, column, columns_of, is_id, read_table
 
-# %% ../../nbs/01_data/10_tables.ipynb #11d91123
+# %% ../../nbs/01_data/10_tables.ipynb #75b021b7
 class ImageFiles(Sequence):
     "Pictures that are read when they are asked for; None where an item has none"
     def __init__(self, paths:list): self.paths = list(paths) # n: Path or None
@@ -26,22 +25,24 @@ class ImageFiles(Sequence):
         try:
             with Image.open(path) as image: return image.convert('RGB')
         except (OSError, Image.DecompressionBombError, SyntaxError) as e:
-            raise ValueError(f'{path} is not a picture that pillow can read ({e}); save it again.') from None
+            raise ValueError(f'{path} is not a picture that pillow can read ({e}); '
+                             'save it again.') from None
 
-# %% ../../nbs/01_data/10_tables.ipynb #2755b92d
+# %% ../../nbs/01_data/10_tables.ipynb #9da80b29
 def pictures(table:Table, lines:dict, # id -> line
              rows:list)->ImageFiles|None: # None: the table has no column image
     "The pictures of a table of items; a file that does not exist is an error"
     at = column(table.columns, 'image')
     if at is None: return None
-    paths = [table.path.parent/str(row[at]).strip() if row[at] not in (None, '') else None for row in rows]
+    named = (row[at] for row in rows)
+    paths = [table.path.parent/str(p).strip() if p not in (None, '') else None for p in named]
     for line, path in zip(lines.values(), paths):
         if path is not None and not path.is_file():
             raise ValueError(f'{table.path}, line {line}: picture {path} does not exist; '
                              'correct the path or leave it empty.')
     return ImageFiles(paths)
 
-# %% ../../nbs/01_data/10_tables.ipynb #7ae625f6
+# %% ../../nbs/01_data/10_tables.ipynb #ad002861
 def table_catalogue(table:Table, lines:dict, # id -> line
                     rows:list, # one per item
                     name:str)->Catalogue:
@@ -50,12 +51,12 @@ def table_catalogue(table:Table, lines:dict, # id -> line
     told = lambda value: '' if value is None else str(value).strip()
     fields = {c: [told(row[n]) for row in rows] for n, c in enumerate(table.columns) if n != item}
     text = fields['text']
-    titles = [t or s[:60] for t, s in zip(fields.get('title', text), text)] if 'title' in fields else None
+    titles = [t or s[:60] for t, s in zip(fields.get('title', text), text)]
     catalogue = Catalogue(list(lines), text, pictures(table, lines, rows), name, titles)
     catalogue.fields, catalogue.image_urls = fields, None
     return catalogue
 
-# %% ../../nbs/01_data/10_tables.ipynb #dba2750d
+# %% ../../nbs/01_data/10_tables.ipynb #19ab2ea9
 def joined_items(table:Table # columns user, item, time, text
                 )->tuple[dict, list, list]: # id -> line, one row per item, and every (line, row)
     "The items of a table that holds interactions and texts; two texts for one item are an error"
@@ -65,16 +66,17 @@ def joined_items(table:Table # columns user, item, time, text
         if not is_id(row[item]): continue # an error below, where the row is an interaction
         at, first = lines.setdefault(row[item], line), rows.setdefault(row[item], row)
         if first[text] != row[text]:
-            raise ValueError(f'{table.path}, line {line}: item {row[item]!r} has another text than in line '
-                             f'{at}; make them equal or give a table of items.')
+            raise ValueError(f'{table.path}, line {line}: item {row[item]!r} has another text than in '
+                             f'line {at}; make them equal or give a table of items.')
     return lines, list(rows.values()), every
 
-# %% ../../nbs/01_data/10_tables.ipynb #266063cf
+# %% ../../nbs/01_data/10_tables.ipynb #d2b58fda
 def load_tables(source:Source)->Dataset:
     "A data set from CSV, TSV or Parquet tables; nothing is filtered"
     if source.items is None: return load_joined(source)
     items = read_table(source.items)
-    catalogue = table_catalogue(items, *collect(items, columns_of(items, ('item', 'text'))[0]), source.name)
+    at, _ = columns_of(items, ('item', 'text'))
+    catalogue = table_catalogue(items, *collect(items, at), source.name)
     if source.interactions is None: return CatalogueOnly(source.name, catalogue)
     table = read_table(source.interactions)
     log = logged(table, columns_of(table, ('user', 'item', 'time')), catalogue.ids, source.items)
