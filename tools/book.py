@@ -132,6 +132,15 @@ def nav(here:str, up:str, entries:list, where:dict) -> str:
         else: rows.append(f'<a class="d{depth}{" here" if href == here else ""}" href="{up}{where[href]}">{text}</a>')
     return '\n'.join(rows)
 
+def math(body:str) -> str:
+    "Turns the TeX of a page into MathML, which a browser shows without a script; code is left alone."
+    from latex2mathml.converter import convert
+    def turn(m):
+        try: return convert(html.unescape(m.group(1) or m.group(2)).strip().replace('\\arg', r'\operatorname{arg}'), display='block' if m.group(1) else 'inline')
+        except Exception: return m.group()  # what it cannot read stays readable as TeX
+    parts = re.split(r'(<pre.*?</pre>|<code.*?</code>|<svg.*?</svg>|<img[^>]*>)', body, flags=re.S)
+    return ''.join(p if i % 2 else re.sub(r'\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)', turn, p, flags=re.S) for i, p in enumerate(parts))
+
 def preview(proc:Path, top:Path=root) -> Path:
     "Builds every staged page as plain HTML below `_preview`, beside its images, with the sidebar on each."
     import nbformat
@@ -154,7 +163,7 @@ def preview(proc:Path, top:Path=root) -> Path:
         up, to = '../'*page.name.count('/'), out/page.html
         to.parent.mkdir(parents=True, exist_ok=True)
         title = html.escape(str(meta.get('title', page.title)))
-        to.write_text(_page.format(title=title, up=up, nav=nav(page.name, up, entries, where), body=body), encoding='utf-8')
+        to.write_text(_page.format(title=title, up=up, nav=nav(page.name, up, entries, where), body=math(body)), encoding='utf-8')
     (out/'preview.css').write_text(HtmlFormatter().get_style_defs('.highlight') + _style, encoding='utf-8')
     if not (out/'index.html').exists():
         listing = nav('', '', entries, where)
