@@ -186,7 +186,7 @@ def suffixed(codes:Tensor, # n l
         f'give {largest} as its size, or fit a tokenizer with more codes.')
     return torch.cat([codes, suffix[:, None]], 1), (*sizes[:codes.shape[1]], K)
 
-# %% ../../nbs/05_ids/02_collisions.ipynb #bd3f13ce
+# %% ../../nbs/05_ids/02_collisions.ipynb #a4293958
 def measure(codes:Tensor, # n l
             residuals:Tensor|None, # n d
             codebook:Tensor|None, # k d
@@ -196,6 +196,8 @@ def measure(codes:Tensor, # n l
     if distances is None and (residuals is None or codebook is None): raise ValueError(
         "'reassign' was given no distances; pass residuals (n d) and codebook (K d) of the "
         "tokenizer's last level, or distances (n K), or use 'suffix'.")
+    if not all(x.isfinite().all() for x in (residuals, codebook, distances) if x is not None):
+        raise ValueError('residuals, codebook or distances are not finite; fit the tokenizer again.')
     if distances is None:
         if residuals.shape[1:] != codebook.shape[1:]: raise ValueError(
             f'residuals have shape {tuple(residuals.shape)} and the codebook '
@@ -225,7 +227,7 @@ def rearranged(codes:Tensor, # n l
         f"raise K, add a level, or use 'suffix'.")
     return reassign(codes, sizes, far, seed), sizes
 
-# %% ../../nbs/05_ids/02_collisions.ipynb #02750541
+# %% ../../nbs/05_ids/02_collisions.ipynb #c3a5bd87
 def resolve(codes, # n l: a tokenizer's codes
             policy:str='suffix', # 'suffix', 'reassign', or 'none', which only checks
             sizes:tuple|None=None, # K of each level; 'suffix' takes one more for the suffix
@@ -246,5 +248,5 @@ def resolve(codes, # n l: a tokenizer's codes
     done, checked = rearranged(codes, sizes, measure(codes, residuals, codebook, distances), seed)
     if done.expelled.any(): warnings.warn(
         f'{int(done.expelled.sum())} of {len(codes)} items left their prefix, because it holds '
-        f"more items than its {checked[-1]} last codes; raise K or use 'suffix'.")
+        f"more items than its {checked[-1]} last codes; raise K or use 'suffix'.", stacklevel=2)
     return ItemIds(done.codes, checked, shared, int(done.moved.sum()))
