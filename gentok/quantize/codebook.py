@@ -54,7 +54,7 @@ def best_two(score:Tensor # b k
     second = score.scatter(1, code, torch.inf).amin(-1)
     return code[:, 0], score.gather(1, code)[:, 0], second
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #855eec59
+# %% ../../nbs/03_quantize/01_codebook.ipynb #2fb6a0eb
 def _nearest(r:Tensor, # b d: few enough that b k scores fit in memory
              e:Tensor, # k d
              e2:Tensor # k
@@ -63,8 +63,9 @@ def _nearest(r:Tensor, # b d: few enough that b k scores fit in memory
     score = torch.addmm(e2, r, e.T, alpha=-2)  # b k
     code, best, second = best_two(score)
     limit = best + tolerance(r, e2)  # b
-    if not limit.isfinite().all(): raise ValueError(f'{int((~limit.isfinite()).sum())} of {len(r)} vectors meet '
-        'NaN, infinity or numbers too large to square; check the input and the learning rate.')
+    bad = int((~limit.isfinite()).sum())
+    if bad: raise ValueError(f'{bad} of {len(r)} vectors meet NaN, infinity or numbers too large '
+                             'to square; check the input and the learning rate.')
     doubt = (second <= limit).nonzero()[:, 0]
     if len(doubt): code[doubt] = settle(r[doubt], e, score[doubt] <= limit[doubt, None])
     return code
@@ -75,14 +76,15 @@ def working(x:Tensor # any floating type
     "The precision in which codes are chosen"
     return x if x.dtype == torch.float64 else x.float()
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #cb5ba3a2
+# %% ../../nbs/03_quantize/01_codebook.ipynb #b8f4c21d
 @torch.no_grad()
 def nearest(r:Tensor, # b d: residuals
             e:Tensor # k d: codebook
            )->Tensor: # b: code of each residual, long
     "Index of the closest codeword; the lowest index wins a tie"
     if r.dim() != 2 or e.dim() != 2 or r.shape[1] != e.shape[1]: raise ValueError(
-        f'vectors are {tuple(r.shape)} and codewords {tuple(e.shape)}; give (b, d) and (k, d) with one d.')
+        f'vectors are {tuple(r.shape)} and codewords {tuple(e.shape)}; '
+        'give (b, d) and (k, d) with one d.')
     if not len(e): raise ValueError('there are no codewords; give at least one.')
     r, e = working(r), working(e)
     if r.dtype != e.dtype: r, e = r.double(), e.double()
@@ -112,7 +114,7 @@ def commitment_loss(r:Tensor, # b d
     "Draws vectors towards their codewords"
     return F.mse_loss(r, e.detach())
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #ee465cc1
+# %% ../../nbs/03_quantize/01_codebook.ipynb #4836e5ea
 def kmeans(x:Tensor, # n d
            K:int, # centres wanted
            seed:int=0
@@ -121,22 +123,25 @@ def kmeans(x:Tensor, # n d
     from sklearn.cluster import KMeans
     if not len(x): raise ValueError(f'no vectors to start {K} codewords from; give at least one.')
     rng, points = np.random.default_rng(seed), working(x.detach()).cpu().numpy()
-    if len(points) > 256*K: points = points[np.sort(rng.choice(len(points), 256*K, replace=False))]
+    few = rng.choice(len(points), 256*K, replace=False) if len(points) > 256*K else ...
+    points = points[few]
     centres = np.unique(points, axis=0)
-    if len(centres) > K: centres = KMeans(K, n_init=1, max_iter=100, random_state=seed).fit(points).cluster_centers_
+    if len(centres) > K:
+        centres = KMeans(K, n_init=1, max_iter=100, random_state=seed).fit(points).cluster_centers_
     repeats = centres[np.arange(K - len(centres)) % len(centres)]
     scale = 1e-3*(points.std() or np.abs(points).max() or 1.)
     centres = np.concatenate([centres, repeats + scale*rng.standard_normal(repeats.shape)])
     return torch.as_tensor(centres, dtype=working(x[:0]).dtype, device=x.device)
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #fec57c63
+# %% ../../nbs/03_quantize/01_codebook.ipynb #7ee880cb
 @dataclass(frozen=True)
 class EMA:
     "Codewords are running means of their vectors (van den Oord et al. 2017, appendix A.1)"
     decay:float = .99 # share of the past that a step keeps
     eps:float = 1e-5 # added to every size
     def __post_init__(self):
-        if not 0 <= self.decay < 1: raise ValueError(f'decay is {self.decay}; give a share of the past below 1, like .99.')
+        if not 0 <= self.decay < 1: raise ValueError(
+            f'decay is {self.decay}; give a share of the past below 1, like .99.')
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #24bfd826
 def smoothed(size:Tensor, # k: running count of each code
@@ -151,7 +156,7 @@ def alone(x:Tensor)->Tensor: # rows of all processes: here, of one
     "The gather of a single process"
     return x
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #b1a12e8a
+# %% ../../nbs/03_quantize/01_codebook.ipynb #8f105fde
 class Codebook(nn.Module):
     "K points that vectors are rounded to, and that learn to lie where the vectors are"
     def __init__(self,
@@ -163,7 +168,8 @@ class Codebook(nn.Module):
                  gather:Callable[[Tensor], Tensor]=alone # puts the rows of all processes together
                 ):
         super().__init__()
-        if K < 1 or dim < 1: raise ValueError(f'K is {K} and dim {dim}; give at least 1 codeword of width 1.')
+        if min(K, dim) < 1: raise ValueError(
+            f'K is {K} and dim {dim}; give at least 1 codeword of width 1.')
         if update not in ('gradient', 'ema') and not isinstance(update, EMA):
             raise ValueError(f"update is {update!r}; choose 'gradient', 'ema' or EMA(decay, eps).")
         self.K, self.dim, self.beta, self.revival, self.gather = K, dim, beta, revival, gather
@@ -183,7 +189,7 @@ class Codebook(nn.Module):
             if self.training: self._learn(r.detach(), codes)
         return out
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #6b13bf60
+# %% ../../nbs/03_quantize/01_codebook.ipynb #7f8f0ea9
 @patch
 def _state(self:Codebook, weight:Tensor, seed:int):
     "All that changes behaviour: parameters and buffers"
@@ -193,16 +199,17 @@ def _state(self:Codebook, weight:Tensor, seed:int):
         self.register_buffer('sums', weight.clone())  # k d
         self.register_buffer('sizes', torch.ones(self.K))
     self.register_buffer('idle', torch.zeros(self.K, dtype=torch.long))  # steps since last chosen
-    for name, value in dict(step=0, seed=seed, ready=False).items(): self.register_buffer(name, torch.tensor(value))
+    for name, value in dict(step=0, seed=seed, ready=False).items():
+        self.register_buffer(name, torch.tensor(value))
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #97b208e8
+# %% ../../nbs/03_quantize/01_codebook.ipynb #2cedabc8
 @patch
 def extra_repr(self:Codebook)->str: # shown by `repr`
     "Size and health"
-    return (f'K={self.K}, dim={self.dim}, update={self.ema or "gradient"}, ready={bool(self.ready)}, '
-            f'idle={int((self.idle > 0).sum())}')
+    return (f'K={self.K}, dim={self.dim}, update={self.ema or "gradient"}, '
+            f'ready={bool(self.ready)}, idle={int((self.idle > 0).sum())}')
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #6238e187
+# %% ../../nbs/03_quantize/01_codebook.ipynb #6243cc4d
 @patch
 @torch.no_grad()
 def place(self:Codebook,
@@ -213,7 +220,8 @@ def place(self:Codebook,
     where = torch.ones(self.K, dtype=torch.bool) if where is None else where
     where = where.to(self.weight.device)
     want = (int(where.sum()), self.dim)
-    if tuple(e.shape) != want: raise ValueError(f'codewords are {tuple(e.shape)}; give {want}, a row for each code that moves.')
+    if tuple(e.shape) != want: raise ValueError(
+        f'codewords are {tuple(e.shape)}; give {want}, a row for each code that moves.')
     self.weight[where] = e.to(self.weight)
     self.idle[where] = 0
     if self.ema: self.sums[where], self.sizes[where] = self.weight[where], 1.
@@ -228,15 +236,16 @@ def encode(self:Codebook,
     "The code of every vector"
     return nearest(r.to(self.weight.dtype), self.weight)
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #3a5c20f4
+# %% ../../nbs/03_quantize/01_codebook.ipynb #2a267627
 @patch
 def decode(self:Codebook,
            codes:Tensor # b: long
           )->Tensor: # b d
     "The codeword of every code"
     codes = torch.as_tensor(codes, device=self.weight.device)
-    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.K: raise ValueError(
-        f'codes run from {int(codes.min())} to {int(codes.max())}; this codebook has 0 to {self.K - 1}.')
+    low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
+    if low < 0 or high >= self.K: raise ValueError(
+        f'codes run from {low} to {high}; this codebook has 0 to {self.K - 1}.')
     return self.weight.detach()[codes]
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #93834373

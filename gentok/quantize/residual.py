@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .codebook import EMA, Codebook, Quantized, straight_through
 from .revival import Revival
 
-# %% ../../nbs/03_quantize/04_residual.ipynb #f13c05f6
+# %% ../../nbs/03_quantize/04_residual.ipynb #a897bd0e
 class ResidualQuantizer(nn.Module):
     "Codebooks in a row, each coding the residual of those before it"
     def __init__(self,
@@ -29,8 +29,10 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = nn.ModuleList(codebooks)
         self.attached, self.reduction = attached, reduction
         widths = sorted({book.dim for book in self.codebooks})
-        if len(widths) != 1: raise ValueError(f'codebooks have widths {widths}; give one codebook or more, all of one width.')
-        if reduction not in ('mean', 'sum'): raise ValueError(f"reduction is {reduction!r}; choose 'mean' or 'sum'.")
+        if len(widths) != 1: raise ValueError(
+            f'codebooks have widths {widths}; give one codebook or more, all of one width.')
+        if reduction not in ('mean', 'sum'): raise ValueError(
+            f"reduction is {reduction!r}; choose 'mean' or 'sum'.")
 
     def forward(self, x:Tensor # b d
                )->Quantized: # codes b l
@@ -51,7 +53,7 @@ class ResidualQuantizer(nn.Module):
     @property
     def L(self)->int: return len(self.codebooks) # levels
 
-# %% ../../nbs/03_quantize/04_residual.ipynb #eabd280d
+# %% ../../nbs/03_quantize/04_residual.ipynb #19459df9
 @patch(cls_method=True)
 def of(cls:ResidualQuantizer,
        sizes:Iterable[int], # K of each level
@@ -64,7 +66,8 @@ def of(cls:ResidualQuantizer,
       )->ResidualQuantizer:
     "A residual quantizer whose levels share their settings"
     rule = lambda l: revival and replace(revival, seed=revival.seed + l)
-    return cls([Codebook(K, dim, update, beta, rule(l)) for l, K in enumerate(sizes)], attached, reduction)
+    books = [Codebook(K, dim, update, beta, rule(l)) for l, K in enumerate(sizes)]
+    return cls(books, attached, reduction)
 
 # %% ../../nbs/03_quantize/04_residual.ipynb #6e82e259
 @patch
@@ -97,7 +100,7 @@ def encode(self:ResidualQuantizer,
             residual = residual - F.embedding(code, book.weight)
     return codes
 
-# %% ../../nbs/03_quantize/04_residual.ipynb #3c21998f
+# %% ../../nbs/03_quantize/04_residual.ipynb #4a0c5ac4
 @patch
 def decode(self:ResidualQuantizer,
            codes:Tensor # n l: long
@@ -105,7 +108,7 @@ def decode(self:ResidualQuantizer,
     "The sum of the codewords"
     codes = torch.as_tensor(codes)
     if codes.dim() != 2 or codes.shape[1] != self.L: raise ValueError(
-        f'codes are {tuple(codes.shape)}; this quantizer has {self.L} levels, so give (n, {self.L}).')
+        f'codes are {tuple(codes.shape)}; this quantizer has {self.L} levels: give (n, {self.L}).')
     return sum(book.decode(codes[:, l]) for l, book in enumerate(self.codebooks))
 
 # %% ../../nbs/03_quantize/04_residual.ipynb #6c4f6995
