@@ -154,14 +154,15 @@ def log_probs(self:GenerativeRecommender, hidden:Tensor # ... d: states of `deco
     "log p(next token); scaled by d_model^-1/2, since the embeddings are tied"
     return self.t5.lm_head(hidden * self.config.d_model**-.5).log_softmax(-1)
 
-# %% ../../nbs/06_recommend/01_t5.ipynb #90489286
+# %% ../../nbs/06_recommend/01_t5.ipynb #64696773
 @patch
-def save_pretrained(self:GenerativeRecommender, folder:str|Path # made if missing
+def save_pretrained(self:GenerativeRecommender, folder:str|Path, # made if missing
+                    items:dict|None=None # what a person should see of the items, for `items.json`
                    )->None:
     "Write configuration, vocabulary and weights"
     config = dict(kind='GenerativeRecommender', recommender=asdict(self.config), vocabulary=self.vocabulary.to_config())
     weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if k not in tied_names(self)}
-    write_folder(folder, config, weights)
+    write_folder(folder, config, weights, items)
 
 def tied_names(model:GenerativeRecommender)->set: # names in the state dict
     "Names that share the one embedding matrix; it is written once, as `t5.shared.weight`"
