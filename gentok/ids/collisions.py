@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .item_ids import ItemIds, check_codes, key_columns, smallest, sort_rows
 
-# %% ../../nbs/05_ids/02_collisions.ipynb #4fba38d9
+# %% ../../nbs/05_ids/02_collisions.ipynb #08228839
 class Groups(NamedTuple):
+    "Which items have equal codes"
     number: Tensor # n: of each item's group; groups count in lexicographic order of their codes
     order: Tensor # n: rows sorted by group, in the order of the catalogue within one
 
@@ -146,8 +147,9 @@ def nearest_free(left:list, # items that still wait, in order
         else: seat[i] = s; owned.add(s)
     return homeless
 
-# %% ../../nbs/05_ids/02_collisions.ipynb #330f0877
+# %% ../../nbs/05_ids/02_collisions.ipynb #e3d41bb9
 class Reassigned(NamedTuple):
+    "Codes that are all different, and who had to change"
     codes: Tensor # n l: no two rows alike
     moved: Tensor # n: True where the codes changed
     expelled: Tensor # n: True where an earlier code than the last had to change
@@ -186,7 +188,7 @@ def suffixed(codes:Tensor, # n l
         f'give {largest} as its size, or fit a tokenizer with more codes.')
     return torch.cat([codes, suffix[:, None]], 1), (*sizes[:codes.shape[1]], K)
 
-# %% ../../nbs/05_ids/02_collisions.ipynb #a4293958
+# %% ../../nbs/05_ids/02_collisions.ipynb #cef1958a
 def measure(codes:Tensor, # n l
             residuals:Tensor|None, # n d
             codebook:Tensor|None, # k d
@@ -197,7 +199,7 @@ def measure(codes:Tensor, # n l
         "'reassign' was given no distances; pass residuals (n d) and codebook (K d) of the "
         "tokenizer's last level, or distances (n K), or use 'suffix'.")
     if not all(x.isfinite().all() for x in (residuals, codebook, distances) if x is not None):
-        raise ValueError('residuals, codebook or distances are not finite; fit the tokenizer again.')
+        raise ValueError('residuals, codebook or distances are not finite; fit a tokenizer again.')
     if distances is None:
         if residuals.shape[1:] != codebook.shape[1:]: raise ValueError(
             f'residuals have shape {tuple(residuals.shape)} and the codebook '

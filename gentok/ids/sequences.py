@@ -27,8 +27,9 @@ def item_tokens(item_ids:ItemIds, # of the whole catalogue
     tokens = vocabulary.tokens(item_ids.table)
     return torch.cat([tokens, tokens.new_full((1, item_ids.L), vocabulary.pad)])
 
-# %% ../../nbs/05_ids/05_sequences.ipynb #66e20bc6
+# %% ../../nbs/05_ids/05_sequences.ipynb #880fa035
 class Batch(NamedTuple):
+    "What the model reads and what it should write"
     inputs: Tensor # b t: tokens of the history, oldest first, zeros behind
     labels: Tensor # b l: tokens of the target
 
