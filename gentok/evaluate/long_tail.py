@@ -65,7 +65,7 @@ def popularity_groups(counts:Tensor, # n: occurrences of each item in training
     sums = [(count[p].min(), count[p].max(), p.sum(), targets[p].unique().numel()) for p in parts]
     return Groups(group, *(torch.tensor([int(s[i]) for s in sums]) for i in range(4)))
 
-# %% ../../nbs/09_evaluate/03_long_tail.ipynb #83b42007
+# %% ../../nbs/09_evaluate/03_long_tail.ipynb #1fc56991
 def by_group(values:dict[str, Tensor], # metric -> b: per user
              groups:Groups
             )->list[dict]: # a row per group: 'group', 'users', 'items', and every metric's mean
@@ -75,8 +75,9 @@ def by_group(values:dict[str, Tensor], # metric -> b: per user
                          'expected; group and measure the same users.')
     total = lambda v: torch.zeros(len(groups.users), dtype=torch.float64).index_add_(0, groups.group, v.double())
     means = {name: (total(v)/groups.users).tolist() for name, v in values.items()}
-    return [dict(group=name, users=int(groups.users[g]), items=int(groups.items[g]), **{m: v[g] for m, v in means.items()})
-            for g, name in enumerate(groups.names)]
+    head = [dict(group=name, users=u, items=i)
+            for name, u, i in zip(groups.names, groups.users.tolist(), groups.items.tolist())]
+    return [dict(row, **{m: v[g] for m, v in means.items()}) for g, row in enumerate(head)]
 
 # %% ../../nbs/09_evaluate/03_long_tail.ipynb #e36a86f5
 def plot_groups(tables:dict[str, list], # name of a run -> its rows of `by_group`

@@ -221,7 +221,7 @@ style_narrow = '''
 '''
 style = style_colours + style_layout + style_items + style_panels + style_narrow
 
-# %% ../../nbs/09_evaluate/05_page.ipynb #ecca8e2a
+# %% ../../nbs/09_evaluate/05_page.ipynb #8c652ab1
 def sheet(title:str, body:str # HTML
          )->str: # a whole document
     "A document around a body: style inside, scripts and requests forbidden"
@@ -232,10 +232,12 @@ def sheet(title:str, body:str # HTML
             f'<style>{style}</style></head><body>{body}</body></html>\n')
 
 def framed(document:str, # HTML
-           height:int=300 # pixels
+           height:int=300, # pixels
+           width:str='100%'
           )->str:
     "A document as a frame inside another, for notebooks"
-    return (f'<div><iframe title="A part of a report" style="width:100%;height:{height}px;border:1px solid #ccc;border-radius:8px" '
+    return (f'<div><iframe title="A part of a report" style="width:{width};height:{height}px;'
+            'border:1px solid #ccc;border-radius:8px" '
             f'srcdoc="{esc(document)}"></iframe></div>')
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #cf9e5419

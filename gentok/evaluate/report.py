@@ -167,15 +167,15 @@ def user_card(shelf:Shelf, case:dict, # 'history', 'recommended': rows; 'target'
             f'<div class="flow"><section><h4>history{earlier}</h4>{strip(shelf, past[-latest:])}</section><div class="arrow"></div>'
             f'<section><h4>recommended</h4>{strip(shelf, items, "next", target)}</section></div></article>')
 
-# %% ../../nbs/09_evaluate/04_report.ipynb #d955b938
+# %% ../../nbs/09_evaluate/04_report.ipynb #1544a797
 def is_limit(row:dict)->bool:
     "Whether a row of the table is the limit that the truth allows"
     return bool(row.get('limit', 'limit' in str(row['name']).lower()))
 
 def columns(rows:Sequence[dict])->list[str]: # metrics first, then other numbers
     "The columns that the rows have between them, in order of appearance"
-    names = dict.fromkeys(k for row in rows for k, v in row.items() if k not in ('name', 'limit') and isinstance(v, (int, float)))
-    return sorted(names, key=lambda k: '@' not in k)
+    numbers = (k for row in rows for k, v in row.items() if k not in ('name', 'limit') and isinstance(v, (int, float)))
+    return sorted(dict.fromkeys(numbers), key=lambda k: '@' not in k)
 
 def label(column:str)->str:
     "A column's heading"
@@ -225,11 +225,12 @@ def top_facts(codes:Tensor, rows:Sequence[dict])->str:
     return (fact('items', len(codes)) + fact('identifiers', distinct, shared)
             + fact('levels', codes.shape[1], 'codes in use: ' + ' · '.join(f'{k:,}' for k in used)) + headline(rows))
 
-# %% ../../nbs/09_evaluate/04_report.ipynb #0bd7dc27
+# %% ../../nbs/09_evaluate/04_report.ipynb #fd8d4237
 def check_codes(codes:Tensor, n:int # items in the catalogue
                )->None:
     "A `ValueError` unless there is a row of codes per item"
-    if codes.dim() == 2 and len(codes) == n and codes.numel() and not codes.is_floating_point() and codes.min() >= 0: return
+    fits = codes.dim() == 2 and len(codes) == n and codes.numel() and not codes.is_floating_point()
+    if fits and codes.min() >= 0: return
     raise ValueError(f'Codes of shape {tuple(codes.shape)} and type {codes.dtype} found for {n} items, one row of whole numbers '
                      'of 0 or above per item expected; pass the codes of the whole catalogue in its order.')
 
