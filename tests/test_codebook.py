@@ -38,6 +38,15 @@ def test_symmetric_ties_go_to_the_lower_index(seed, d, shift):
         assert nearest(m[None], torch.stack([m - s, m + s])).item() == 0
         assert nearest(m[None], torch.stack([m + s, m - s])).item() == 0
 
+@pytest.mark.parametrize('K', [2, 3, 255, 256, 257, 1000, 1024, 1025, 3000])
+@pytest.mark.parametrize('scale, shift', [(1e-20, 0), (1e-6, 0), (1, 0), (1e6, 0), (1e-3, 1)])
+def test_all_sizes_and_scales(K, scale, shift):
+    g = torch.Generator().manual_seed(K)
+    r, e = (scale*torch.randn(n, 5, generator=g) + shift for n in (100, K))
+    e[K//2] = e[0]
+    r[:5] = e[0]
+    assert torch.equal(nearest(r, e), brute(r, e)) and nearest(r, e)[:5].tolist() == [0]*5
+
 def test_permuted_coordinates_tie():
     e = torch.tensor([[.1, .7, .3], [.3, .1, .7], [.7, .3, .1]])
     assert nearest(torch.zeros(1, 3), e).tolist() == [0]

@@ -26,14 +26,15 @@ class Quantized(NamedTuple):
     vectors:Tensor # b d: the codewords, differentiable in the input
     loss:Tensor # one number
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #8e9d8ee0
+# %% ../../nbs/03_quantize/01_codebook.ipynb #16f80751
 def tolerance(r:Tensor, # b d
               e2:Tensor # k: squared lengths of the codewords
              )->Tensor: # b: scores closer than this may be rounding
     "A bound on what rounding can do to the difference of two scores of one vector"
     unit = dict(highest=torch.finfo(r.dtype).eps, high=2**-10, medium=2**-7)
     name = torch.get_float32_matmul_precision() if r.dtype == torch.float32 else 'highest'
-    return 2*(r.shape[1] + 4)*unit[name]*(r.square().sum(-1) + e2.max())
+    bound = 2*(r.shape[1] + 4)*unit[name]*(r.square().sum(-1) + e2.max())
+    return bound + torch.finfo(r.dtype).tiny  # below it numbers lose digits
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #9e90d3c2
 def settle(r:Tensor, # m d: vectors with more than one candidate
@@ -46,28 +47,38 @@ def settle(r:Tensor, # m d: vectors with more than one candidate
     distance[row, code] = (r[row].double() - e[code].double()).square().sum(-1).to(r.dtype)
     return distance.argmin(-1)
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #9805b94f
-def best_two(score:Tensor # b k
-            )->tuple[Tensor, Tensor, Tensor]: # code, its score, the next best score: b each
-    "The winner of each row and the runner-up's score"
-    code = score.argmin(-1, keepdim=True)  # b 1
-    second = score.scatter(1, code, torch.inf).amin(-1)
-    return code[:, 0], score.gather(1, code)[:, 0], second
+# %% ../../nbs/03_quantize/01_codebook.ipynb #db54ad5f
+def best_two(distance:Tensor # b k: not negative; float32 loses its last bits, in place
+            )->tuple[Tensor, Tensor, Tensor, float]: # code, its distance, the next: b each; relative error
+    "The winner of each row and the runner-up's distance"
+    bits = (distance.shape[1] - 1).bit_length()
+    if distance.dtype != torch.float32 or bits > 10:
+        code = distance.argmin(-1, keepdim=True)  # b 1
+        second = distance.scatter(1, code, torch.inf).amin(-1)
+        return code[:, 0], distance.gather(1, code)[:, 0], second, 0.
+    packed, last = distance.view(torch.int32), 2**bits - 1
+    packed &= ~last
+    packed |= torch.arange(distance.shape[1], dtype=torch.int32, device=distance.device)
+    best = packed.amin(-1, keepdim=True)  # b 1
+    code = (best & last).long()
+    second = packed.scatter_(1, code, 0x7f800000).amin(-1)  # the bits of infinity
+    packed.scatter_(1, code, best)
+    return code[:, 0], best.view(torch.float32)[:, 0], second.view(torch.float32), 2.**(bits - 23)
 
-# %% ../../nbs/03_quantize/01_codebook.ipynb #2fb6a0eb
-def _nearest(r:Tensor, # b d: few enough that b k scores fit in memory
+# %% ../../nbs/03_quantize/01_codebook.ipynb #a0728a42
+def _nearest(r:Tensor, # b d: few enough that b k distances fit in memory
              e:Tensor, # k d
              e2:Tensor # k
             )->Tensor: # b
     "One piece of `nearest`: propose by score, settle the doubtful"
-    score = torch.addmm(e2, r, e.T, alpha=-2)  # b k
-    code, best, second = best_two(score)
-    limit = best + tolerance(r, e2)  # b
+    distance = torch.addmm(e2, r, e.T, alpha=-2).add_(r.square().sum(-1, keepdim=True)).clamp_(min=0)
+    code, best, second, error = best_two(distance)
+    limit = (1 + 4*error)*(best + tolerance(r, e2))  # b
     bad = int((~limit.isfinite()).sum())
     if bad: raise ValueError(f'{bad} of {len(r)} vectors meet NaN, infinity or numbers too large '
                              'to square; check the input and the learning rate.')
     doubt = (second <= limit).nonzero()[:, 0]
-    if len(doubt): code[doubt] = settle(r[doubt], e, score[doubt] <= limit[doubt, None])
+    if len(doubt): code[doubt] = settle(r[doubt], e, distance[doubt] <= limit[doubt, None])
     return code
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #42030e33
