@@ -143,15 +143,18 @@ def model_folder(name:str|Path # a folder, or a name on the hub
         "give a folder with a model, a hub name, or a built-in encoder ('lsa', 'pca').") from None
     return found
 
-# %% ../../nbs/02_embed/07_pretrained.ipynb #9b92462f
+# %% ../../nbs/02_embed/07_pretrained.ipynb #928ab205
 def load_whole(kind:type, # of transformers, such as `AutoModel`
-               folder:Path # of the model
+               folder:Path, # of the model
+               config=None # of transformers; the folder's own by default
               )->nn.Module: # in float32, for inference
     "A model of transformers; ValueError if weights are missing, where transformers would draw them"
+    more = dict(dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
+    if config is not None: more['config'] = config
     logs = need_transformers().utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity_error(), logs.disable_progress_bar()
-    try: model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    try: model, report = kind.from_pretrained(folder, **more)
     except Exception as e:
         why = (str(e).strip() or type(e).__name__).split('\n')[0]
         raise ValueError(
@@ -161,8 +164,8 @@ def load_whole(kind:type, # of transformers, such as `AutoModel`
         if bars: logs.enable_progress_bar()
     lost = sorted(map(str, [*report['missing_keys'], *report['mismatched_keys']]))
     lost = [name for name in lost if 'pooler' not in name]
-    if lost: raise ValueError(
-        f'{folder} lacks {len(lost)} weights, {lost[0]} for one; copy the model again.')
+    if lost: raise ValueError(f'{folder} lacks {len(lost)} weights, or has them in another shape, '
+                              f'{lost[0]} for one; copy the model again.')
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #7594a95e

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tfidf', 'Lsa', 'checked_texts', 'TextEncoder', 'restored_words']
 
-# %% ../../nbs/02_embed/02_text.ipynb #b6d2e47b
+# %% ../../nbs/02_embed/02_text.ipynb #b5c9e23b
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from ..data.dataset import Catalogue
 from ..data.files import read_folder, read_json, write_folder
@@ -32,7 +32,7 @@ def tfidf(texts:Sequence[str] # n: one per item
     raise ValueError(f'There is no word in {len(texts):,} texts; '
                      'a word has two letters or digits or more, so look at the texts.')
 
-# %% ../../nbs/02_embed/02_text.ipynb #20940759
+# %% ../../nbs/02_embed/02_text.ipynb #6b6641c5
 class Lsa:
     "TF-IDF and its leading singular directions (Deerwester et al. 1990)"
     def __init__(self,
@@ -43,11 +43,10 @@ class Lsa:
         "Learn the words' weights and the directions V"
         words = tfidf(texts)
         x = words.transform(texts)  # n w
-        svd = TruncatedSVD(min(self.wanted, *x.shape), n_iter=7, random_state=self.seed)
-        with np.errstate(invalid='ignore'): svd.fit(x)  # equal texts have no variance to share out
-        rank = int((svd.singular_values_ > 1e-5*svd.singular_values_.max()).sum())
+        _, s, vt = randomized_svd(x, min(self.wanted, *x.shape), n_iter=7, random_state=self.seed)
+        rank = int((s > 1e-5*s.max()).sum())
         self.words = words
-        self.directions = np.ascontiguousarray(svd.components_[:rank].T, np.float32)  # w d
+        self.directions = np.ascontiguousarray(vt[:rank].T, np.float32)  # w d
         return self
     def encode(self, texts:Sequence[str])->Tensor: # n d
         "z = x V"
@@ -73,7 +72,7 @@ def checked_texts(texts:Sequence[str] # n
             "use '' where there is no text.")
     return texts
 
-# %% ../../nbs/02_embed/02_text.ipynb #c9c6403b
+# %% ../../nbs/02_embed/02_text.ipynb #3d4151fa
 class TextEncoder:
     "Texts to vectors: 'lsa' from counted words, or any encoder that transformers loads"
     def __init__(self,
@@ -87,6 +86,7 @@ class TextEncoder:
         if dim is not None and dim < 1: raise ValueError(
             f'dim is {dim}, expected at least 1; 128 is usual.')
         self.name, self.normalise, self.batch_size = str(name), normalise, batch_size
+        self.source = Path(name).name if Path(name).is_dir() else self.name  # marks the tables
         builtin = self.name == 'lsa'
         self.model = Lsa(dim or 128, seed) if builtin else SentenceModel(name, max_tokens, device)
         if not builtin and dim not in (None, self.dim): raise ValueError(
@@ -95,10 +95,6 @@ class TextEncoder:
     fitted = property(lambda self: getattr(self.model, 'words', True) is not None,
                       doc='Is there something to encode with?')
     dim = property(lambda self: self.model.dim, doc='d: numbers per vector')
-    @property
-    def source(self)->str:
-        "What tables made here are marked with"
-        return Path(self.name).name if Path(self.name).is_dir() else self.name
     def __repr__(self)->str: return f'TextEncoder({self.source!r}, {self.model})'
 
 # %% ../../nbs/02_embed/02_text.ipynb #47ce83fb

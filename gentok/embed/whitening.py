@@ -33,7 +33,7 @@ def principal_axes(x:Tensor, # n d
     peak = axes.gather(0, axes.abs().argmax(0, keepdim=True))  # 1 d
     return PrincipalAxes(mean, axes*peak.sign(), variance)
 
-# %% ../../nbs/02_embed/04_whitening.ipynb #5a146b2b
+# %% ../../nbs/02_embed/04_whitening.ipynb #1b8ed01b
 class Whitening:
     "PCA whitening: d uncorrelated columns of unit sample variance"
     def __init__(self,
@@ -52,7 +52,7 @@ class Whitening:
         d = rank if self.dim is None else self.dim
         if not 1 <= d <= rank: raise ValueError(
             f'{table} has {rank} independent directions and {d} were asked; '
-            + (f'give Whitening a dim of at most {rank}.' if rank else 'its vectors are all the same.'))
+            + (f'give a dim of at most {rank}.' if rank else 'its vectors are all the same.'))
         self.mean, self.axes, self.variance, self.dim = mean, axes[:, :d], variance[:d], d
         return self
 
