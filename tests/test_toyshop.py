@@ -75,7 +75,7 @@ def test_a_window_is_exact():
     assert torch.allclose((chance @ t.predictive(before))/chance.sum(), t.predictive([window])[0], atol=1e-12)
 
 def test_calibrated_and_unbeaten():
-    for d in toyshop(300, 8000, seed=11):
+    for d in toyshop(300, 3000, seed=11):
         past, targets = parts(d)
         p = d.truth.predictive(past)
         surprise, entropy = -p.gather(1, targets[:, None])[:, 0].log(), -(p*p.log()).sum(1)
@@ -101,7 +101,7 @@ def test_the_limit_is_a_challenge(shop):
         past, targets = parts(d)
         limit = d.truth.bayes_optimal(past, targets)
         popular = at_k(target_rank(d.truth.predictive([[]]).expand(len(past), -1), targets))
-        assert .6 < limit['recall@10'] < .8 and .4 < limit['ndcg@10'] < .6
+        assert .65 < limit['recall@10'] < .85 and .4 < limit['ndcg@10'] < .6
         assert popular['ndcg@10'] < .3*limit['ndcg@10']
 
 def test_limit_takes_a_split(shop):
@@ -157,8 +157,8 @@ def test_every_domain_has_its_own_words():
 
 def test_habit_rows_are_distributions():
     for delta in range(-2, 3):
-        q = np.array([.5, .3, .2]); assert np.allclose(habit(delta, .7, q).sum(1), 1)
-    one = group_moves(np.array([[2, 3, 1]]), [np.full(k, 1/k) for k in counts[:3]])
+        q = np.array([.5, .3, .2]); assert np.allclose(habit(delta, .7, 1, q).sum(1), 1)
+    one = group_moves(np.array([[2, 3, 1]]), [np.full(k, 1/k) for k in counts[:3]], np.zeros((len(steps), 3), dtype=int))
     assert np.allclose(one, 1)
 
 def test_the_grid_has_one_panel_per_domain():

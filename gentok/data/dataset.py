@@ -30,15 +30,15 @@ def _check_catalogue(ids:list, text:list, images:Sequence|None, titles:list|None
             raise ValueError(f"item {i!r} has {t!r} as text; expected a string, and '' where "
                              f"there is none.")
 
-# %% ../../nbs/01_data/02_dataset.ipynb #06e37980
+# %% ../../nbs/01_data/02_dataset.ipynb #f99801a5
 class Catalogue:
     "The items: original ids, texts, pictures; row r of each column is the same item"
     def __init__(self,
                  ids:Iterable, # n: unique, `str` or `int`
                  text:Iterable[str], # n: what the item says of itself
-                 images:Sequence|None=None, # n: `images[row]` is a PIL picture or None; read when asked for
+                 images:Sequence|None=None, # n: `images[row]` is a PIL picture or None, read lazily
                  domain:str='', # the shop it comes from
-                 titles:Iterable[str]|None=None): # n: short names; the first 60 characters of the text by default
+                 titles:Iterable[str]|None=None): # n: short names; default: 60 characters of text
         self.ids, self.text, self.images, self.domain = list(ids), list(text), images, domain
         titles = None if titles is None else list(titles)
         _check_catalogue(self.ids, self.text, images, titles)
@@ -91,7 +91,7 @@ def _check_histories(users:list, items:Tensor, offsets:Tensor):
         raise ValueError(f"user {twice!r} stands {times} times; "
                          f"expected each user once, so merge the histories.")
 
-# %% ../../nbs/01_data/02_dataset.ipynb #6a773949
+# %% ../../nbs/01_data/02_dataset.ipynb #b39bdbc0
 class Histories:
     "What each user took, in time order: one flat tensor of rows, cut by offsets"
     def __init__(self,
@@ -112,9 +112,10 @@ class Histories:
     def lengths(self) -> Tensor: return self.offsets.diff()
     def __repr__(self) -> str:
         mean = len(self.items)/max(len(self), 1)
-        return f"Histories({len(self):,} users, {len(self.items):,} interactions, mean length {mean:.1f})"
+        return (f"Histories({len(self):,} users, {len(self.items):,} interactions, "
+                f"mean length {mean:.1f})")
 
-# %% ../../nbs/01_data/02_dataset.ipynb #684e78a1
+# %% ../../nbs/01_data/02_dataset.ipynb #edf48fe7
 @patch(cls_method=True)
 def from_dict(cls:Histories,
               histories:dict, # user -> original item ids in time order
@@ -122,12 +123,13 @@ def from_dict(cls:Histories,
     "Histories from a dictionary; names the user of an unknown item or an empty history"
     for user, ids in histories.items():
         unknown = next((i for i in ids if i not in catalogue._row), None)
-        if unknown is not None: raise KeyError(f"history of user {user!r}: {catalogue._unknown(unknown)}")
+        if unknown is not None:
+            raise KeyError(f"history of user {user!r}: {catalogue._unknown(unknown)}")
     lengths = torch.tensor([0]+[len(ids) for ids in histories.values()])
     items = catalogue.rows(chain.from_iterable(histories.values()))
     return cls(list(histories), items, lengths.cumsum(0))
 
-# %% ../../nbs/01_data/02_dataset.ipynb #731bcb5d
+# %% ../../nbs/01_data/02_dataset.ipynb #04858fa4
 class Dataset:
     "A catalogue and its users' histories, under one name"
     def __init__(self,
@@ -140,15 +142,16 @@ class Dataset:
         self.name, self.catalogue, self.histories = name, catalogue, histories
         self.removed, self.truth = dict(removed or {}), None
     def __repr__(self) -> str:
-        return (f"Dataset({self.name!r}: {len(self.catalogue):,} items, {len(self.histories):,} users, "
-                f"{len(self.histories.items):,} interactions)")
+        return (f"Dataset({self.name!r}: {len(self.catalogue):,} items, "
+                f"{len(self.histories):,} users, {len(self.histories.items):,} interactions)")
 
 def _check_rows(histories:Histories, n:int):
     if not len(histories): raise ValueError("no user has a history; expected at least one user.")
     low, high = histories.items.min(), histories.items.max()
     if low < 0 or high >= n:
-        raise ValueError(f"histories hold rows {int(low):,} to {int(high):,} but the catalogue has {n:,} "
-                         f"items; expected rows 0 to {n-1:,}, so build them with this catalogue.")
+        raise ValueError(f"histories hold rows {int(low):,} to {int(high):,} but the catalogue has "
+                         f"{n:,} items; expected rows 0 to {n-1:,}, so build them with this "
+                         f"catalogue.")
 
 # %% ../../nbs/01_data/02_dataset.ipynb #0aaf07ab
 @patch
