@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mlp', 'at_least', 'one_of', 'RQVAEConfig', 'FitConfig', 'seeded', 'RQVAE', 'Whitener', 'digest_of', 'check_identity',
-           'moments', 'set_moments', 'packed', 'unpacked', 'clones', 'progress', 'kept_epochs']
+           'moments', 'set_moments', 'packed', 'unpacked', 'progress', 'kept_epochs', 'clones']
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #9bf3f5b5
 import builtins, hashlib, json, sys, zlib
@@ -103,7 +103,7 @@ def seeded(*numbers:int):
         torch.manual_seed(zlib.crc32(repr(numbers).encode()))
         yield
 
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #de77deda
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #74c9e60b
 class RQVAE(Tokenizer):
     "Encoder, residual quantizer and decoder, learnt together (TIGER, Rajput et al. 2023)"
     def __init__(self,
@@ -115,6 +115,7 @@ class RQVAE(Tokenizer):
         self.config, self.fit_config, self.history = config, fit_config, []
 
     def build(self, dim:int):
+        "Make the three networks, the same for the same seed; ValueError if `whiten` is wider than the vectors"
         c, width = self.config, self.config.whiten or dim
         if width > dim: raise ValueError(f'whiten is {width} and the vectors have {dim} numbers; '
                                          f'whiten to at most {dim}, or not at all (None).')
@@ -131,9 +132,10 @@ class RQVAE(Tokenizer):
 
     @classmethod
     def from_settings(cls, settings:dict)->'RQVAE':
+        "A new one, not yet fitted, of saved settings"
         return cls(RQVAEConfig(**settings['config']), FitConfig(**settings['fit_config']))
 
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #a4008cd5
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #12507e98
 class Whitener(nn.Module):
     "A fitted whitening and its inverse, in buffers"
     def __init__(self,
@@ -153,7 +155,26 @@ class Whitener(nn.Module):
         self.mean.copy_(mean), self.away.copy_(directions[:, :k]/spread), self.back.copy_((directions[:, :k]*spread).T)
         return self
     def forward(self, x:Tensor)->Tensor: return (x - self.mean) @ self.away # n d -> n w
-    def inverse(self, y:Tensor)->Tensor: return y @ self.back + self.mean # n w -> n d
+    def inverse(self, y:Tensor)->Tensor: # n w -> n d
+        "The way back, exact where no direction was dropped"
+        return y @ self.back + self.mean
+
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #9f743e69
+@patch
+def inputs(self:RQVAE, x:Tensor)->Tensor: # b d -> b w
+    "What the encoder sees of the table's vectors"
+    return self.whitening(x) if self.whitening else x
+
+@patch
+def codes_of(self:RQVAE, x:Tensor, ids:list)->Tensor: # b d -> b l
+    "The codes of vectors"
+    return self.quantizer.encode(self.encoder(self.inputs(x)))
+
+@patch
+def vectors_of(self:RQVAE, codes:Tensor)->Tensor: # b l -> b d
+    "What the decoder makes of the codewords, in the table's own space"
+    y = self.decoder(codeword_sum(self.quantizer, codes))
+    return self.whitening.inverse(y) if self.whitening else y
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #866fe07a
 @patch
@@ -164,6 +185,24 @@ def losses(self:RQVAE,
     "The terms of the loss on a batch"
     codes, reconstruction, quantisation = self(x)
     return dict(reconstruction=F.mse_loss(reconstruction, x), quantisation=quantisation)
+
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #943f7aef
+@patch
+@torch.no_grad()
+def start(self:RQVAE,
+          x:Tensor # n d: all items, as in the table
+         ):
+    "Whitening and codebooks, from all items and the untrained encoder"
+    if self.whitening: self.whitening.fit(x)
+    self.quantizer.initialise(self.encoder(self.inputs(x)), seed=self.config.seed)
+
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #1c9c9ea1
+@patch
+def optimizer_of(self:RQVAE)->torch.optim.Optimizer:
+    "The optimizer that the settings ask for"
+    c = self.fit_config
+    kind = dict(adamw=torch.optim.AdamW, adagrad=torch.optim.Adagrad)[c.optimizer]
+    return kind(self.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #dcb56e46
 @patch
@@ -184,41 +223,6 @@ def train_epoch(self:RQVAE,
             for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
     return {name: (value/len(x)).item() for name, value in total.items()}
-
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #1c9c9ea1
-@patch
-def optimizer_of(self:RQVAE)->torch.optim.Optimizer:
-    "The optimizer that the settings ask for"
-    c = self.fit_config
-    kind = dict(adamw=torch.optim.AdamW, adagrad=torch.optim.Adagrad)[c.optimizer]
-    return kind(self.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
-
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #e5ab5841
-@patch
-@torch.no_grad()
-def start(self:RQVAE,
-          x:Tensor # n d: all items, as in the table
-         ):
-    "Whitening and codebooks, from all items and the untrained encoder"
-    if self.whitening: self.whitening.fit(x)
-    self.quantizer.initialise(self.encoder(self.inputs(x)), seed=self.config.seed)
-
-@patch
-def inputs(self:RQVAE, x:Tensor)->Tensor: # n d -> n w
-    "What the encoder sees of the table's vectors"
-    return self.whitening(x) if self.whitening else x
-
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #484320b6
-@patch
-def codes_of(self:RQVAE, x:Tensor, ids:list)->Tensor: # b d -> b l
-    "The codes of vectors"
-    return self.quantizer.encode(self.encoder(self.inputs(x)))
-
-@patch
-def vectors_of(self:RQVAE, codes:Tensor)->Tensor: # b l -> b d
-    "What the decoder makes of the codewords, in the table's own space"
-    y = self.decoder(codeword_sum(self.quantizer, codes))
-    return self.whitening.inverse(y) if self.whitening else y
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #76685c1e
 def digest_of(x:Tensor, # n d
@@ -267,34 +271,7 @@ def unpacked(tensors:dict[str, Tensor], group:str)->dict[str, Tensor]:
     "One group of what `packed` made"
     return {name.split('/', 1)[1]: t for name, t in tensors.items() if name.startswith(group + '/')}
 
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #8659f571
-def clones(tensors:dict[str, Tensor])->dict[str, Tensor]:
-    "Copies that later steps leave alone"
-    return {name: t.detach().clone() for name, t in tensors.items()}
-
-@patch
-def learn(self:RQVAE,
-          x:Tensor, # n d
-          ids:list, # n
-          out:str|Path|None=None # checkpoints and kept epochs go there; an interrupted fit goes on
-         ):
-    "Train for all epochs, or for those that are missing"
-    optimizer, who = self.optimizer_of(), self.identity(x, ids)
-    found = newest_checkpoint(Path(out)/'training') if out is not None else None
-    if found: best = self.resume(found, optimizer, who, out)
-    else: self.history, best = [], {}; self.start(x)
-    self.fitted.fill_(True)
-    inputs = self.inputs(x)
-    for epoch in progress(len(self.history) + 1, self.fit_config.epochs, self.history):
-        record = dict(epoch=epoch, **self.train_epoch(inputs, optimizer, epoch))
-        self.history.append(self.measured(record, inputs))
-        if self.is_best(): best = clones(self.state_dict())
-        if out is not None: self.keep(epoch, Path(out), packed(model=self.state_dict(),
-            optimizer=moments(self, optimizer), best=best), dict(identity=who, history=self.history))
-    if best: self.load_state_dict(best)
-    if out is not None: atomic_write(Path(out)/'history.json', json_text(self.history, 'history'))
-
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #4ae16692
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #08e1bf07
 @patch
 def resume(self:RQVAE,
            found:Checkpoint, # the newest in the folder
@@ -311,13 +288,6 @@ def resume(self:RQVAE,
     self.load_state_dict(unpacked(found.tensors, 'model'))
     set_moments(self, optimizer, unpacked(found.tensors, 'optimizer'))
     return unpacked(found.tensors, 'best')
-
-@patch
-def keep(self:RQVAE, epoch:int, out:Path, tensors:dict[str, Tensor], state:dict):
-    "Write the epoch as a tokenizer if it is to be kept, and a checkpoint if one is due"
-    c = self.fit_config
-    if epoch > c.epochs - c.keep_last or epoch in c.save_at: self.save_pretrained(out/'epochs'/f'epoch-{epoch:06}')
-    if epoch % c.every == 0 or epoch == c.epochs: save_checkpoint(out/'training', Checkpoint(epoch, tensors, state))
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #aea5953b
 @patch
@@ -353,9 +323,43 @@ def progress(first:int, last:int, # epochs
         elif not notebook and epoch % max(1, last//10) == 0:
             print(f'epoch {epoch}/{last}: {line}', file=sys.stderr, flush=True)
 
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #6b1c8fbe
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #b14b3327
+@patch
+def keep(self:RQVAE, epoch:int, out:Path, tensors:dict[str, Tensor], state:dict):
+    "Write the epoch as a tokenizer if it is to be kept, and a checkpoint if one is due"
+    c = self.fit_config
+    if epoch > c.epochs - c.keep_last or epoch in c.save_at: self.save_pretrained(out/'epochs'/f'epoch-{epoch:06}')
+    if epoch % c.every == 0 or epoch == c.epochs: save_checkpoint(out/'training', Checkpoint(epoch, tensors, state))
+
 def kept_epochs(out:str|Path # folder of a run
                )->dict[int, Path]: # epoch -> folder for `RQVAE.from_pretrained`, in order
     "The epochs of a run that were kept as tokenizers"
     found = sorted((Path(out)/'epochs').glob('epoch-*/config.json'))
     return {int(p.parent.name.split('-')[1]): p.parent for p in found}
+
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #8659f571
+def clones(tensors:dict[str, Tensor])->dict[str, Tensor]:
+    "Copies that later steps leave alone"
+    return {name: t.detach().clone() for name, t in tensors.items()}
+
+@patch
+def learn(self:RQVAE,
+          x:Tensor, # n d
+          ids:list, # n
+          out:str|Path|None=None # checkpoints and kept epochs go there; an interrupted fit goes on
+         ):
+    "Train for all epochs, or for those that are missing"
+    optimizer, who = self.optimizer_of(), self.identity(x, ids)
+    found = newest_checkpoint(Path(out)/'training') if out is not None else None
+    if found: best = self.resume(found, optimizer, who, out)
+    else: self.history, best = [], {}; self.start(x)
+    self.fitted.fill_(True)
+    inputs = self.inputs(x)
+    for epoch in progress(len(self.history) + 1, self.fit_config.epochs, self.history):
+        record = dict(epoch=epoch, **self.train_epoch(inputs, optimizer, epoch))
+        self.history.append(self.measured(record, inputs))
+        if self.is_best(): best = clones(self.state_dict())
+        if out is not None: self.keep(epoch, Path(out), packed(model=self.state_dict(),
+            optimizer=moments(self, optimizer), best=best), dict(identity=who, history=self.history))
+    if best: self.load_state_dict(best)
+    if out is not None: atomic_write(Path(out)/'history.json', json_text(self.history, 'history'))

@@ -19,7 +19,7 @@ from ..embed.table import EmbeddingTable
 from ..quantize.health import Health, health
 from ..quantize.residual import ResidualQuantizer
 
-# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #62f51bb5
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #d0357f12
 class Tokenizer(nn.Module):
     "Vectors in, codes out; a subclass gives `build`, `learn`, `codes_of` and `vectors_of`"
     kinds = {} # class name -> class: how a saved tokenizer finds its class
@@ -37,6 +37,16 @@ class Tokenizer(nn.Module):
     def from_settings(cls, settings:dict)->'Tokenizer':
         "A new tokenizer, not yet fitted, of saved settings"
         return cls(**settings)
+    def build(self, dim:int):
+        "Make the modules and buffers for vectors of `dim` numbers"
+    def learn(self, x:Tensor, ids:list, out:str|Path|None=None):
+        "Learn from the vectors x, n d, of the items `ids`; `out` is a folder for what it takes to resume"
+    def codes_of(self, x:Tensor, ids:list)->Tensor:
+        "The codes, b L, of the vectors x, b d, of the items `ids`"
+        raise NotImplementedError(f'{type(self).__name__} does not say which codes a vector gets.')
+    def vectors_of(self, codes:Tensor)->Tensor:
+        "The vectors, b d, that the first l codes of b items stand for"
+        raise NotImplementedError(f'{type(self).__name__} does not say which vector codes stand for.')
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #73c3e320
 def sizes_of(K:int|Sequence[int], # codebook size, one for all levels or one for each
@@ -201,7 +211,7 @@ def __repr__(self:Tokenizer)->str:
     state = f'fitted on {self.source!r}' if self.fitted else 'not fitted'
     return f'{type(self).__name__}({self.dim or "d"} numbers -> {shape} codes, {state})'
 
-# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #6902aaa0
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #a9395478
 def codeword_sum(quantizer:ResidualQuantizer, # of L levels
                  codes:Tensor # n l: the first l of L codes
                 )->Tensor: # n d
@@ -214,7 +224,8 @@ class ResidualKMeans(Tokenizer):
         sizes = sizes_of(K, levels)
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)
     def build(self, dim:int): self.quantizer = ResidualQuantizer.of(self.sizes, dim)
-    def learn(self, x:Tensor, ids:list, out=None): self.quantizer.initialise(x, seed=self.settings['seed'])
+    def learn(self, x:Tensor, ids:list, out:str|Path|None=None):
+        self.quantizer.initialise(x, seed=self.settings['seed'])
     def codes_of(self, x:Tensor, ids:list)->Tensor: return self.quantizer.encode(x)
     def vectors_of(self, codes:Tensor)->Tensor: return codeword_sum(self.quantizer, codes)
 
@@ -228,7 +239,7 @@ def random_codes(ids:Sequence, # n: str or int
     numbers = np.frombuffer(b''.join(map(draw, ids)), '<u8').reshape(-1, len(sizes))
     return torch.from_numpy((numbers % np.array(sizes, np.uint64)).astype(np.int64))
 
-# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #646720be
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #4199bf7f
 class RandomTokenizer(Tokenizer):
     "Codes by chance, seeded by the item's id: the control in every comparison"
     def __init__(self, levels:int=3, K:int|Sequence[int]=256, seed:int=0):
@@ -236,5 +247,6 @@ class RandomTokenizer(Tokenizer):
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)
     def build(self, dim:int): self.register_buffer('mean', torch.zeros(dim))
     def learn(self, x:Tensor, ids:list, out=None): self.mean.copy_(x.mean(0))
-    def codes_of(self, x:Tensor, ids:list)->Tensor: return random_codes(ids, self.sizes, self.settings['seed'])
+    def codes_of(self, x:Tensor, ids:list)->Tensor:
+        return random_codes(ids, self.sizes, self.settings['seed'])
     def vectors_of(self, codes:Tensor)->Tensor: return self.mean.expand(len(codes), -1)
