@@ -126,8 +126,8 @@ def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
     if out and PartialState().is_main_process: write_result(result, dataset, split, config)
     return result
 
-# %% ../../nbs/11_papers/01_tiger.ipynb #0d767260
-def write_result(result:Result, dataset:Dataset, split:Split, config:TigerConfig, rows:list=())->None:
+# %% ../../nbs/11_papers/01_tiger.ipynb #96ef1bb2
+def write_result(result:Result, dataset:Dataset, split:Split, config:TigerConfig, rows:list=())->list: # the table's rows
     "The model's folder, the curve, the report, and last `metrics.json`"
     out = result.out
     save_fitted(result.fitted, dataset.catalogue, out)
@@ -136,3 +136,4 @@ def write_result(result:Result, dataset:Dataset, split:Split, config:TigerConfig
     write_report(out/'report.html', f'TIGER on {dataset.name}', dataset, split, result.fitted, result.evaluation,
                  result.health, table, asdict(config))
     atomic_write(out/'metrics.json', json.dumps(result.metrics, indent=1))
+    return table
