@@ -79,7 +79,7 @@ def fit(self:Tokenizer,
     if out is not None: self.save_pretrained(out)
     return self.eval()
 
-# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #9270c9da
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #6ab6e70e
 @patch
 def checked(self:Tokenizer, table:EmbeddingTable|Tensor)->EmbeddingTable:
     "The table if this tokenizer can read it; ValueError that says why not"
@@ -100,7 +100,8 @@ def encode(self:Tokenizer,
     "The codes of each item, seen in training or not"
     table, training, device = self.checked(table), self.training, self.fitted.device
     self.eval()
-    codes = [self.codes_of(x.to(device), table.ids[batch*i:batch*(i+1)]).cpu()
+    ids = table.ids
+    codes = [self.codes_of(x.to(device), ids[batch*i:batch*(i+1)]).cpu()
              for i, x in enumerate(table.matrix.split(batch))]
     self.train(training)
     return torch.cat(codes)
