@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from .dataset import Dataset, Histories
 
-# %% ../../nbs/01_data/04_splits.ipynb #dda334fb
+# %% ../../nbs/01_data/04_splits.ipynb #54b606d1
 class Examples(NamedTuple):
     "Windows into one flat tensor: what followed items[start[e]:stop[e]]? items[stop[e]]"
     items: Tensor # t: rows of all sequences, end to end; shared, never copied
@@ -27,6 +27,7 @@ class Examples(NamedTuple):
     @property
     def lengths(self) -> Tensor: return self.stop - self.start
     def histories(self) -> list[Tensor]:
+        "What each example may look at: views of `items`"
         return [self.items[a:b] for a, b in zip(self.start.tolist(), self.stop.tolist())]
     def select(self, idx) -> 'Examples': # idx: positions, a mask or a slice
         "Some of the examples, in the order of `idx`"

@@ -57,7 +57,7 @@ def picture_batches(images:Sequence, # n
         there = [row for row, picture in batch.items() if picture is not None]
         if there: yield torch.tensor(there), [batch[row] for row in there]
 
-# %% ../../nbs/02_embed/03_image.ipynb #9be59394
+# %% ../../nbs/02_embed/03_image.ipynb #e14ffc5f
 class PixelPca:
     "Principal components of raw pixels"
     def __init__(self,
@@ -66,6 +66,7 @@ class PixelPca:
                  seed:int=0): # of the sample
         self.wanted, self.size, self.seed, self.mean, self.directions = dim, size, seed, None, None
     def read(self, pictures:list)->Tensor: # b p
+        "The pixels of a few pictures, p = 3s² numbers each"
         return torch.from_numpy(np.stack([pixels(p, self.size) for p in pictures]))
     def fit(self, images:Sequence, sample:int=10_000)->'PixelPca':
         "Learn the mean picture and the directions V"
