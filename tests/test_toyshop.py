@@ -18,11 +18,11 @@ def same(a, b):
             and a.catalogue.images[3].tobytes() == b.catalogue.images[3].tobytes())
 
 def test_a_seed_decides_everything_and_touches_nothing():
-    torch.manual_seed(1); np.random.seed(1)
-    state, old = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    torch.manual_seed(1); np.random.seed(1)  # noqa: NPY002
+    state, old = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     a, b, c = toyshop(80, 60), toyshop(80, 60), toyshop(80, 60, seed=1)
     assert all(map(same, a, b)) and not any(map(same, a, c))
-    assert torch.equal(torch.random.get_rng_state(), state) and (np.random.get_state()[1] == old).all()
+    assert torch.equal(torch.random.get_rng_state(), state) and (np.random.get_state()[1] == old).all()  # noqa: NPY002
     assert same(a[1], toyshop(80, 60, 'badges')[0]) and same(a[0], toyshop(80, 60, 1)[0])
 
 @pytest.mark.parametrize('n_items, n_users', [(1, 1), (2, 3), (60, 100), (301, 10), (2500, 20)])

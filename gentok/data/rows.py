@@ -110,7 +110,7 @@ def parquet_table(path:Path # .parquet
         raise ValueError(f'{path} is not Parquet or is damaged ({e}); write it again.') from None
     return Table(path, columns, parquet_rows(path))
 
-# %% ../../nbs/01_data/06_rows.ipynb #fd6d1cb4
+# %% ../../nbs/01_data/06_rows.ipynb #fe1d5b6d
 def parquet_rows(path:Path)->Iterator[tuple[int, tuple]]:
     "The rows of a Parquet file, some thousands in memory at a time"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -119,7 +119,9 @@ def parquet_rows(path:Path)->Iterator[tuple[int, tuple]]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(8192):
                 rows = zip(*(c.to_pylist() for c in batch.columns))
-                for n, row in enumerate(rows, n + 1): yield n, row
+                for row in rows:
+                    n += 1
+                    yield n, row
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f'{path}, after row {n}: damaged ({e}); write it again.') from None
 

@@ -6,7 +6,7 @@
 __all__ = ['Tokenizer', 'sizes_of', 'as_table', 'unexplained', 'kind_of', 'check_tensors', 'codeword_sum', 'ResidualKMeans',
            'random_codes', 'RandomTokenizer']
 
-# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #f9fe70b1
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #2868cb57
 import hashlib, importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastcore.basics import patch
 from ..data.files import read_folder, write_folder
 from ..embed.table import EmbeddingTable
-from ..quantize.health import Health, health
+from ..quantize.health import Health, health as health_of
 from ..quantize.residual import ResidualQuantizer
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #d0357f12
@@ -135,13 +135,13 @@ def unexplained(tokenizer:Tokenizer, # fitted
     lost = [(x - tokenizer.decode(codes[:, :l])).square().sum() for l in range(1, codes.shape[1]+1)]
     return torch.stack(lost)/spread
 
-# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #37558c64
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #1cb5bb70
 @patch
 def health(self:Tokenizer,
            table:EmbeddingTable|Tensor # n d
           )->Health: # collisions, usage and perplexity over all items
     "What the codes of this table look like"
-    return health(self.encode(table), self.sizes)
+    return health_of(self.encode(table), self.sizes)
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #4f0d9816
 @patch
