@@ -53,7 +53,7 @@ def make_tokenizer(config:TigerConfig)->Tokenizer: # not fitted
     if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
     return known[config.tokenizer]()
 
-# %% ../../nbs/11_papers/01_tiger.ipynb #5005dcbd
+# %% ../../nbs/11_papers/01_tiger.ipynb #4c81fc43
 def encoder_of(config:TigerConfig)->TextEncoder: # not fitted
     "The text encoder that the configuration names; a pretrained one has its own width"
     return TextEncoder(config.text, config.text_dim if config.text == 'lsa' else None, seed=config.seed)
@@ -70,7 +70,8 @@ def unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str, seed:int=0
     "Codes made unique; 'reassign' moves an item's last code to the nearest free codeword (UTGRec)"
     codes = tokenizer.encode(table)
     if policy != 'reassign': return resolve(codes, policy, tokenizer.sizes)
-    if isinstance(tokenizer, RandomTokenizer): return random_ids(len(table), tokenizer.sizes, seed)  # no codeword is near another
+    if isinstance(tokenizer, RandomTokenizer):  # no codeword is near another
+        return random_ids(len(table), tokenizer.sizes, seed)
     with torch.no_grad():
         x = tokenizer.checked(table).matrix
         latent = tokenizer.encoder(tokenizer.inputs(x)) if isinstance(tokenizer, RQVAE) else x
