@@ -92,7 +92,8 @@ def test_pins_that_nbdev_needs():
     assert settings['tst_flags'].split() == ['notest', 'slow', 'gpu']
 
 def test_every_import_of_the_package_is_a_requirement():
-    as_required = {'sklearn': 'scikit-learn', 'scipy': 'scikit-learn', 'PIL': 'pillow', 'huggingface_hub': 'transformers'}
+    as_required = {'sklearn': 'scikit-learn', 'scipy': 'scikit-learn', 'PIL': 'pillow', 'huggingface_hub': 'transformers',
+                   'tokenizers': 'transformers'}
     required = {re.split(r'[<>=]', r)[0] for r in settings['requirements'].split()}
     optional = {'peft', 'diffusers', 'IPython', 'matplotlib_inline'}
     found = set()
