@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['Sequences', 'TrainConfig', 'learning_rate', 'pick_precision', 'set_noise', 'Progress', 'TrainResult', 'Trainer',
-           'log_lines']
+           'PlainLines', 'progress_of']
 
-# %% ../../nbs/08_train/01_loop.ipynb #80740af1
+# %% ../../nbs/08_train/01_loop.ipynb #7ab93e90
+import builtins
+import hashlib
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,16 +23,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from fastcore.basics import patch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data.checkpoints import Checkpoint, checkpoint_paths, newest_checkpoint, save_checkpoint
-from ..data.files import atomic_write, tensor_bytes
+from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from ..data.files import atomic_write, fingerprint, tensor_bytes
 from ..data.splits import Examples
 from ..ids.sequences import Batch, batch_tokens, length_batches
 
-# %% ../../nbs/08_train/01_loop.ipynb #b8cceb9c
+# %% ../../nbs/08_train/01_loop.ipynb #1bb2883e
 class Sequences:
     "Training examples as token batches, in an order that follows from (seed, epoch)"
     def __init__(self, examples:Examples, # histories with their targets
@@ -43,12 +46,23 @@ class Sequences:
         self.seed, self.user_tokens = seed, user_tokens
 
     def __len__(self): return math.ceil(self.examples.n/self.batch_size)
-    def epoch(self, number:int)->list: # LongTensors of example numbers
+    def epoch(self, number:int # from 0
+             )->list: # LongTensors of example numbers
+        "The batches of an epoch"
         return length_batches(self.examples.lengths, self.batch_size, self.seed, number)
-    def batch(self, index:Tensor)->Batch: return batch_tokens(self.examples, index, self.table, self.user_tokens)
+    def batch(self, index:Tensor # b: example numbers
+             )->Batch:
+        "The tokens of some examples"
+        return batch_tokens(self.examples, index, self.table, self.user_tokens)
+    @cached_property
+    def digest(self)->str: # eight hexadecimal digits that change with any number in the data
+        e, found = self.examples, hashlib.sha256()
+        parts = [t for t in (e.items, e.start, e.stop, self.table, self.user_tokens) if t is not None]
+        for t in parts: found.update(t.numpy().tobytes())
+        return found.hexdigest()[:8]
     def __repr__(self): return f'Sequences({self.examples.n:,} examples, {len(self)} batches of {self.batch_size})'
 
-# %% ../../nbs/08_train/01_loop.ipynb #90b59d14
+# %% ../../nbs/08_train/01_loop.ipynb #df676f4a
 @dataclass(frozen=True)
 class TrainConfig:
     "How a recommender is trained"
@@ -63,7 +77,13 @@ class TrainConfig:
     precision: str = 'auto' # 'float32', 'bf16', or 'auto': bf16 where the processor has it in hardware
     checkpoint_seconds: float = 30. # between two checkpoints
     seed: int = 0
+    def __post_init__(self):
+        for name in ('epochs', 'batch_size', 'validate_every'):
+            value = getattr(self, name)
+            if value < 1: raise ValueError(f'{name} is {value}, expected at least 1.')
+        if not self.lr > 0: raise ValueError(f'lr is {self.lr}, expected a positive rate; 1e-3 is usual.')
 
+# %% ../../nbs/08_train/01_loop.ipynb #1f990477
 def learning_rate(step:int, # from 0
                   total:int, # steps of the whole run
                   config:TrainConfig)->float:
@@ -87,7 +107,7 @@ def set_noise(seed:int, step:int, process:int)->None:
     "The noise of a step follows from these three numbers alone"
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
 
-# %% ../../nbs/08_train/01_loop.ipynb #c395cdea
+# %% ../../nbs/08_train/01_loop.ipynb #aaaacc06
 @dataclass
 class Progress:
     "Where a run stands"
@@ -95,6 +115,7 @@ class Progress:
     loss_sum: float = 0. # of the running epoch
     best: float = -1e9 # validation so far; a finite number, since JSON knows no infinity
     best_epoch: int = 0
+    best_digest: str = '' # of its file
     waited: int = 0 # validations since the best one
     seconds: float = 0. # of training, over all starts
     finished: bool = False
@@ -107,7 +128,7 @@ class TrainResult(NamedTuple):
     steps: int
     seconds: float
 
-# %% ../../nbs/08_train/01_loop.ipynb #ad05cd37
+# %% ../../nbs/08_train/01_loop.ipynb #7eff207b
 class Trainer:
     "AdamW, cosine schedule, early stopping on validation, exact continuation; accelerate underneath"
     def __init__(self, model:nn.Module, # model(*batch) -> scalar loss
@@ -117,7 +138,10 @@ class Trainer:
                  validate:Callable|None=None, # (model, process, processes) -> {'n': users, 'ndcg@10': sum, …}
                  metric:str='ndcg@10' # which of them decides
                 ):
-        self.accelerator = Accelerator(mixed_precision=pick_precision(config.precision), step_scheduler_with_optimizer=False)
+        theirs, ours = (data.batch_size, data.seed), (config.batch_size, config.seed)
+        if theirs != ours: raise ValueError(f'batch size and seed are {theirs} in the data, but {ours} in the configuration; give both the same.')
+        self.accelerator = Accelerator(mixed_precision='no')  # `step` casts: precisions may differ in one process
+        self.bf16 = pick_precision(config.precision) == 'bf16'
         self.data, self.config, self.validate, self.metric = data, config, validate, metric
         self.out = Path(out) if out else None
         optimiser = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
@@ -131,51 +155,65 @@ class Trainer:
     @property
     def leads(self)->bool: return self.accelerator.is_main_process
 
-# %% ../../nbs/08_train/01_loop.ipynb #d31822e2
+# %% ../../nbs/08_train/01_loop.ipynb #631519af
 @patch
 def step(self:Trainer, index:Tensor # examples of the batch, over all processes
-        )->Tensor: # scalar: this process's share of the batch's mean loss
+        )->Tensor: # scalar: mean loss of the batch, the same in all processes
     "One optimiser step"
     p, a, c = self.progress, self.accelerator, self.config
     set_noise(c.seed, p.step, a.process_index)
     mine = index[a.process_index::a.num_processes]
     batch = [x.to(a.device) for x in self.data.batch(mine if len(mine) else index[:1])]
     for group in self.optimiser.param_groups: group['lr'] = learning_rate(p.step, self.total, c)
-    loss = self.model(*batch)*(len(mine)/len(index))
+    with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16):
+        loss = self.model(*batch)*(len(mine)/len(index))
     a.backward(loss*a.num_processes)  # gradients are averaged over processes
     a.clip_grad_norm_(self.model.parameters(), c.clip)
     self.optimiser.step()
     self.optimiser.zero_grad()
     p.step += 1
-    return loss.detach()
+    return a.reduce(loss.detach().float(), 'sum')
 
-# %% ../../nbs/08_train/01_loop.ipynb #6e5b706b
+# %% ../../nbs/08_train/01_loop.ipynb #6e94dad9
+@patch
+def weights(self:Trainer)->dict: # name -> Tensor, the model's own
+    "Parameters and buffers"
+    return {**dict(self.bare.named_parameters()), **dict(self.bare.named_buffers())}
+
+@patch
+def put(self:Trainer, weights:dict)->None:
+    "Copy weights into the model"
+    with torch.no_grad():
+        for name, t in self.weights().items(): t.copy_(weights[name])
+
+# %% ../../nbs/08_train/01_loop.ipynb #49cf0df7
 @patch
 def tensors(self:Trainer)->dict: # name -> Tensor
     "Weights and moments, by name"
-    found = {}
+    found = {f'weight.{name}': t.detach() for name, t in self.weights().items()}
     for name, p in self.bare.named_parameters():
-        found[f'weight.{name}'] = p.detach()
-        for key, value in self.optimiser.state.get(p, {}).items():
-            found[f'{key}.{name}'] = torch.as_tensor(value)
+        for key, value in self.optimiser.state.get(p, {}).items(): found[f'{key}.{name}'] = value
     return found
 
 @patch
 def restore(self:Trainer, checkpoint:Checkpoint)->None:
     "Weights, moments and counters of a checkpoint"
+    found = checkpoint.tensors
+    self.put({name: found[f'weight.{name}'] for name in self.weights()})
     for name, p in self.bare.named_parameters():
-        with torch.no_grad(): p.copy_(checkpoint.tensors[f'weight.{name}'])
-        for key in ('step', 'exp_avg', 'exp_avg_sq'):
-            value = checkpoint.tensors.get(f'{key}.{name}')
-            if value is not None: self.optimiser.state[p][key] = value.clone().to(p.device if key != 'step' else value.device)
+        moments = {k: found[f'{k}.{name}'] for k in ('step', 'exp_avg', 'exp_avg_sq') if f'{k}.{name}' in found}
+        if moments: self.optimiser.state[p] = {k: t.to(p.device, copy=True) for k, t in moments.items()}
     self.progress, self.curve = Progress(**checkpoint.state['progress']), checkpoint.state['curve']
 
-# %% ../../nbs/08_train/01_loop.ipynb #48ed04ea
+# %% ../../nbs/08_train/01_loop.ipynb #282ad6f7
 @patch
 def identity(self:Trainer)->dict: # plain JSON
     "What must be the same for a run to be continued"
     c = {k: v for k, v in asdict(self.config).items() if k != 'checkpoint_seconds'}
-    return dict(c, examples=self.data.examples.n, weights=sum(p.numel() for p in self.bare.parameters()))
+    shapes = repr([(name, tuple(t.shape)) for name, t in self.weights().items()])
+    count = sum(p.numel() for p in self.bare.parameters())
+    return dict(c, metric=self.metric, data=f'{self.data.examples.n:,} examples ({self.data.digest})',
+                model=f'{count:,} weights ({fingerprint(shapes)[:8]})')
 
 @patch
 def save(self:Trainer)->None:
@@ -195,74 +233,115 @@ def resume(self:Trainer)->bool: # whether there was something to go on from
     self.restore(found)
     return True
 
-# %% ../../nbs/08_train/01_loop.ipynb #6bd17b33
+# %% ../../nbs/08_train/01_loop.ipynb #c20490e1
 @patch
 def keep_best(self:Trainer, score:float, epoch:int)->None:
     "Remember the weights if this validation is the best so far"
     p = self.progress
-    if score <= p.best: p.waited += 1; return
+    if not score > p.best: p.waited += 1; return
     p.best, p.best_epoch, p.waited = score, epoch, 0
-    weights = {k: v.detach().cpu().clone() for k, v in self.bare.named_parameters()}
-    if not self.out: self.best_weights = weights
-    elif self.leads: atomic_write(self.out/'best.safetensors', tensor_bytes(weights, ''))
+    weights = {name: t.detach().cpu().clone() for name, t in self.weights().items()}
+    if not self.out: self.best_weights = weights; return
+    data = tensor_bytes(weights, '')
+    p.best_digest = hashlib.sha256(data).hexdigest()
+    if self.leads: atomic_write(self.out/'best.safetensors', data)
 
 @patch
 def load_best(self:Trainer)->None:
-    "Put the best weights into the model"
+    "Put the best weights into the model; without a validation the last ones stay"
+    if not self.progress.best_epoch: return
     self.accelerator.wait_for_everyone()
-    best = load_file(self.out/'best.safetensors') if self.out and (self.out/'best.safetensors').exists() else self.best_weights
-    if best and self.progress.best_epoch:
-        with torch.no_grad():
-            for name, p in self.bare.named_parameters(): p.copy_(best[name])
+    if not self.out: return self.put(self.best_weights)
+    path = self.out/'best.safetensors'
+    data = path.read_bytes() if path.exists() else b''
+    if self.leads and hashlib.sha256(data).hexdigest() != self.progress.best_digest:
+        raise ValueError(f'{path} is damaged or missing, expected the weights of epoch {self.progress.best_epoch}; delete {self.out} and run again.')
+    self.put(load(data))
 
-# %% ../../nbs/08_train/01_loop.ipynb #afc912df
+# %% ../../nbs/08_train/01_loop.ipynb #a6bd3d00
+@patch
+def validation(self:Trainer)->dict: # name -> mean over the users of all processes
+    "The sums of every process's share, added and divided"
+    a = self.accelerator
+    sums = self.validate(self.bare, a.process_index, a.num_processes)
+    lacking = [k for k in ('n', self.metric) if k not in sums]
+    if lacking: raise ValueError(f'validate gave {list(sums)} without {lacking[0]!r}; return it, or name another metric.')
+    totals = a.reduce(torch.tensor(list(sums.values()), dtype=torch.float32, device=a.device), 'sum').tolist()
+    found = dict(zip(sums, totals))
+    users = max(1., found.pop('n'))
+    return {k: v/users for k, v in found.items()}
+
 @patch
 def end_epoch(self:Trainer, epoch:int # counted from 1
              )->bool: # whether to go on
     "Write the curve, validate, and decide"
-    p, a, c = self.progress, self.accelerator, self.config
-    loss = a.reduce(torch.tensor(p.loss_sum, dtype=torch.float64, device='cpu' if a.device.type == 'cpu' else a.device).float(), 'sum').item()
-    row = dict(epoch=epoch, loss=loss/len(self.data), lr=learning_rate(p.step - 1, self.total, c))
+    p, c = self.progress, self.config
+    row = dict(epoch=epoch, loss=p.loss_sum/len(self.data), lr=learning_rate(p.step - 1, self.total, c))
     p.loss_sum = 0.
     if self.validate and (epoch % c.validate_every == 0 or epoch == c.epochs):
-        sums = self.validate(self.bare, a.process_index, a.num_processes)
-        totals = a.reduce(torch.tensor(list(sums.values()), dtype=torch.float32, device=a.device), 'sum').tolist()
-        means = {k: v/max(1., totals[list(sums).index('n')]) for k, v in zip(sums, totals) if k != 'n'}
-        row.update(means)
-        self.keep_best(means[self.metric], epoch)
+        row |= self.validation()
+        self.keep_best(row[self.metric], epoch)
     self.curve.append(row)
-    return not (c.patience and p.waited >= c.patience) and epoch < c.epochs
+    return epoch < c.epochs and not (c.patience and p.waited >= c.patience)
 
-# %% ../../nbs/08_train/01_loop.ipynb #1ccf7e13
-def log_lines(total:int, # steps of the run
-              done:int, # steps before this start
-              enabled:bool=True):
-    "A bar with the time left on a terminal; in a log, one line now and then"
-    tty = sys.stderr.isatty()
-    return tqdm(total=total, initial=done, desc='train', unit='step', disable=not enabled or bool(os.environ.get('GENTOK_QUIET')),
-                mininterval=.5 if tty else 20, ascii=not tty, dynamic_ncols=tty, leave=True)
+# %% ../../nbs/08_train/01_loop.ipynb #612f46cb
+class PlainLines:
+    "What `tqdm` is on a terminal, as occasional lines for a log"
+    def __init__(self, total:int, initial:int, seconds:float=20., # between two lines
+                 write:Callable=lambda line: print(line, file=sys.stderr, flush=True)):
+        self.total, self.n, self.first, self.write = total, initial, initial, write
+        self.seconds, self.start, self.last, self.note = seconds, time.time(), time.time(), ''
+    def __enter__(self): return self
+    def __exit__(self, *error): return None
+    def set_postfix_str(self, note:str)->None:
+        "What stands at the end of the next line"
+        self.note = note
+    def update(self)->None:
+        "Count a step, and write a line if it is time"
+        self.n += 1
+        now = time.time()
+        if now - self.last < self.seconds and self.n < self.total: return
+        left = (now - self.start)/max(1, self.n - self.first)*(self.total - self.n)
+        self.write(f'train: step {self.n:,} of {self.total:,}, {left/60:.1f} min left{self.note and ", "}{self.note}')
+        self.last = now
 
-# %% ../../nbs/08_train/01_loop.ipynb #84ed6d8e
+def progress_of(total:int, done:int, # steps of the run, and those before this start
+                enabled:bool=True):
+    "A bar on a terminal, lines in a log, nothing in a notebook"
+    notebook = 'ipykernel' in sys.modules or hasattr(builtins, 'get_ipython')
+    quiet = not enabled or notebook or bool(os.environ.get('GENTOK_QUIET'))
+    if sys.stderr.isatty() or quiet: return tqdm(total=total, initial=done, desc='train', unit='step', disable=quiet)
+    return PlainLines(total, done)
+
+# %% ../../nbs/08_train/01_loop.ipynb #8466022b
+@patch
+def tick(self:Trainer, always:bool=False)->None:
+    "Count the seconds, and write a checkpoint if it is time"
+    now = time.time()
+    self.progress.seconds += now - self.clock
+    self.clock = now
+    if not always and now - self.saved < self.config.checkpoint_seconds: return
+    self.save()
+    self.saved = time.time()
+
 @patch
 def fit(self:Trainer)->TrainResult: # and the model holds the best weights
     "Train, or go on training, to the end"
     self.resume()
-    p, c, started, saved = self.progress, self.config, time.time(), time.time()
-    before = p.seconds
-    with log_lines(self.total, p.step, self.leads) as bar:
+    p, n = self.progress, len(self.data)
+    self.clock = self.saved = time.time()
+    with progress_of(self.total, p.step, self.leads) as bar:
         while not p.finished:
-            epoch, done = divmod(p.step, len(self.data))
             self.model.train()
-            for index in self.data.epoch(epoch)[done:]:
-                p.loss_sum += self.step(index).item()
+            for index in self.data.epoch(p.step//n)[p.step % n:]:
+                loss = self.step(index).item()
+                if not math.isfinite(loss): raise ValueError(f'the loss is {loss} at step {p.step}, expected a number; lower lr (now {self.config.lr}).')
+                p.loss_sum += loss
                 bar.update()
-                last = p.step % len(self.data) == 0
-                if not last and time.time() - saved >= c.checkpoint_seconds:
-                    p.seconds = before + time.time() - started
-                    self.save(); saved = time.time()
-            p.finished = not self.end_epoch(epoch + 1)
-            p.seconds = before + time.time() - started
-            bar.set_postfix_str(' '.join(f'{k} {v:.4f}' for k, v in self.curve[-1].items() if k in ('loss', self.metric)))
-            if p.finished or time.time() - saved >= c.checkpoint_seconds: self.save(); saved = time.time()
+                if p.step % n: self.tick()
+            p.finished = not self.end_epoch(p.step//n)
+            shown = {k: v for k, v in self.curve[-1].items() if k in ('loss', self.metric)}
+            bar.set_postfix_str(' '.join(f'{k} {v:.4f}' for k, v in shown.items()))
+            self.tick(p.finished)
     self.load_best()
     return TrainResult(self.curve, p.best, p.best_epoch, p.step, p.seconds)
