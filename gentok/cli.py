@@ -195,12 +195,12 @@ def check_same_items(model:Path, known:Sequence, data:Path, found:Sequence)->Non
     raise ValueError(f'{model} knows {len(known):,} items and {data} has {len(found):,}, not the same '
                      'ones in the same order; evaluate on the data it was trained on.')
 
-# %% ../nbs/12_cli.ipynb #6df9091d
+# %% ../nbs/12_cli.ipynb #e0718bfb
 def demo_config(seed:int):
     "A budget of minutes on two cores"
     from gentok.papers.tiger import TigerConfig
-    return TigerConfig(epochs=24, batch_size=256, lr=5e-3, d_model=64, layers=2, dropout=.05, seed=seed,
-                       validate_every=4, text_dim=64, levels=3, codebook_size=16, tokenizer_epochs=300)
+    return TigerConfig(epochs=14, batch_size=64, lr=3e-3, d_model=64, layers=2, validate_every=4, seed=seed,
+                       text_dim=64, levels=2, codebook_size=24, tokenizer_epochs=1000)
 
 def demo(args:argparse.Namespace)->dict: # what `--json` prints
     "The main job on the embedded toy shop"

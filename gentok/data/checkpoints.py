@@ -6,7 +6,7 @@
 __all__ = ['Checkpoint', 'checkpoint_name', 'checkpoint_paths', 'outdated', 'save_checkpoint', 'read_checkpoint',
            'newest_checkpoint']
 
-# %% ../../nbs/01_data/11_checkpoints.ipynb #a27f37bb
+# %% ../../nbs/01_data/11_checkpoints.ipynb #30991f9c
 import hashlib
 import json
 import os
@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
 
 from .files import json_text, sync_folder, tensor_bytes, write_together
 
@@ -80,10 +79,10 @@ def read_checkpoint(path:str|Path # one folder `step-…`
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
         raise ValueError(f'{path} is damaged ({e}); go on from an older one, or delete it and begin again.') from None
 
-# %% ../../nbs/01_data/11_checkpoints.ipynb #190fad48
+# %% ../../nbs/01_data/11_checkpoints.ipynb #6b38940b
 def newest_checkpoint(folder:str|Path)->Checkpoint|None: # None where there is none
     "The newest checkpoint that is whole; damaged ones are passed over with a warning"
     for path in reversed(checkpoint_paths(folder)):
         try: return read_checkpoint(path)
-        except ValueError as e: warnings.warn(f'{e} It was passed over.')
+        except ValueError as e: warnings.warn(f'{e} It was passed over.', stacklevel=2)
     return None

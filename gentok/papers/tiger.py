@@ -6,10 +6,10 @@
 __all__ = ['TigerConfig', 'make_tokenizer', 'encoder_of', 'Prepared', 'unique_ids', 'prepare', 'Result', 'first_process', 'run',
            'write_result']
 
-# %% ../../nbs/11_papers/01_tiger.ipynb #3f86c288
+# %% ../../nbs/11_papers/01_tiger.ipynb #54aa7985
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
