@@ -195,12 +195,12 @@ def check_same_items(model:Path, known:Sequence, data:Path, found:Sequence)->Non
     raise ValueError(f'{model} knows {len(known):,} items and {data} has {len(found):,}, not the same '
                      'ones in the same order; evaluate on the data it was trained on.')
 
-# %% ../nbs/12_cli.ipynb #e0718bfb
+# %% ../nbs/12_cli.ipynb #09dc2f12
 def demo_config(seed:int):
     "A budget of minutes on two cores"
     from gentok.papers.tiger import TigerConfig
-    return TigerConfig(epochs=14, batch_size=64, lr=3e-3, d_model=64, layers=2, validate_every=4, seed=seed,
-                       text_dim=64, levels=2, codebook_size=24, tokenizer_epochs=1000)
+    return TigerConfig(epochs=12, batch_size=64, lr=3e-3, d_model=64, layers=2, validate_every=4, seed=seed,
+                       text_dim=64, levels=2, codebook_size=16, tokenizer_epochs=600)
 
 def demo(args:argparse.Namespace)->dict: # what `--json` prints
     "The main job on the embedded toy shop"
@@ -260,13 +260,13 @@ def add_settings(p:argparse.ArgumentParser, out:str|None=None # the folder if no
     p.add_argument('--set', action='append', default=[], metavar='key=value',
                    help='change a setting, such as epochs=20; may be repeated')
 
-# %% ../nbs/12_cli.ipynb #d8181c31
+# %% ../nbs/12_cli.ipynb #8e22e825
 def add_makers(commands)->None:
     "The commands that make something"
     p = add_command(commands, 'demo', demo, demo_text, 'the whole road on the toy shop, in minutes',
                     'gentok demo --out demo_out')
     add_settings(p, 'demo_out')
-    for name, n in (('items', 300), ('users', 2000)): p.add_argument(f'--{name}', type=at_least_one, default=n)
+    for name, n in (('items', 100), ('users', 2000)): p.add_argument(f'--{name}', type=at_least_one, default=n)
     p.add_argument('--seed', type=int, default=0)
     p = add_command(commands, 'tokenize', tokenize, tokenize_text, 'identifiers for a catalogue',
                     'gentok tokenize data/Office_Products --method rqvae --out out/ids')
