@@ -226,9 +226,10 @@ def demo_text(r:dict)->str:
     rows = {'semantic identifiers': r, 'random identifiers': r['random'], 'Bayes limit': r['limit']}
     lines = [f'{name:22}{m["recall@10"]:9.4f}{m["ndcg@10"]:9.4f}' for name, m in rows.items()]
     verdict = 'beat' if r['ndcg@10'] > r['random']['ndcg@10'] else 'did not beat'
-    share = f'reach {r["share_of_limit"]:.0%} of the limit'
+    share = f'reach {r["share_of_limit"]:.0%} of the limit in NDCG@10'
+    rates = f'{r["collision_rate"]:.1%} of the items shared their codes before they were made unique; invalid {r["invalid_rate"]:.1%}.'
     return '\n'.join([f'{"":22}Recall@10  NDCG@10', *lines,
-                      f'Semantic identifiers {verdict} random ones and {share}.', f'Look at {r["report"]}'])
+                      f'Semantic identifiers {verdict} random ones and {share}.', rates, f'Look at {r["report"]}'])
 
 # %% ../nbs/12_cli.ipynb #18aa826b
 class Parser(argparse.ArgumentParser):

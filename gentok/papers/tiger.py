@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
     seconds: float
 
 def unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str, seed:int=0)->ItemIds:
-    "Codes made unique; 'reassign' moves an item's last code to the nearest free codeword (UTGRec)"
+    "Codes made unique; 'reassign' moves last codes to the nearest free codeword (UTGRec), and earlier ones where a prefix is full"
     codes = tokenizer.encode(table)
     if policy != 'reassign': return resolve(codes, policy, tokenizer.sizes)
     if isinstance(tokenizer, RandomTokenizer):  # no codeword is near another

@@ -164,8 +164,8 @@ class Exact(NamedTuple):
     "The true top k of b users, with the proof"
     items: Tensor # b k: rows, best first; -1 where the catalogue is smaller
     scores: Tensor # b k: log p(item | history)
-    bound: Tensor # b: the best prefix closed unread; no better than the k-th score
-    opened: Tensor # b: prefixes opened
+    bound: Tensor # b: the best prefix closed unread, -inf where none was; no better than the k-th score
+    opened: Tensor # b: prefixes opened, besides the few of the beam search that goes before
     invalid: Tensor # b: always 0, as in `Ranked`
 
 @torch.inference_mode()
