@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from gentok.data.files import read_folder, write_folder
 from gentok.ids.vocabulary import Vocabulary
+from gentok.recommend.reader import Reader
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, load_weights, t5_config, tied_names
 
 few = settings(max_examples=12, deadline=None, derandomize=True)
@@ -39,7 +40,7 @@ def test_the_own_pass_equals_transformers(sizes, layers, seed, prefixes):
     others = [batch(model, seed=seed + 1 + i)[1] for i in range(prefixes - 1)]
     with torch.no_grad():
         many = torch.stack([shifted(model, x) for x in [labels, *others]], 1)  # b m l
-        ours = model.log_probs(model.decode(many, model.encode(inputs))[0])
+        ours = Reader(model).log_probs(Reader(model).decode(many, Reader(model).encode(inputs))[0])
         for m, x in enumerate([labels, *others]):
             assert (ours[:, m] - reference(model, inputs, x)).abs().max() < 1e-4
 
@@ -50,21 +51,22 @@ def test_the_cache_changes_nothing(seed, cut):
     inputs, labels = batch(model, seed=seed)
     tokens = shifted(model, labels)[:, None].expand(-1, 2, -1)
     with torch.no_grad():
+        model = Reader(model)
         encoded = model.encode(inputs)
         whole, _ = model.decode(tokens, encoded)
         first, cache = model.decode(tokens[..., :cut], encoded)
         rest, cache = model.decode(tokens[..., cut:], encoded, cache)
     assert (torch.cat([first, rest], 2) - whole).abs().max() < 1e-5
-    assert cache[0][0].shape == (4, 2, 2, 4, 8)
+    assert [c.shape for c in cache] == [(4, 2, 2, 2, 2, 8)]*4
 
 def test_padding_and_company_are_invisible():
     model = recommender()
     inputs, labels = batch(model)
     with torch.no_grad():
-        together = model.log_probs(model.decode(shifted(model, labels)[:, None], model.encode(inputs))[0])
+        together = Reader(model).log_probs(Reader(model).decode(shifted(model, labels)[:, None], Reader(model).encode(inputs))[0])
         for i in range(len(inputs)):
             alone = inputs[i:i+1, :int((inputs[i] != 0).sum())]
-            out = model.log_probs(model.decode(shifted(model, labels)[i:i+1, None], model.encode(alone))[0])
+            out = Reader(model).log_probs(Reader(model).decode(shifted(model, labels)[i:i+1, None], Reader(model).encode(alone))[0])
             assert (out[0] - together[i]).abs().max() < 1e-5
 
 def test_the_loss_is_the_mean_over_batch_and_levels():

@@ -7,6 +7,7 @@ from gentok.data.splits import Examples
 from gentok.ids.item_ids import ItemIds
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
+from gentok.recommend.reader import Reader
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig
 from gentok.search.beam import HistoryReader, as_examples, beam_search
 from gentok.search.exact import exact_top_k, score_items, search_exact, with_proof
@@ -85,9 +86,9 @@ def test_a_floor_too_high_is_noticed():
     model, trie, histories = shop()
     inputs = HistoryReader(model, trie, as_examples(histories, 40))(torch.tensor([0]))
     high = torch.tensor([-.01])
-    alone = search_exact(model, trie, inputs, high, 5, 4)
+    alone = search_exact(Reader(model), trie, inputs, high, 5, 4)
     assert (alone.items == -1).any() and alone.bound > alone.scores[:, -1]
-    mended = with_proof(model, trie, inputs, high, 5, 4)
+    mended = with_proof(Reader(model), trie, inputs, high, 5, 4)
     same_top(mended, score_items(model, trie, histories[:1]), 5)
     assert mended.bound <= mended.scores[:, -1] and mended.opened > alone.opened
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ids.trie import Trie
+from ..recommend.reader import reader_of
 from .beam import HistoryReader, as_examples, beam_search, in_order
 
 # %% ../../nbs/07_search/02_exact.ipynb #6cd3e512
@@ -45,8 +46,8 @@ def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
     examples = as_examples(histories, trie.n_items, model.config.max_history)
     read, training = HistoryReader(model, trie, examples), model.training
     order, targets = read.batches(batch_size), read.table[:-1].to(read.device)
-    model.eval()
-    parts = [Scores(score_batch(model, read(index), targets, chunk).cpu()) for index in order]
+    reader = reader_of(model.eval())
+    parts = [Scores(score_batch(reader, read(index), targets, chunk).cpu()) for index in order]
     model.train(training)
     return in_order(parts, order).scores
 
@@ -125,7 +126,7 @@ class Search(NamedTuple):
 def pick(x, which:Tensor # mask or index over users
         ):
     "The same structure for some of the users"
-    if isinstance(x, Tensor): return x[which]
+    if x is None or isinstance(x, Tensor): return x if x is None else x[which]
     parts = [pick(part, which) for part in x]
     return type(x)(*parts) if hasattr(x, '_fields') else parts
 
@@ -215,9 +216,9 @@ def exact_top_k(model:nn.Module, trie:Trie,
     floors = first.scores[:, -1] - 1e-3*first.scores[:, -1].abs().clamp(min=1)  # the beam's own rounding
     read, training, parts = HistoryReader(model, trie, examples), model.training, []
     trie, order = trie.to(read.device), read.batches(batch_size)
-    model.eval()
+    reader = reader_of(model.eval())
     for index in order:
-        found = with_proof(model, trie, read(index), floors[index].to(read.device), k, width)
+        found = with_proof(reader, trie, read(index), floors[index].to(read.device), k, width)
         parts.append(Exact(*(x.cpu() for x in found)))
     model.train(training)
     return in_order(parts, order)
