@@ -70,6 +70,7 @@ class Reader:
         self.decoder = [decoder_layer(block) for block in t5.decoder.block]
         cross = [block.layer[1].EncDecAttention for block in t5.decoder.block]
         self.cross = folded(t5.encoder.final_layer_norm, *(linear for a in cross for linear in (a.k, a.v)))
+        self.first = [F.linear(self.norm(self.embedding), layers[0].qkv) for layers in (self.encoder, self.decoder)]  # v 3hd
         self.out = self.embedding*t5.decoder.final_layer_norm.weight.detach()*c.d_model**-.5
         self.near = [stack.block[0].layer[0].SelfAttention for stack in (t5.encoder, t5.decoder)]
         self.biases = {}
@@ -78,6 +79,12 @@ class Reader:
         "T5's relative position bias, computed once for each length"
         if (decoder, t) not in self.biases: self.biases[decoder, t] = self.near[decoder].compute_bias(t, t)[0].detach()
         return self.biases[decoder, t]
+
+    def project(self, decoder:bool, i:int, x:Tensor, # ... d: input of layer i
+                tokens:Tensor)->Tensor: # ... 3hd: queries, keys and values
+        "What a layer's self-attention works with; in the first layer it depends on the token alone and is looked up"
+        if i == 0: return self.first[decoder][tokens]
+        return F.linear(self.norm(x), (self.encoder, self.decoder)[decoder][i].qkv)
 
     def norm(self, x:Tensor)->Tensor:
         "Divided by the root mean square; the scale is in the next matrix"
@@ -113,8 +120,8 @@ def encode(self:Reader, inputs:Tensor # b t: tokens of the history, padded on th
     if padding.any():
         mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, torch.finfo(x.dtype).min)[:, None, None]
         biases.append(mask)
-    for layer in self.encoder:
-        q, k, v = split(F.linear(self.norm(x), layer.qkv), 3, self.heads)
+    for i, layer in enumerate(self.encoder):
+        q, k, v = split(self.project(False, i, x, inputs), 3, self.heads)
         x = self.feed(x + F.linear(attend(q, k, v, *biases), layer.out), layer)
     both = F.linear(self.norm(x), self.cross).unflatten(-1, (len(self.decoder), 2, self.heads, -1))
     keys, values = both.permute(3, 0, 2, 4, 1, 5).contiguous()  # b layers h t d
@@ -143,7 +150,7 @@ def write(self:Reader, tokens:Tensor, # b m: the last token of each prefix
     bias = self.bias(True, len(past) + 1)[:, -1]  # h s
     here = x.new_empty(b, m, len(self.decoder), 2, self.heads, self.config.d_kv)
     for i, layer in enumerate(self.decoder):
-        q, k, v = F.linear(self.norm(x), layer.qkv).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = self.project(True, i, x, tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
         here[:, :, i, 0], here[:, :, i, 1] = k, v
         x = x + F.linear(look_back(q, [p[:, :, i].unbind(2) for p in [*past, here]], bias), layer.out)
         q = F.linear(self.norm(x), layer.ask).unflatten(-1, (self.heads, -1)).transpose(1, 2)
