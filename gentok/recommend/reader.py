@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
-
-from .t5 import GenerativeRecommender
 
 # %% ../../nbs/06_recommend/04_reader.ipynb #977ac7f7
 class EncoderLayer(NamedTuple):
@@ -62,15 +61,18 @@ class Encoded(NamedTuple):
 
 class Reader:
     "A trained T5 laid out for search; it does not follow later changes of the model"
-    def __init__(self, model:GenerativeRecommender):
+    def __init__(self, model:nn.Module # a GenerativeRecommender
+                ):
         t5, c = model.t5, model.config
-        self.vocabulary, self.config, self.heads, self.eps = model.vocabulary, c, c.num_heads, t5.config.layer_norm_epsilon
+        self.vocabulary, self.config = model.vocabulary, c
+        self.heads, self.eps = c.num_heads, t5.config.layer_norm_epsilon
         self.embedding = t5.shared.weight.detach()
         self.encoder = [encoder_layer(block) for block in t5.encoder.block]
         self.decoder = [decoder_layer(block) for block in t5.decoder.block]
         cross = [block.layer[1].EncDecAttention for block in t5.decoder.block]
         self.cross = folded(t5.encoder.final_layer_norm, *(linear for a in cross for linear in (a.k, a.v)))
-        self.first = [F.linear(self.norm(self.embedding), layers[0].qkv) for layers in (self.encoder, self.decoder)]  # v 3hd
+        both, rows = (self.encoder, self.decoder), self.norm(self.embedding)
+        self.first = [F.linear(rows, layers[0].qkv) for layers in both]  # v 3hd
         self.out = self.embedding*t5.decoder.final_layer_norm.weight.detach()*c.d_model**-.5
         self.near = [stack.block[0].layer[0].SelfAttention for stack in (t5.encoder, t5.decoder)]
         self.biases = {}
@@ -109,8 +111,6 @@ def split(x:Tensor, # b t (p h d)
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
 
 # %% ../../nbs/06_recommend/04_reader.ipynb #e5693b50
-from fastcore.basics import patch
-
 @patch
 def encode(self:Reader, inputs:Tensor # b t: tokens of the history, padded on the right
           )->Encoded:
@@ -179,7 +179,7 @@ def log_probs(self:Reader, states:Tensor # ... d: of `decode`
     return F.linear(self.norm(states), self.out).log_softmax(-1)
 
 # %% ../../nbs/06_recommend/04_reader.ipynb #dd903c38
-def reader_of(model:nn.Module # a GenerativeRecommender, or anything with `encode`, `decode` and `log_probs`
+def reader_of(model # a GenerativeRecommender, or anything with `encode`, `decode` and `log_probs`
              ):
     "What a search reads: a `Reader` of the model as it is now, or the model itself"
-    return Reader(model) if isinstance(model, GenerativeRecommender) else model
+    return model.reader() if hasattr(model, 'reader') else model

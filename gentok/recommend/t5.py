@@ -17,6 +17,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from ..data.files import read_folder, write_folder
 from ..ids.vocabulary import Vocabulary
+from .reader import Reader
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #ed68a65a
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class GenerativeRecommender(nn.Module):
                       decoder_input_ids=torch.cat([start, labels[:, :-1]], 1), use_cache=False)
         return F.cross_entropy(out.logits.flatten(0, 1), labels.flatten(),
                                label_smoothing=self.config.label_smoothing if self.training else 0.)
+
+    def reader(self)->Reader:
+        "The weights laid out for search, as they are now"
+        return Reader(self)
 
     def __repr__(self):
         n = sum(p.numel() for p in self.parameters())
