@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['typed', 'apply_settings', 'check_names', 'check_histories', 'nothing_left', 'tokenize', 'write_identifiers',
            'tokenize_text', 'run_method', 'metrics_text', 'ids_in', 'recommend', 'recommend_text', 'evaluate_model',
-           'config_of', 'check_same_items', 'demo_config', 'demo', 'demo_text', 'Parser', 'at_least_one', 'add_command',
-           'add_settings', 'add_makers', 'add_queries', 'parser', 'main']
+           'config_of', 'check_same_items', 'demo_config', 'demo', 'demo_text', 'bench', 'bench_text', 'Parser',
+           'at_least_one', 'add_command', 'add_settings', 'add_makers', 'add_bench', 'add_queries', 'parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #7706c882
 import argparse
@@ -199,7 +199,7 @@ def check_same_items(model:Path, known:Sequence, data:Path, found:Sequence)->Non
 def demo_config(seed:int):
     "A budget of minutes on two cores"
     from gentok.papers.tiger import TigerConfig
-    return TigerConfig(epochs=12, batch_size=64, lr=3e-3, d_model=64, layers=2, validate_every=4, seed=seed,
+    return TigerConfig(epochs=16, batch_size=64, lr=3e-3, d_model=64, layers=2, validate_every=4, seed=seed,
                        text_dim=64, levels=2, codebook_size=16, tokenizer_epochs=600)
 
 def demo(args:argparse.Namespace)->dict: # what `--json` prints
@@ -230,6 +230,21 @@ def demo_text(r:dict)->str:
     rates = f'{r["collision_rate"]:.1%} of the items shared their codes before they were made unique; invalid {r["invalid_rate"]:.1%}.'
     return '\n'.join([f'{"":22}Recall@10  NDCG@10', *lines,
                       f'Semantic identifiers {verdict} random ones and {share}.', rates, f'Look at {r["report"]}'])
+
+# %% ../nbs/12_cli.ipynb #1eede66c
+def bench(args:argparse.Namespace)->dict: # what `--json` prints
+    "The races, each line as it is done"
+    from gentok.bench import bench, machine
+    from gentok.data.formats import load
+    def say(line): print(line, file=sys.stderr, flush=True)
+    data, names = load(args.data) if args.data else None, tuple(args.rows.split(','))
+    rows = bench(data, names, args.users, args.repeats, args.epochs, args.vectors, say)
+    found = {r.name: dict(r._asdict(), ratio=r.ratio, reached=r.ratio >= r.mark) for r in rows}
+    return dict(machine=machine(), rows=found)
+
+def bench_text(r:dict)->str:
+    "A line for each row: the ratio and its mark"
+    return '\n'.join(f'{name:28}{row["ratio"]:6.1f}x of {row["peer"]} (mark {row["mark"]:g})' for name, row in r['rows'].items())
 
 # %% ../nbs/12_cli.ipynb #18aa826b
 class Parser(argparse.ArgumentParser):
@@ -280,6 +295,16 @@ def add_makers(commands)->None:
     p.add_argument('data', type=Path, help='a folder or a file')
     add_settings(p)
 
+def add_bench(commands)->None:
+    "The command that races"
+    p = add_command(commands, 'bench', bench, bench_text, 'every row of the speed table, ours against a named peer',
+                    'gentok bench --data data/Office_Products')
+    p.add_argument('--data', type=Path, help='a folder or a file; without it, a toy shop')
+    p.add_argument('--rows', default='free,trie,exact,training,codes', help='which of these, comma-separated (default: all, %(default)s)')
+    for name, default, text in (('users', 256, 'test users that are searched'), ('repeats', 5, 'runs of each'),
+                                ('epochs', 1, 'of training before the search'), ('vectors', 1_000_000, 'that are coded')):
+        p.add_argument(f'--{name}', type=at_least_one, default=default, help=text)
+
 def add_queries(commands)->None:
     "The commands that ask a saved model"
     p = add_command(commands, 'recommend', recommend, recommend_text, 'what comes next after a history',
@@ -302,6 +327,7 @@ def parser()->argparse.ArgumentParser:
     commands = main.add_subparsers(dest='command', required=True, metavar='command')
     add_makers(commands)
     add_queries(commands)
+    add_bench(commands)
     return main
 
 # %% ../nbs/12_cli.ipynb #cb599d78

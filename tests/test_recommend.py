@@ -165,3 +165,26 @@ def test_a_configuration_edited_by_hand_is_refused(tmp_path):
     config['recommender']['num_heads'] = 4
     (tmp_path/'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match='one was edited'): GenerativeRecommender.from_pretrained(tmp_path)
+
+@few
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 99))
+def test_gradients_are_those_of_transformers(sizes, layers, seed):
+    model = recommender(tuple(sizes), layers=layers, seed=seed)
+    inputs, labels = batch(model, seed=seed)
+    found = []
+    for loss in (model(inputs, labels), -reference(model, inputs, labels).gather(-1, labels[..., None]).mean()):
+        model.zero_grad()
+        loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, g in found[1].items(): assert (found[0][name] - g).abs().max() < 1e-4*max(1., g.abs().max().item()), name
+
+def test_dropout_follows_the_seed_and_ends_with_training():
+    model = recommender(dropout=.3).train()
+    inputs, labels = batch(model)
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(model(inputs, labels).item())
+    assert losses[0] == losses[1] != losses[2]
+    model.eval()
+    assert model(inputs, labels).item() == model(inputs, labels).item()

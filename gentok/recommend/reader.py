@@ -31,6 +31,7 @@ class DecoderLayer(NamedTuple):
     up: Tensor # ff d
     down: Tensor # d ff
 
+# %% ../../nbs/06_recommend/04_reader.ipynb #c401bb5f
 def folded(norm:nn.Module, *linears:nn.Linear)->Tensor: # rows of all of them
     "One matrix for a scale and the linear maps behind it"
     return torch.cat([l.weight.detach() for l in linears])*norm.weight.detach()
@@ -59,6 +60,7 @@ class Encoded(NamedTuple):
     values: Tensor # b layers h t d
     mask: Tensor|None # b 1 1 t: very negative at padding; None where there is none
 
+# %% ../../nbs/06_recommend/04_reader.ipynb #b062ee80
 class Reader:
     "A trained T5 laid out for search; it does not follow later changes of the model"
     def __init__(self, model:nn.Module # a GenerativeRecommender
@@ -105,6 +107,7 @@ def attend(q:Tensor, k:Tensor, v:Tensor, # b h s d, b h t d, b h t d
     for bias in biases: scores += bias
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
+# %% ../../nbs/06_recommend/04_reader.ipynb #03fe81e6
 def split(x:Tensor, # b t (p h d)
           parts:int, heads:int)->Tensor: # p b h t d
     "Parts and heads to the front"

@@ -17,6 +17,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from ..data.files import read_folder, write_folder
 from ..ids.vocabulary import Vocabulary
+from .forward import t5_logits
 from .reader import Reader
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #ed68a65a
@@ -59,10 +60,9 @@ class GenerativeRecommender(nn.Module):
                )->Tensor: # scalar: mean cross-entropy
         "The training loss"
         start = torch.full_like(labels[:, :1], self.vocabulary.start)
-        out = self.t5(input_ids=inputs, attention_mask=(inputs != self.vocabulary.pad).long(),
-                      decoder_input_ids=torch.cat([start, labels[:, :-1]], 1), use_cache=False)
-        return F.cross_entropy(out.logits.flatten(0, 1), labels.flatten(),
-                               label_smoothing=self.config.label_smoothing if self.training else 0.)
+        before, c = torch.cat([start, labels[:, :-1]], 1), self.config
+        logits = t5_logits(self.t5, inputs, before, self.vocabulary.pad, c.dropout if self.training else 0.)
+        return F.cross_entropy(logits, labels.flatten(), label_smoothing=c.label_smoothing if self.training else 0.)
 
     def reader(self)->Reader:
         "The weights laid out for search, as they are now"

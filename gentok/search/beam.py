@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.memory import kept_memory
 from ..data.splits import Examples
 from ..ids.sequences import batch_tokens
 from ..ids.trie import Trie
@@ -71,6 +72,7 @@ def trie_candidates(trie:Trie, level:int,
     longer = scores[..., None] + log_probs.gather(-1, tokens)
     return Candidates(children, tokens, longer.masked_fill(~valid, -torch.inf))
 
+# %% ../../nbs/07_search/01_beam.ipynb #0f4112d7
 def free_candidates(nodes:Tensor, scores:Tensor, log_probs:Tensor)->Candidates:
     "Every token of the vocabulary, whether or not it leads to an item"
     tokens = torch.arange(log_probs.shape[-1], device=log_probs.device).expand_as(log_probs)
@@ -84,6 +86,7 @@ class Beams(NamedTuple):
     tokens: Tensor # b m l: written so far
     parents: Tensor # b m: the beam of the level before that each one continues
 
+# %% ../../nbs/07_search/01_beam.ipynb #55d91f77
 def best_of(candidates:Candidates, # b m w
             written:Tensor, # b m l
             width:int, # beams to keep
@@ -125,6 +128,7 @@ class Trail(NamedTuple):
         "One position longer"
         return Trail([*self.caches, cache], [*(p.gather(1, parents) for p in self.places), parents])
 
+# %% ../../nbs/07_search/01_beam.ipynb #0c9a0c24
 def take(x, # Tensor, None, or a structure of tensors whose first axis is users
          users:Tensor):
     "The same structure for some users"
@@ -141,6 +145,7 @@ class Search(NamedTuple):
     free: bool
     chunk: int # beams opened at once
 
+# %% ../../nbs/07_search/01_beam.ipynb #3596b78b
 def open_beams(s:Search, level:int, now:Beams, trail:Trail,
                users:Tensor, # b': who still needs it
                part:slice, # which of their beams
@@ -251,8 +256,9 @@ def beam_search(model:nn.Module, trie:Trie,
     read, training, parts = HistoryReader(model, trie, examples), model.training, []
     trie, order = trie.to(read.device), read.batches(batch_size)
     reader = reader_of(model.eval())
-    for index in order:
-        found = search_batch(reader, trie, read(index), beams, k, free)
-        parts.append(Ranked(*(x.cpu() for x in to_ranked(trie, found, model.vocabulary.offsets, k, free))))
+    with kept_memory():
+        for index in order:
+            found = search_batch(reader, trie, read(index), beams, k, free)
+            parts.append(Ranked(*(x.cpu() for x in to_ranked(trie, found, model.vocabulary.offsets, k, free))))
     model.train(training)
     return in_order(parts, order)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.memory import kept_memory
 from ..ids.trie import Trie
 from ..recommend.reader import reader_of
 from .beam import HistoryReader, as_examples, beam_search, in_order
@@ -217,8 +218,9 @@ def exact_top_k(model:nn.Module, trie:Trie,
     read, training, parts = HistoryReader(model, trie, examples), model.training, []
     trie, order = trie.to(read.device), read.batches(batch_size)
     reader = reader_of(model.eval())
-    for index in order:
-        found = with_proof(reader, trie, read(index), floors[index].to(read.device), k, width)
-        parts.append(Exact(*(x.cpu() for x in found)))
+    with kept_memory():
+        for index in order:
+            found = with_proof(reader, trie, read(index), floors[index].to(read.device), k, width)
+            parts.append(Exact(*(x.cpu() for x in found)))
     model.train(training)
     return in_order(parts, order)

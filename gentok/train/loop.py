@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.files import atomic_write, fingerprint, tensor_bytes
+from ..data.memory import kept_memory
 from ..data.splits import Examples
 from ..ids.sequences import Batch, batch_tokens, length_batches
 
@@ -330,7 +331,7 @@ def fit(self:Trainer)->TrainResult: # and the model holds the best weights
     self.resume()
     p, n = self.progress, len(self.data)
     self.clock = self.saved = time.time()
-    with progress_of(self.total, p.step, self.leads) as bar:
+    with kept_memory(), progress_of(self.total, p.step, self.leads) as bar:
         while not p.finished:
             self.model.train()
             for index in self.data.epoch(p.step//n)[p.step % n:]:
