@@ -93,8 +93,8 @@ def test_pins_that_nbdev_needs():
 
 def test_every_import_of_the_package_is_a_requirement():
     as_required = {'sklearn': 'scikit-learn', 'scipy': 'scikit-learn', 'PIL': 'pillow', 'huggingface_hub': 'transformers',
-                   'tokenizers': 'transformers'}
-    required = {re.split(r'[<>=]', r)[0] for r in settings['requirements'].split()}
+                   'tokenizers': 'transformers', 'vector_quantize_pytorch': 'vector-quantize-pytorch'}
+    required = {re.split(r'[<>=]', r)[0] for key in ('requirements', 'bench_requirements') for r in settings[key].split()}
     optional = {'peft', 'diffusers', 'IPython', 'matplotlib_inline'}
     found = set()
     for path in (root/'gentok').rglob('*.py'):
