@@ -82,8 +82,7 @@ def test_every_definition_has_a_lesson_within_two_cells():
 def test_a_page_shows_what_it_exports():
     counts = {p.name: (sum(len(c.lines) for c in p.cells if c.exported), sum(len(c.lines) for c in p.cells if c.lesson))
               for p in exporting}
-    shown_elsewhere = {'13_bench.ipynb': .3}  # its rows are what `gentok bench` runs; the lessons hold what they rest on
-    none([f'nbs/{n}: {e} exported lines, {s} lesson lines' for n, (e, s) in counts.items() if s < shown_elsewhere.get(n, .6)*e])
+    none([f'nbs/{n}: {e} exported lines, {s} lesson lines' for n, (e, s) in counts.items() if s < .6*e])
 
 def test_lesson_cells_have_no_comments():
     troubles = []

@@ -11,8 +11,8 @@ from pathlib import Path
 from pages import copy_tree, pages, root
 from readme import readme_troubles
 
-page_seconds = float(os.environ.get('GENTOK_PAGE_SECONDS', 60))  # the aim is 20 on a free core; a busy machine may take three times as long
-book_seconds = float(os.environ.get('GENTOK_BOOK_SECONDS', 900)) # the aim is 300 on two free cores
+page_seconds = float(os.environ.get('GENTOK_PAGE_SECONDS', 30))  # the aim is 20 on a free core; half again for a busy one
+book_seconds = float(os.environ.get('GENTOK_BOOK_SECONDS', 450)) # the aim is 300 on two free cores; half again for busy ones
 _marker = re.compile(r'^[\s"]*(<{7}|>{7}|\|{7})(\s|\\n|$)', flags=re.M)
 
 def nbdev(command:str, cwd:Path, **kwargs) -> subprocess.CompletedProcess:
