@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['typed', 'apply_settings', 'check_names', 'check_histories', 'nothing_left', 'tokenize', 'write_identifiers',
            'tokenize_text', 'run_method', 'metrics_text', 'ids_in', 'recommend', 'recommend_text', 'evaluate_model',
-           'config_of', 'check_same_items', 'demo_config', 'demo', 'demo_text', 'bench', 'bench_text', 'Parser',
+           'config_of', 'check_same_items', 'demo_config', 'demo', 'demo_text', 'run_bench', 'bench_text', 'Parser',
            'at_least_one', 'add_command', 'add_settings', 'add_makers', 'add_bench', 'add_queries', 'parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #7706c882
@@ -232,7 +232,7 @@ def demo_text(r:dict)->str:
                       f'Semantic identifiers {verdict} random ones and {share}.', rates, f'Look at {r["report"]}'])
 
 # %% ../nbs/12_cli.ipynb #1eede66c
-def bench(args:argparse.Namespace)->dict: # what `--json` prints
+def run_bench(args:argparse.Namespace)->dict: # what `--json` prints
     "The races, each line as it is done"
     from gentok.bench import bench, machine
     from gentok.data.formats import load
@@ -297,7 +297,7 @@ def add_makers(commands)->None:
 
 def add_bench(commands)->None:
     "The command that races"
-    p = add_command(commands, 'bench', bench, bench_text, 'every row of the speed table, ours against a named peer',
+    p = add_command(commands, 'bench', run_bench, bench_text, 'every row of the speed table, ours against a named peer',
                     'gentok bench --data data/Office_Products')
     p.add_argument('--data', type=Path, help='a folder or a file; without it, a toy shop')
     p.add_argument('--rows', default='free,trie,exact,training,codes', help='which of these, comma-separated (default: all, %(default)s)')

@@ -12,7 +12,7 @@ import pytest
 
 script = Path(sys.executable).parent/'gentok'
 program = [str(script)] if script.exists() else [sys.executable, '-c', 'import sys; from gentok.cli import main; sys.exit(main())']
-commands = ('demo', 'tokenize', 'run', 'recommend', 'evaluate')
+commands = ('demo', 'tokenize', 'run', 'recommend', 'evaluate', 'bench')
 promised = 'recall@5 recall@10 ndcg@5 ndcg@10 users items collision_rate invalid_rate seconds config seed version'.split()
 small = ['codebook_size=4', 'levels=2', 'tokenizer_epochs=20', 'text_dim=6']
 tiny = [*small, 'epochs=12', 'd_model=16', 'layers=1', 'batch_size=32', 'validate_every=1']
@@ -226,20 +226,15 @@ def test_a_catalogue_alone_cannot_train(ask, catalogue, tmp_path):
     one_sentence(ask('run', 'tiger', catalogue, '--out', tmp_path/'out'), 'without histories', 'gentok tokenize')
     assert not list(tmp_path.iterdir())
 
-def test_histories_too_short(ask, shop, tmp_path):
+@pytest.mark.parametrize('rows, words', [
+    (['ann,10,1', 'ann,11,2', 'ann,12,3'], ['3 items', '4 or more']),  # too short to be split
+    (['ann,10,1', 'ann,99,2'], ['interactions.csv', '99'])])  # an item that is not there
+def test_a_fault_in_the_histories_is_named(ask, shop, tmp_path, rows, words):
     home = tmp_path/'hasty'
     home.mkdir()
     (home/'items.csv').write_text((shop/'items.csv').read_text())
-    (home/'interactions.csv').write_text('user,item,time\nann,10,1\nann,11,2\nann,12,3\n')
-    one_sentence(ask('run', 'tiger', home, '--out', tmp_path/'out'), '3 items', '4 or more')
-    assert not (tmp_path/'out').exists()
-
-def test_a_fault_in_the_data_is_named(ask, shop, tmp_path):
-    home = tmp_path/'torn'
-    home.mkdir()
-    (home/'items.csv').write_text((shop/'items.csv').read_text())
-    (home/'interactions.csv').write_text('user,item,time\nann,10,1\nann,99,2\n')
-    one_sentence(ask('run', 'tiger', home, '--out', tmp_path/'out'), 'interactions.csv', '99')
+    (home/'interactions.csv').write_text('\n'.join(['user,item,time', *rows, '']))
+    one_sentence(ask('run', 'tiger', home, '--out', tmp_path/'out'), *words)
     assert not (tmp_path/'out').exists()
 
 def test_out_is_a_file(ask, shop, tmp_path):

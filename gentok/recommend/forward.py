@@ -116,7 +116,7 @@ def ask_states(q:Tensor, # b h s d: queries
     return back.view(h, b, s, d).transpose(0, 1)
 
 # %% ../../nbs/06_recommend/05_forward.ipynb #93cb5b7a
-def heads(x:Tensor, # (b t) (p h d)
+def heads(x:Tensor, # (b t) (p h d), or b t (p h d)
           b:int, parts:int, h:int)->tuple: # p times b h t d
     "One view per part and head"
     return x.view(b, -1, parts, h, x.shape[-1]//parts//h).permute(2, 0, 3, 1, 4).unbind(0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['score_batch', 'Scores', 'score_items', 'Frontier', 'take', 'next_log_probs', 'children_of', 'prune', 'merge_items',
-           'Search', 'pick', 'begin', 'open_best', 'Exact', 'search_exact', 'with_proof', 'exact_top_k']
+           'Search', 'begin', 'open_best', 'Exact', 'search_exact', 'with_proof', 'exact_top_k']
 
 # %% ../../nbs/07_search/02_exact.ipynb #267f998c
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data.memory import kept_memory
 from ..ids.trie import Trie
 from ..recommend.reader import reader_of
-from .beam import HistoryReader, as_examples, beam_search, in_order
+from .beam import HistoryReader, as_examples, beam_search, in_order, pick, rows
 
 # %% ../../nbs/07_search/02_exact.ipynb #6cd3e512
 @torch.inference_mode()
@@ -63,9 +63,7 @@ class Frontier(NamedTuple):
 def take(frontier:Frontier, index:Tensor # b w: places
         )->Frontier:
     "Some of each user's prefixes"
-    last = frontier.tokens.shape[-1]
-    return Frontier(*(x.gather(1, index) for x in frontier[:3]),
-                    frontier.tokens.gather(1, index[..., None].expand(-1, -1, last)))
+    return Frontier(*(rows(x, index) for x in frontier))
 
 # %% ../../nbs/07_search/02_exact.ipynb #64ef99d3
 def next_log_probs(model:nn.Module, encoded, # of the b users
@@ -123,13 +121,6 @@ class Search(NamedTuple):
     floor: Tensor # b: a score that k items are known to reach
     bound: Tensor # b: best prefix closed so far
     opened: Tensor # b: prefixes opened so far
-
-def pick(x, which:Tensor # mask or index over users
-        ):
-    "The same structure for some of the users"
-    if x is None or isinstance(x, Tensor): return x if x is None else x[which]
-    parts = [pick(part, which) for part in x]
-    return type(x)(*parts) if hasattr(x, '_fields') else parts
 
 # %% ../../nbs/07_search/02_exact.ipynb #90a50553
 def begin(model:nn.Module, trie:Trie, inputs:Tensor, # b t
