@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Ranked', 'as_examples', 'checked', 'Candidates', 'trie_candidates', 'free_candidates', 'Beams', 'rows', 'best_of',
            'merge', 'Trail', 'pick', 'Search', 'open_beams', 'extend', 'search_batch', 'to_ranked', 'HistoryReader',
-           'in_order', 'beam_search']
+           'in_order', 'reading', 'beam_search']
 
 # %% ../../nbs/07_search/01_beam.ipynb #473426c0
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data.memory import kept_memory
 from ..data.splits import Examples
+from ..data.threads import side_by_side
 from ..ids.sequences import batch_tokens
 from ..ids.trie import Trie
 from ..recommend.reader import reader_of
@@ -235,12 +237,29 @@ class HistoryReader:
         "The tokens of some examples"
         return batch_tokens(self.examples, index, self.table, self.users).inputs.to(self.device)
 
-def in_order(parts:list, # one NamedTuple of tensors per batch
+    def answers(self, answer, # example numbers -> a NamedTuple of tensors
+                order:list):
+        "One batch for each core of a processor; one after the other elsewhere"
+        return in_order(side_by_side(answer, order, None if self.device.type == 'cpu' else 1), order)
+
+def in_order(parts, # an iterator: one NamedTuple of tensors per batch
              order:list # the example numbers of each batch
             ):
-    "Batches joined, and every user back at their own place"
-    back = torch.cat(order).argsort()
-    return type(parts[0])(*(torch.cat(column)[back.to(column[0].device)] for column in zip(*parts)))
+    "Every user's answer at their own place, written when its batch arrives"
+    whole = None
+    for index, part in zip(order, parts):
+        whole = whole or type(part)(*(x.new_empty(sum(map(len, order)), *x.shape[1:], device='cpu') for x in part))
+        for places, x in zip(whole, part): places[index] = x.cpu()
+    return whole
+
+# %% ../../nbs/07_search/01_beam.ipynb #0971014c
+@contextmanager
+def reading(model:nn.Module):
+    "What a search reads; afterwards, and after an error, the model is in the mode that it was in"
+    training = model.training
+    try:
+        with kept_memory(): yield reader_of(model.eval())
+    finally: model.train(training)
 
 # %% ../../nbs/07_search/01_beam.ipynb #c550a7e5
 @torch.no_grad()
@@ -249,17 +268,15 @@ def beam_search(model:nn.Module, trie:Trie,
                 beams:int=50, # prefixes kept for each user
                 k:int=10, # items returned
                 free:bool=False, # without the trie, for comparison with papers that search so
-                batch_size:int=256 # users at once; memory grows with it
+                batch_size:int=64 # users at once on each core; memory grows with it
                )->Ranked:
     "The k most probable items that a beam search finds"
     if not beams >= k >= 1: raise ValueError(f'{beams} beams and k={k}, expected beams >= k >= 1; raise beams.')
     examples = as_examples(histories, trie.n_items, model.config.max_history)
-    read, training, parts = HistoryReader(model, trie, examples), model.training, []
+    read = HistoryReader(model, trie, examples)
     trie, order = trie.to(read.device), read.batches(batch_size)
-    reader = reader_of(model.eval())
-    with kept_memory():
-        for index in order:
-            found = search_batch(reader, trie, read(index), beams, k, free)
-            parts.append(Ranked(*(x.cpu() for x in to_ranked(trie, found, model.vocabulary.offsets, k, free))))
-    model.train(training)
-    return in_order(parts, order)
+
+    def answer(index):
+        found = search_batch(reader, trie, read(index), beams, k, free)
+        return to_ranked(trie, found, model.vocabulary.offsets, k, free)
+    with reading(model) as reader: return read.answers(answer, order)

@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.memory import kept_memory
 from ..ids.trie import Trie
-from ..recommend.reader import reader_of
-from .beam import HistoryReader, as_examples, beam_search, in_order, pick, rows
+from .beam import HistoryReader, as_examples, beam_search, pick, reading, rows
 
 # %% ../../nbs/07_search/02_exact.ipynb #6cd3e512
 @torch.inference_mode()
@@ -45,12 +43,10 @@ def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
                )->Tensor: # b n: log p(item | history)
     "Brute force: the log-probability of every item"
     examples = as_examples(histories, trie.n_items, model.config.max_history)
-    read, training = HistoryReader(model, trie, examples), model.training
+    read = HistoryReader(model, trie, examples)
     order, targets = read.batches(batch_size), read.table[:-1].to(read.device)
-    reader = reader_of(model.eval())
-    parts = [Scores(score_batch(reader, read(index), targets, chunk).cpu()) for index in order]
-    model.train(training)
-    return in_order(parts, order).scores
+    def answer(index): return Scores(score_batch(reader, read(index), targets, chunk))
+    with reading(model) as reader: return read.answers(answer, order).scores
 
 # %% ../../nbs/07_search/02_exact.ipynb #ef684c15
 class Frontier(NamedTuple):
@@ -198,7 +194,7 @@ def exact_top_k(model:nn.Module, trie:Trie,
                 histories, # Examples, or a list of lists of rows
                 k:int=10, # items returned
                 width:int=16, # prefixes opened per user and round; changes the speed, not the answer
-                batch_size:int=64 # users at once; memory grows with it
+                batch_size:int=64 # users at once on each core; memory grows with it
                )->Exact:
     "The k most probable items of the whole catalogue, with the proof that none is better"
     if k < 1 or width < 1: raise ValueError(
@@ -206,12 +202,8 @@ def exact_top_k(model:nn.Module, trie:Trie,
     examples = as_examples(histories, trie.n_items, model.config.max_history)
     first = beam_search(model, trie, examples, max(k, width), k, batch_size=batch_size)
     floors = first.scores[:, -1] - 1e-3*first.scores[:, -1].abs().clamp(min=1)  # the beam's own rounding
-    read, training, parts = HistoryReader(model, trie, examples), model.training, []
+    read = HistoryReader(model, trie, examples)
     trie, order = trie.to(read.device), read.batches(batch_size)
-    reader = reader_of(model.eval())
-    with kept_memory():
-        for index in order:
-            found = with_proof(reader, trie, read(index), floors[index].to(read.device), k, width)
-            parts.append(Exact(*(x.cpu() for x in found)))
-    model.train(training)
-    return in_order(parts, order)
+
+    def answer(index): return with_proof(reader, trie, read(index), floors[index].to(read.device), k, width)
+    with reading(model) as reader: return read.answers(answer, order)

@@ -100,11 +100,12 @@ def encode(self:Tokenizer,
     "The codes of each item, seen in training or not"
     table, training, device = self.checked(table), self.training, self.fitted.device
     self.eval()
-    ids = table.ids
-    codes = [self.codes_of(x.to(device), ids[batch*i:batch*(i+1)]).cpu()
-             for i, x in enumerate(table.matrix.split(batch))]
+    ids, codes, first = table.ids, torch.empty(len(table), len(self.sizes), dtype=torch.long), 0
+    for x in table.matrix.split(batch):
+        codes[first:first + len(x)] = self.codes_of(x.to(device), ids[first:first + len(x)])
+        first += len(x)
     self.train(training)
-    return torch.cat(codes)
+    return codes
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #c1f4360a
 @patch
