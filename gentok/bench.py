@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['rows_known', 'alone', 'Row', 'timed', 'race', 'limited', 'Field', 'lay_out', 'allowed_after', 'Written', 'generate',
-           'same_ten', 'search_row', 'exact_row', 'usual_loss', 'padded', 'step', 'copy_of', 'spread', 'training_row',
+           'same_ten', 'search_row', 'exact_row', 'Usual', 'Padded', 'trainer_of', 'spread', 'training_row',
            'same_codes', 'codes_row', 'Given', 'usual_epoch', 'rqvae_row', 'same_tokenizer', 'held', 'peak_memory',
-           'nbytes', 'memory_job', 'memory_row', 'large_row', 'machine', 'bench']
+           'memory_job', 'memory_row', 'large_row', 'machine', 'bench']
 
 # %% ../nbs/13_bench.ipynb #9c4057bc
 import platform
@@ -32,7 +32,7 @@ from .embed.table import EmbeddingTable
 from .embed.text import TextEncoder
 from .evaluate.full_ranking import evaluate
 from .ids.collisions import resolve
-from .ids.sequences import item_tokens
+from .ids.sequences import Batch, item_tokens, random_state
 from .ids.trie import Trie
 from .ids.vocabulary import Vocabulary
 from .quantize.health import health
@@ -189,33 +189,37 @@ def exact_row(field:Field, users:Examples, repeats:int=5)->Row:
     return race('exact top 10', ours, peer, checked, users.n, 'users', 'transformers.generate, 50 beams', 1., repeats)
 
 # %% ../nbs/13_bench.ipynb #1ff2aaf3
-def usual_loss(model:GenerativeRecommender, inputs:Tensor, labels:Tensor)->Tensor:
-    "The loss by transformers' own forward pass"
-    start = torch.full_like(labels[:, :1], model.vocabulary.start)
-    logits = model.t5(input_ids=inputs, attention_mask=(inputs != model.vocabulary.pad).long(),
-                      decoder_input_ids=torch.cat([start, labels[:, :-1]], 1), use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+class Usual(GenerativeRecommender):
+    "The same weights through transformers' own forward pass"
+    in_shares = False
+    def forward(self, inputs:Tensor, labels:Tensor)->Tensor: # scalar
+        "The loss"
+        start = torch.full_like(labels[:, :1], self.vocabulary.start)
+        logits = self.t5(input_ids=inputs, attention_mask=(inputs != self.vocabulary.pad).long(),
+                         decoder_input_ids=torch.cat([start, labels[:, :-1]], 1), use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 # %% ../nbs/13_bench.ipynb #4f8398f7
-def padded(data:Sequences, index:Tensor, width:int)->list:
-    "A batch as wide as twenty items make it"
-    inputs, *rest = data.batch(index)
-    return [F.pad(inputs, (0, width - inputs.shape[1])), *rest]
+class Padded(Sequences):
+    "The same examples in random order, every batch as wide as the longest history may be"
+    def __init__(self, data:Sequences, items:int=20):
+        super().__init__(data.examples, data.table, data.batch_size, data.seed)
+        self.width = data.table.shape[1]*items + 1
+    def epoch(self, number:int)->list:
+        "Examples as they come"
+        return list(torch.randperm(self.examples.n, generator=random_state(self.seed, number)).split(self.batch_size))
+    def batch(self, index:Tensor)->Batch:
+        "Wide"
+        inputs, labels = super().batch(index)
+        return Batch(F.pad(inputs, (0, self.width - inputs.shape[1])), labels)
 
-def step(model:GenerativeRecommender, optimiser, loss_of:Callable, batch:list)->float:
-    "Forward, backward, clip, update"
-    loss = loss_of(*batch)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
-    optimiser.step()
-    optimiser.zero_grad()
-    return loss.item()
+def trainer_of(kind:type, # GenerativeRecommender or Usual
+               field:Field, data:Sequences, lr:float=1e-4)->Trainer:
+    "A trainer of an untrained model of the field's shape"
+    model = kind(field.model.vocabulary, field.model.config, data.seed)
+    return Trainer(model, data, TrainConfig(1, data.batch_size, lr, warmup=.1, seed=data.seed))
 
 # %% ../nbs/13_bench.ipynb #4d3529d3
-def copy_of(model:GenerativeRecommender, seed:int=0)->GenerativeRecommender:
-    "An untrained one of the same shape"
-    return GenerativeRecommender(model.vocabulary, model.config, seed).train()
-
 def spread(batches:list, n:int)->list:
     "Every few batches"
     return batches[::max(1, len(batches)//n)][:n]
@@ -223,22 +227,18 @@ def spread(batches:list, n:int)->list:
 # %% ../nbs/13_bench.ipynb #32ece0f7
 def training_row(field:Field, repeats:int=5, batches:int=12)->Row:
     "Training examples per second"
-    data, theirs = field.data, copy_of(field.model)
-    trainer = Trainer(copy_of(field.model), data, TrainConfig(1, data.batch_size, 1e-4, seed=data.seed))
-    optimiser, order = torch.optim.AdamW(theirs.parameters(), 1e-4, weight_decay=.05), data.epoch(0)
-    by_length = spread(sorted(order, key=lambda i: data.batch(i)[0].shape[1]), batches)
-    mixed = torch.randperm(sum(map(len, order)), generator=torch.Generator().manual_seed(0))
-    mixed = mixed.split(data.batch_size)[:max(1, batches//4)]
-    width = field.trie.L*field.model.config.max_history + 1
+    data, wide = field.data, Padded(field.data)
+    ours, theirs = trainer_of(GenerativeRecommender, field, data), trainer_of(Usual, field, wide)
+    by_length = spread(sorted(data.epoch(0), key=lambda i: data.batch(i)[0].shape[1]), batches)
+    mixed = wide.epoch(0)[:max(1, batches//4)]
 
     def train_ours():
-        with kept_memory(): return [trainer.step(i).item() for i in by_length]
-    def train_theirs():
-        return [step(theirs, optimiser, lambda *b: usual_loss(theirs, *b), padded(data, i, width)) for i in mixed]
+        with kept_memory(): return [ours.step(i).item() for i in by_length]
+    def train_theirs(): return [theirs.step(i).item() for i in mixed]
     def same(a, b):
-        one, model = data.batch(order[0]), trainer.bare.eval()
-        x, y = model(*one).item(), usual_loss(model, *one).item()
-        model.train()
+        one, peer = data.batch(by_length[0]), Usual(field.model.vocabulary, field.model.config).eval()
+        peer.load_state_dict(field.model.state_dict())
+        x, y = field.model(*one).item(), peer(*one).item()
         if abs(x - y) > 1e-3: raise ValueError(
             f'the losses are {x:.4f} and {y:.4f} with the same weights, expected the same; this is a bug.')
         return 'same loss with the same weights'
@@ -350,37 +350,31 @@ def peak_memory(work:Callable)->tuple: # bytes beyond what was held before, resu
     before, result = held('VmRSS'), work()
     return held('VmHWM') - before, result
 
-def nbytes(x)->int:
-    "Of all tensors in a structure"
-    if isinstance(x, Tensor): return x.nbytes
-    return sum(map(nbytes, x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()))
-
 # %% ../nbs/13_bench.ipynb #8c54a20c
-def memory_job(kind:str, n:int, seed:int=0)->float: # bytes beyond input and answer
+def memory_job(kind:str, n:int, seed:int=0)->int: # bytes beyond the input
     "A tokenizer codes n vectors, or a small model answers n users"
     gen = torch.Generator().manual_seed(seed)
     if kind == 'tokenize':
-        x = torch.randn(n, 32, generator=gen)
-        tokenizer = ResidualKMeans(levels=3, K=256, seed=seed).fit(x[:4096])
-        def work(m): return tokenizer.encode(EmbeddingTable(range(m), x[:m], 'noise'))
+        tables = [EmbeddingTable(range(m), torch.randn(m, 32, generator=gen), 'noise') for m in (4096, n)]
+        tokenizer = ResidualKMeans(levels=3, K=256, seed=seed).fit(tables[0])
+        work = tokenizer.encode
     else:
         ids = resolve(torch.randint(0, 16, (300, 2), generator=gen), 'suffix')
         model, trie = GenerativeRecommender(Vocabulary(ids.sizes), RecommenderConfig(16, 32, 1, 16, 1)), Trie(ids)
         rows, start = torch.randint(0, 300, (4*n,), generator=gen), 4*torch.arange(n)
-        def work(m): return evaluate(model, trie, Examples(rows, start[:m], start[:m] + 3, torch.arange(m), 0), beams=20)
-    work(1000)  # what is made once and kept
-    peak, answer = peak_memory(lambda: work(n))
-    return peak - nbytes(answer)
+        tables = [Examples(rows, start[:m], start[:m] + 3, torch.arange(m), 0) for m in (1000, n)]
+        def work(users): return evaluate(model, trie, users, beams=20)
+    work(tables[0])  # what is made once and kept
+    return peak_memory(lambda: work(tables[1]))[0]
 
-def memory_row(kind:str, n:int, most:float=1.5 # times as much for ten times the work
+def memory_row(kind:str, n:int, most:float # bytes
               )->Row:
-    "How memory grows when the work does"
-    command = f'from gentok.bench import memory_job; print(memory_job({kind!r}, NUMBER))'
-    small, large = (float(subprocess.run([sys.executable, '-c', command.replace('NUMBER', str(m))],
-                                         capture_output=True, text=True, check=True).stdout) for m in (n, 10*n))
-    what = 'vectors' if kind == 'tokenize' else 'users'
-    note = f'{small/2**20:.0f} MiB beyond the answer for {n:,} {what}, {large/2**20:.0f} MiB for {10*n:,}'
-    return limited(f'memory to {kind}', (large/small,), most, 'times for ten times the work', note)
+    "What each vector, or each user, adds to the worst moment"
+    command, what = 'from gentok.bench import memory_job; print(memory_job({!r}, {}))', dict(tokenize='vector', evaluate='user')[kind]
+    small, large = (int(subprocess.run([sys.executable, '-c', command.format(kind, m)],
+                                       capture_output=True, text=True, check=True).stdout) for m in (n, 10*n))
+    note = f'{small/2**20:.0f} MiB for {n:,} {what}s, {large/2**20:.0f} MiB for {10*n:,}, the answer included'
+    return limited(f'memory to {kind}', (max(1, large - small)/(9*n),), most, f'bytes a {what}', note)
 
 # %% ../nbs/13_bench.ipynb #31ffd62d
 def large_row(n:int=10_000_000, L:int=4, K:int=256, seed:int=0)->Row:
@@ -426,7 +420,7 @@ def bench(dataset:Dataset|None=None, # None: a toy shop
     make = dict(free=lambda: [search_row(field, some, True, repeats)], trie=lambda: [search_row(field, some, False, repeats)],
                 exact=lambda: [exact_row(field, some, repeats)], training=lambda: [training_row(field, repeats)],
                 codes=lambda: [codes_row(vectors, repeats=repeats)], rqvae=lambda: [rqvae_row(field, repeats=repeats)],
-                memory=lambda: [memory_row('tokenize', vectors//10), memory_row('evaluate', 20*users)],
+                memory=lambda: [memory_row('tokenize', vectors//10, 64), memory_row('evaluate', 20*users, 512)],
                 large=lambda: [large_row(10*vectors)])
     for row in (row for name in names for row in make[name]()):
         rows.append(row)
