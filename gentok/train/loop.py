@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..data.files import atomic_write, fingerprint, tensor_bytes
+from ..data.files import atomic_write, fingerprint, tensor_bytes, tensor_digest
 from ..data.memory import kept_memory
 from ..data.splits import Examples
 from ..ids.sequences import Batch, batch_tokens, length_batches
@@ -55,12 +55,13 @@ class Sequences:
              )->Batch:
         "The tokens of some examples"
         return batch_tokens(self.examples, index, self.table, self.user_tokens)
+    def weight(self, index:Tensor)->int:
+        "How many targets the loss of these examples is a mean of"
+        return len(index)
     @cached_property
     def digest(self)->str: # eight hexadecimal digits that change with any number in the data
-        e, found = self.examples, hashlib.sha256()
-        parts = [t for t in (e.items, e.start, e.stop, self.table, self.user_tokens) if t is not None]
-        for t in parts: found.update(t.numpy().tobytes())
-        return found.hexdigest()[:8]
+        e = self.examples
+        return tensor_digest(e.items, e.start, e.stop, self.table, self.user_tokens)
     def __repr__(self): return f'Sequences({self.examples.n:,} examples, {len(self)} batches of {self.batch_size})'
 
 # %% ../../nbs/08_train/01_loop.ipynb #df676f4a
@@ -167,7 +168,7 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
     batch = [x.to(a.device) for x in self.data.batch(mine if len(mine) else index[:1])]
     for group in self.optimiser.param_groups: group['lr'] = learning_rate(p.step, self.total, c)
     with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16):
-        loss = self.model(*batch)*(len(mine)/len(index))
+        loss = self.model(*batch)*(self.data.weight(mine)/self.data.weight(index))
     a.backward(loss*a.num_processes)  # gradients are averaged over processes
     a.clip_grad_norm_(self.model.parameters(), c.clip)
     self.optimiser.step()
