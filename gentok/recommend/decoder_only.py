@@ -6,7 +6,7 @@
 __all__ = ['in_blocks', 'with_answer', 'counted', 'block_logits', 'DecoderOnly', 'Spans', 'spans', 'UserBatch', 'UserSequences',
            'Kept', 'CausalReader', 'look_around']
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #3ccc45d6
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #3fe2b196
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,13 +18,13 @@ from transformers import T5EncoderModel
 
 from ..data.files import tensor_digest
 from ..data.splits import Examples
-from ..ids.sequences import Batch, batch_tokens, budget_batches
+from ..ids.sequences import batch_tokens, budget_batches
 from ..ids.vocabulary import Vocabulary
 from .forward import Pass, causal_bias, heads
 from .reader import Reader, attend, encoder_layer, near_scores, near_values
 from .t5 import Recommender, RecommenderConfig
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #387c510d
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #dfb58acc
 def in_blocks(inputs:Tensor, # b t: histories as `batch_tokens` makes them, the start token behind the last item
               v:Vocabulary
              )->Tensor: # b t'
@@ -39,6 +39,7 @@ def in_blocks(inputs:Tensor, # b t: histories as `batch_tokens` makes them, the 
     start = torch.where(items[..., :1] == v.pad, v.pad, v.start)
     return torch.cat([inputs[:, :user], torch.cat([start, items], -1).flatten(1)], 1)
 
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #e3628f8f
 def with_answer(blocks:Tensor, # b t
                 labels:Tensor, # b l: tokens of the target
                 v:Vocabulary)->Tensor: # b t+l+1
@@ -47,7 +48,7 @@ def with_answer(blocks:Tensor, # b t
     at = (blocks != v.pad).sum(1, keepdim=True) + torch.arange(v.L + 1, device=blocks.device)
     return F.pad(blocks, (0, v.L + 1), value=v.pad).scatter(1, at, answer)
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #6a294c4a
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #1361701e
 def counted(tokens:Tensor, # b t
             counts:Tensor, # b: items, from the end
             v:Vocabulary)->Tensor: # b t: bool
@@ -56,7 +57,7 @@ def counted(tokens:Tensor, # b t
     place = code.flip(1).cumsum(1).flip(1)  # 1 for the last code, then 2, …
     return code & (place <= v.L*counts[:, None])
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #215abf4c
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #55526dca
 def block_logits(t5:nn.Module, # T5EncoderModel
                  tokens:Tensor, # b t: in blocks, padded on the right
                  here:Tensor, # b t: bool, where the next token is a target
@@ -71,7 +72,7 @@ def block_logits(t5:nn.Module, # T5EncoderModel
         x = run.feed(x, block.layer[1])
     return run.logits(x, stack.final_layer_norm)
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #19eae754
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #7d876d8e
 class DecoderOnly(Recommender):
     "A causal transformer with T5's layers, from scratch over a vocabulary of codes"
     body = T5EncoderModel
@@ -101,7 +102,7 @@ class DecoderOnly(Recommender):
     @property
     def depth(self)->str: return f'{self.config.num_layers} layers'
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #782b3507
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #bd0a1929
 class Spans(NamedTuple):
     "A few examples that teach what many do"
     examples: Examples # each with its history and its last target
@@ -121,13 +122,14 @@ def spans(examples:Examples # of training: every target with its history
     ends = new.roll(-1) | (past >= 0) & (past % stride == 0)
     return Spans(e.select(ends), ends.nonzero()[:, 0].diff(prepend=torch.tensor([-1])))
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #0ef9ace9
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #e9d83e18
 class UserBatch(NamedTuple):
     "What `DecoderOnly` is trained on"
     inputs: Tensor # b t: as in `Batch`
     labels: Tensor # b l
     counts: Tensor # b: how many items at the end are targets
 
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #f336608f
 class UserSequences:
     "Whole users as token batches, in an order that follows from (seed, epoch); for `Trainer`"
     def __init__(self, examples:Examples, # histories with their targets
@@ -166,13 +168,14 @@ class UserSequences:
         return (f'UserSequences({self.targets:,} targets in {self.examples.n:,} sequences, '
                 f'{len(self)} batches of {self.batch_size} targets)')
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #d1602478
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #342f1795
 class Kept(NamedTuple):
     "What the layers keep of b histories"
     keys: Tensor # b layers h t d
     values: Tensor # b layers h t d
     bias: Tensor # b L h t: by the distance of each answer's position; very negative at padding
 
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #1be4e85c
 class CausalReader(Reader):
     "A trained `DecoderOnly` laid out for search; it does not follow later changes of the model"
     def __init__(self, model:nn.Module # a DecoderOnly
@@ -190,7 +193,7 @@ class CausalReader(Reader):
         bias = by_distance[:, distance.clamp(min=0)].permute(1, 2, 0, 3)
         return bias.masked_fill((place >= n[:, None])[:, None, None], torch.finfo(bias.dtype).min)
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #3f30a174
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #2bf93aff
 @patch
 def encode(self:CausalReader, inputs:Tensor # b t: as for T5
           )->Kept:
@@ -204,7 +207,7 @@ def encode(self:CausalReader, inputs:Tensor # b t: as for T5
     keys, values = (torch.stack(part, 1) for part in zip(*kept))
     return Kept(keys, values, self.far((tokens != self.vocabulary.pad).sum(1), tokens.shape[1]))
 
-# %% ../../nbs/06_recommend/02_decoder_only.ipynb #514a16c9
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #4595b913
 def look_around(q:Tensor, # b m h d
                 k:Tensor, v:Tensor, far:Tensor, # b h t d, b h t d, b h 1 t: the history, and its bias
                 past:list, near:Tensor # the prefix, and its bias, as in `near_scores`
@@ -215,6 +218,7 @@ def look_around(q:Tensor, # b m h d
     found, t = (weights[..., :k.shape[2]] @ v).transpose(1, 2), k.shape[2]
     return (found + near_values(weights[..., t:].transpose(1, 2), past)).flatten(2)
 
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #f617dae0
 @patch
 def look(self:CausalReader, i:int, # layer
          x:Tensor, # b m d

@@ -145,6 +145,7 @@ def near_values(weights:Tensor, # b m h s
     for s, (_, v) in enumerate(past[1:], 1): out.addcmul_(v, weights[..., s, None].expand_as(v))
     return out
 
+# %% ../../nbs/06_recommend/04_reader.ipynb #d143d864
 def look_back(q:Tensor, past:list, bias:Tensor)->Tensor: # b m (h d)
     "Self-attention of one position to the few before it"
     if len(past) == 1: return past[0][1].flatten(2)  # nothing to choose from
@@ -164,6 +165,7 @@ def look(self:Reader, i:int, # layer
     q = F.linear(self.norm(x), layer.ask).unflatten(-1, (self.heads, -1)).transpose(1, 2)
     return x + F.linear(attend(q, encoded.keys[:, i], encoded.values[:, i], *masks), layer.answer)
 
+# %% ../../nbs/06_recommend/04_reader.ipynb #c57c2218
 @patch
 def write(self:Reader, tokens:Tensor, # b m: the last token of each prefix
           encoded:Encoded, # of the b users

@@ -28,7 +28,7 @@ class RecommenderConfig:
     d_ff: int = 1024 # width of the feed-forward layer
     num_heads: int = 6
     d_kv: int = 64 # width of a head
-    num_layers: int = 4 # of the encoder and of the decoder
+    num_layers: int = 4 # of the encoder and of the decoder, or of the one stack of `DecoderOnly`
     dropout: float = .1
     label_smoothing: float = 0. # share of the target spread over the vocabulary
     max_history: int = 20 # items that the encoder reads
