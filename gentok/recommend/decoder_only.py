@@ -215,8 +215,8 @@ def look_around(q:Tensor, # b m h d
     "Attention to the history and to the prefix, in one softmax"
     distant = q.transpose(1, 2) @ k.mT + far  # b h m t
     weights = torch.cat([distant, near_scores(q, past, near).transpose(1, 2)], -1).softmax(-1)
-    found, t = (weights[..., :k.shape[2]] @ v).transpose(1, 2), k.shape[2]
-    return (found + near_values(weights[..., t:].transpose(1, 2), past)).flatten(2)
+    old, new = weights.tensor_split([k.shape[2]], -1)
+    return ((old @ v).transpose(1, 2) + near_values(new.transpose(1, 2), past)).flatten(2)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #f617dae0
 @patch
