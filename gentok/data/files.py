@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['stage', 'sweep', 'sync_folder', 'write_together', 'atomic_write', 'unique_keys', 'RepeatedKey', 'where_twice',
-           'read_text', 'read_json', 'json_text', 'fingerprint', 'tensor_bytes', 'write_folder', 'Folder',
-           'read_tensors', 'read_folder']
+           'read_text', 'read_json', 'json_text', 'fingerprint', 'tensor_digest', 'tensor_bytes', 'write_folder',
+           'Folder', 'read_tensors', 'read_folder']
 
 # %% ../../nbs/01_data/05_files.ipynb #8eb07d4e
 import hashlib, json, os, re, time
@@ -143,6 +143,13 @@ def json_text(value, # plain JSON: dicts, lists, tuples, text, finite numbers, N
 def fingerprint(text:str)->str:
     "Sixteen hexadecimal digits that follow from the text"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+def tensor_digest(*tensors:Tensor|None)->str:
+    "Eight hexadecimal digits that change with any number in the tensors; None counts for nothing"
+    found = hashlib.sha256()
+    for t in tensors:
+        if t is not None: found.update(t.numpy().tobytes())
+    return found.hexdigest()[:8]
 
 def tensor_bytes(tensors:dict[str, Tensor], # any shapes, any devices
                  config_text:str # the configuration they belong to

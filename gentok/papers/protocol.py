@@ -25,7 +25,7 @@ from ..ids.item_ids import ItemIds
 from ..ids.sequences import item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
-from ..recommend.t5 import GenerativeRecommender, RecommenderConfig
+from ..recommend.t5 import GenerativeRecommender, Recommender, RecommenderConfig
 from ..train.loop import Sequences, TrainConfig, TrainResult, Trainer
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4e3ed754
@@ -71,19 +71,20 @@ def check_protocol(protocol:Protocol)->None:
 # %% ../../nbs/11_papers/00_protocol.ipynb #1e76e0fd
 class Fitted(NamedTuple):
     "A recommender with what it needs to name items"
-    model: GenerativeRecommender
+    model: Recommender
     trie: Trie
     item_ids: ItemIds
     result: TrainResult|None # None for a model that was loaded
 
 def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
-                    out:str|Path|None=None # folder to continue in
+                    out:str|Path|None=None, # folder to continue in
+                    model:type=GenerativeRecommender, # or `DecoderOnly`
+                    data:type=Sequences # or `UserSequences`
                    )->Fitted:
-    "Train a T5 on these identifiers; best weights by validation NDCG@10"
+    "Train a recommender on these identifiers; best weights by validation NDCG@10"
     vocabulary, trie = Vocabulary(item_ids.sizes), Trie(item_ids)
-    model = GenerativeRecommender(vocabulary, protocol.recommender(), protocol.seed)
-    table = item_tokens(item_ids, vocabulary)
-    data = Sequences(split.train, table, protocol.batch_size, protocol.seed)
+    data = data(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size, protocol.seed)
+    model = model(vocabulary, protocol.recommender(), protocol.seed)
     trainer = Trainer(model, data, protocol.training(), out, Validation(trie, split.valid))
     result = trainer.fit()
     return Fitted(trainer.bare.eval(), trie, item_ids, result)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Dropout', 'normal', 'normal_back', 'Norm', 'Feed', 'weighed', 'weighed_back', 'Attend', 'heads', 'joined', 'Look',
-           'ask_states', 'precision', 'Pass', 't5_logits']
+           'ask_states', 'precision', 'causal_bias', 'Pass', 't5_logits']
 
 # %% ../../nbs/06_recommend/05_forward.ipynb #170da318
 import numpy as np
@@ -186,13 +186,25 @@ def precision(x:Tensor)->torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
+def causal_bias(near:nn.Module, # T5Attention with the relative position bias
+                t:int)->Tensor: # h t t
+    "The bias of each distance, and a closed door to the future"
+    bias = near.compute_bias(t, t)[0]
+    future = torch.ones(t, t, dtype=torch.bool, device=bias.device).triu(1)
+    return bias.masked_fill(future, torch.finfo(precision(bias)).min)
+
+# %% ../../nbs/06_recommend/05_forward.ipynb #a4e446f3
 class Pass:
     "One pass through a T5: what its layers share"
     def __init__(self, t5:nn.Module, # T5ForConditionalGeneration
                  p:float # dropout; 0 outside of training
                 ):
         self.heads, self.eps, self.drop = t5.config.num_heads, t5.config.layer_norm_epsilon, Dropout(p)
-        self.kind = precision(t5.shared.weight)
+        self.embedding, self.kind = t5.shared.weight, precision(t5.shared.weight)
+
+    def open(self, tokens:Tensor)->Tensor: # (b t) d
+        "What enters the first layer"
+        return self.drop(F.embedding(tokens.flatten(), self.embedding))
 
     def look(self, x:Tensor, part:nn.Module, # T5LayerSelfAttention
              b:int, bias:Tensor, mask:Tensor|None)->Tensor:
@@ -219,6 +231,10 @@ class Pass:
         "The norm behind the last layer"
         return self.drop(Norm.apply(x, self.eps)*norm.weight)
 
+    def logits(self, x:Tensor, norm:nn.Module)->Tensor: # n v
+        "What is written, by the matrix that reads"
+        return F.linear(self.close(x, norm)*self.embedding.shape[1]**-.5, self.embedding)
+
 # %% ../../nbs/06_recommend/05_forward.ipynb #359ef997
 def t5_logits(t5:nn.Module, # T5ForConditionalGeneration
               inputs:Tensor, # b t: tokens of the history, padded on the right
@@ -227,17 +243,16 @@ def t5_logits(t5:nn.Module, # T5ForConditionalGeneration
              )->Tensor: # (b l) v
     "What T5 would write after each token"
     run, (b, t), l = Pass(t5, p), inputs.shape, before.shape[1]
-    encoder, decoder, low = t5.encoder, t5.decoder, torch.finfo(run.kind).min
-    padding, mask = inputs == pad, None
-    if padding.any(): mask = torch.zeros(b, 1, 1, t, device=inputs.device).masked_fill_(padding[:, None, None], low)
+    encoder, decoder, padding, mask = t5.encoder, t5.decoder, inputs == pad, None
+    if padding.any():
+        mask = torch.zeros(b, 1, 1, t, device=inputs.device)
+        mask.masked_fill_(padding[:, None, None], torch.finfo(run.kind).min)
     bias = encoder.block[0].layer[0].SelfAttention.compute_bias(t, t)[0]
-    x = run.drop(F.embedding(inputs.flatten(), t5.shared.weight))
+    x = run.open(inputs)
     for block in encoder.block: x = run.feed(run.look(x, block.layer[0], b, bias, mask), block.layer[1])
     states = run.close(x, encoder.final_layer_norm).view(b, 1, t, -1)
-    future = torch.ones(l, l, dtype=torch.bool, device=inputs.device).triu(1)
-    bias = decoder.block[0].layer[0].SelfAttention.compute_bias(l, l)[0].masked_fill(future, low)
-    y = run.drop(F.embedding(before.flatten(), t5.shared.weight))
+    y, bias = run.open(before), causal_bias(decoder.block[0].layer[0].SelfAttention, l)
     for block in decoder.block:
         y = run.ask(run.look(y, block.layer[0], b, bias, None), block.layer[1], b, states, mask)
         y = run.feed(y, block.layer[2])
-    return F.linear(run.close(y, decoder.final_layer_norm)*t5.config.d_model**-.5, t5.shared.weight)
+    return run.logits(y, decoder.final_layer_norm)

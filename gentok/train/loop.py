@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..data.files import atomic_write, fingerprint, tensor_bytes
+from ..data.files import atomic_write, fingerprint, tensor_bytes, tensor_digest
 from ..data.memory import kept_memory
 from ..data.splits import Examples
 from ..data.threads import noise, side_by_side
@@ -56,12 +56,13 @@ class Sequences:
              )->Batch:
         "The tokens of some examples"
         return batch_tokens(self.examples, index, self.table, self.user_tokens)
+    def weight(self, index:Tensor)->int:
+        "How many targets the loss of these examples is a mean of"
+        return len(index)
     @cached_property
     def digest(self)->str: # eight hexadecimal digits that change with any number in the data
-        e, found = self.examples, hashlib.sha256()
-        parts = [t for t in (e.items, e.start, e.stop, self.table, self.user_tokens) if t is not None]
-        for t in parts: found.update(t.numpy().tobytes())
-        return found.hexdigest()[:8]
+        e = self.examples
+        return tensor_digest(e.items, e.start, e.stop, self.table, self.user_tokens)
     def __repr__(self): return f'Sequences({self.examples.n:,} examples, {len(self)} batches of {self.batch_size})'
 
 # %% ../../nbs/08_train/01_loop.ipynb #df676f4a
@@ -169,17 +170,18 @@ def backward(self:Trainer, batch:list, # tensors, b first
     return loss.detach().float()
 
 @patch
-def backward_in_shares(self:Trainer, batch:list, threads:int)->Tensor: # as `backward`, for one process
+def backward_in_shares(self:Trainer, index:Tensor, batch:list, threads:int)->Tensor: # as `backward`, for one process
     "A share for each thread"
     weights, seed = [p for p in self.model.parameters() if p.requires_grad], (self.config.seed, self.progress.step, 0)
-    def gradient(numbered):
-        number, share = numbered
+    shares, whole = index.chunk(threads), self.data.weight(index)
+    parts = zip(*(x.split([len(s) for s in shares]) for x in batch))
+    def gradient(job):
+        number, share, part = job
         with noise(word(*seed, number)), torch.autocast('cpu', torch.bfloat16, enabled=self.bf16):
-            loss = self.model(*share)*(len(share[0])/len(batch[0]))
+            loss = self.model(*part)*(self.data.weight(share)/whole)
         return loss.detach().float(), torch.autograd.grad(loss, weights, allow_unused=True)
-    shares = list(enumerate(zip(*(x.chunk(threads) for x in batch))))
-    losses, gradients = zip(*side_by_side(gradient, shares, threads))
-    for w, *parts in zip(weights, *gradients): w.grad = None if parts[0] is None else sum(parts[1:], parts[0])
+    losses, gradients = zip(*side_by_side(gradient, list(zip(range(len(shares)), shares, parts)), threads))
+    for w, *found in zip(weights, *gradients): w.grad = None if found[0] is None else sum(found[1:], found[0])
     return sum(losses)
 
 # %% ../../nbs/08_train/01_loop.ipynb #ffc9de66
@@ -199,8 +201,8 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
     mine = index[a.process_index::a.num_processes]
     batch = [x.to(a.device) for x in self.data.batch(mine if len(mine) else index[:1])]
     for group in self.optimiser.param_groups: group['lr'] = learning_rate(p.step, self.total, c)
-    loss = (self.backward_in_shares(batch, self.threads) if self.threads > 1 else
-            self.backward(batch, len(mine)/len(index)))
+    loss = (self.backward_in_shares(index, batch, self.threads) if self.threads > 1 else
+            self.backward(batch, self.data.weight(mine)/self.data.weight(index)))
     a.clip_grad_norm_(self.model.parameters(), c.clip)
     self.optimiser.step()
     self.optimiser.zero_grad()
