@@ -143,11 +143,11 @@ def test_another_curriculum_is_refused(change, tmp_path):
     with pytest.raises(ValueError, match='holds a run with curriculum='): run(tmp_path, **change).fit()
     with pytest.raises(ValueError, match='holds a run with curriculum='): Trainer(Chain(), mixed(), config, tmp_path).fit()
 
-def test_a_nan_in_the_weights_stops_the_run(tmp_path):
+def test_a_nan_in_the_weights_stops_the_run():
     trainer = run()
     class Sick(Curriculum):
         def after(self, trainer, row):
-            with torch.no_grad(): trainer.bare.outside.bias.fill_(math.nan)
+            if row['epoch'] in self.ends: trainer.bare.outside.bias.data.fill_(math.nan)
             return super().after(trainer, row)
     trainer.course.__class__ = Sick
     with pytest.raises(ValueError, match='the influence of tokenizer 0 after stage 0 is nan, expected a number'): trainer.fit()

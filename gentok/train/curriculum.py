@@ -33,6 +33,7 @@ def sampling_probabilities(influences:Sequence, # k stages: n, or n n with the v
     if total == 'mean': w = w/w.sum()
     return (w @ I/temperature).softmax(0)
 
+# %% ../../nbs/08_train/03_curriculum.ipynb #cedab66b
 def check_scores(I:Tensor, w:Tensor, # k n, k
                  temperature:float, total:str)->None:
     "ValueError for what has no probabilities"
@@ -82,6 +83,7 @@ def draw(self:MixedSequences, number:int # of the epoch
     edges = self.probabilities.cumsum(0).numpy()
     return torch.from_numpy(np.searchsorted(edges[:-1]/edges[-1], u, side='right'))
 
+# %% ../../nbs/08_train/03_curriculum.ipynb #d93857bf
 @patch
 def alone(self:MixedSequences, examples:Examples|None=None # others than its own
          )->list: # n: Sequences
@@ -124,6 +126,7 @@ def update(self:Curriculum, found:Tensor, # n: influences at the end of a stage
     self.influences, self.rates, self.data.probabilities = influences, rates, p
     return p
 
+# %% ../../nbs/08_train/03_curriculum.ipynb #75876e2e
 @patch
 def state(self:Curriculum)->dict:
     "Influences, rates and probabilities, in plain JSON"

@@ -44,13 +44,14 @@ def adam_influence(train:Iterable[dict], # n: name -> mean gradient under tokeni
     rows = []
     for gradient in train:
         check_names(gradient, valid, moments)
-        row = torch.zeros(len(valid), dtype=torch.double)
+        row = 0.
         for name, g in gradient.items():
             direction = adam_direction(g, *moments[name], **adam)
-            row += torch.stack([(direction*u[name]).sum(dtype=torch.double) for u in valid]).cpu()
-        rows.append(row)
+            row = row + torch.stack([(direction*u[name]).sum(dtype=torch.double) for u in valid])
+        rows.append(row.cpu())
     return torch.stack(rows)
 
+# %% ../../nbs/08_train/02_influence.ipynb #85fdd421
 def check_names(gradient:dict, valid:Sequence[dict], moments:dict)->None:
     "ValueError where a weight has a gradient here, but nothing there"
     for name in {*gradient, *(k for u in valid for k in u)}:
@@ -83,7 +84,7 @@ def measuring(trainer:Trainer,
     trainer.optimiser.zero_grad()
     trainer.model.train(dropout)
     try:
-        with torch.random.fork_rng(): yield
+        with torch.random.fork_rng(enabled=dropout): yield
     finally:
         trainer.optimiser.zero_grad()
         trainer.model.train(was)
@@ -98,6 +99,7 @@ def take_gradients(trainer:Trainer)->dict: # name -> Tensor
         found[name] = g if a.num_processes == 1 else a.reduce(g, 'sum')
     return found
 
+# %% ../../nbs/08_train/02_influence.ipynb #eb5533c4
 def mean_gradient(trainer:Trainer, data:Sequence[Sequences], # the mean over them, where there are several
                   batches:Sequence # for each of them: its batches, LongTensors of example numbers
                  )->dict: # name -> Tensor
@@ -115,6 +117,7 @@ def some(n:int, # examples there are
     "A sample without repetition, or everything"
     return torch.arange(n) if sample is None or sample >= n else torch.randperm(n, generator=gen)[:sample]
 
+# %% ../../nbs/08_train/02_influence.ipynb #9013eeb4
 def shared_out(n:int, # examples there are
                parts:int, # tokenizers
                sample:int|None, # most examples of one part; None: all, and the same ones, for each
@@ -137,12 +140,12 @@ def influences(trainer:Trainer, # with model and moments as they are
     check_paired(train, valid)
     n, total, gen = len(train), valid[0].examples.n, random_state(seed, trainer.progress.step)
     def cut(part, index): return even_batches(part.examples.lengths, index, trainer.config.batch_size)
-    one = cut(train[0], some(train[0].examples.n, sample, gen))
+    shown = [cut(train[0], some(train[0].examples.n, sample, gen))]
     asked = [cut(valid[0], i) for i in (shared_out(total, n, sample, gen) if mean else [some(total, sample, gen)])]
     steps, group = trainer.progress.step if corrected else None, trainer.optimiser.param_groups[0]
     with measuring(trainer, dropout):
         u = [mean_gradient(trainer, part, asked) for part in ([valid[:len(asked)]] if mean else [[v] for v in valid])]
-        g = (mean_gradient(trainer, [part], [one]) for part in train)
+        g = (mean_gradient(trainer, [part], shown) for part in train)
         found = adam_influence(g, u, moments_of(trainer), betas=group['betas'], eps=group['eps'], steps=steps)
     return found.squeeze(1) if mean else found
 
@@ -163,6 +166,7 @@ class Agreement(NamedTuple):
     low: float # 95 % interval of that mean
     high: float
 
+# %% ../../nbs/08_train/02_influence.ipynb #e1886a18
 def rank_agreement(estimates:Sequence[Tensor], # s times n: influences from samples
                    reference:Tensor # n: from everything
                   )->Agreement:
@@ -182,6 +186,7 @@ class InfluenceShare(NamedTuple):
     low: float
     high: float
 
+# %% ../../nbs/08_train/02_influence.ipynb #4e2b55f3
 def influence_share(trainer:Trainer, train:Sequence[Sequences], valid:Sequence[Sequences], # as in `influences`
                     epochs:int=20, # of training between two influences
                     sample:int=1024, # examples per tokenizer

@@ -182,6 +182,7 @@ def loss(self:Trainer, model:nn.Module, data:Sequences, index:Tensor # b: exampl
     batch = [x.to(a.device) for x in data.batch(index)]
     with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16): return model(*batch)
 
+# %% ../../nbs/08_train/01_loop.ipynb #a81057f4
 @patch
 def step(self:Trainer, index:Tensor # examples of the batch, over all processes
         )->Tensor: # scalar: mean loss of the batch, the same in all processes
@@ -240,6 +241,7 @@ def identity(self:Trainer)->dict: # plain JSON
     return dict(c, metric=self.metric, data=f'{self.data.examples.n:,} examples ({self.data.digest})',
                 model=f'{count:,} weights ({fingerprint(shapes)[:8]})', **self.course.identity())
 
+# %% ../../nbs/08_train/01_loop.ipynb #2dcf0e82
 @patch
 def checkpoint(self:Trainer)->Checkpoint: # its tensors are the run's own, not copies
     "Where the run stands"
