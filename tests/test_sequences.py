@@ -77,6 +77,19 @@ def test_batches_agree_with_their_definition(case, with_users, data):
     assert batch.inputs.tolist() == [row + [v.pad]*(width - len(row)) for row in rows]
     assert torch.equal(batch.labels, v.tokens(ids.codes(examples.targets[index])))
 
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.data())
+def test_several_tables_write_each_its_own_examples(case, data):
+    "A batch of two tokenizers is the rows of two batches of one"
+    ids, examples = case
+    table = item_tokens(ids, Vocabulary(ids.sizes))
+    both = torch.stack([table, torch.cat([table[:-1].flip(0), table[-1:]])])
+    index = torch.tensor(data.draw(st.lists(st.integers(0, examples.n - 1), min_size=1, max_size=9)))
+    which = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=len(index), max_size=len(index))))
+    mixed, alone = batch_tokens(examples, index, both, which=which), [batch_tokens(examples, index, t) for t in both]
+    for row, g in enumerate(which.tolist()):
+        assert torch.equal(mixed.inputs[row], alone[g].inputs[row]) and torch.equal(mixed.labels[row], alone[g].labels[row])
+
 lengths_of = st.lists(st.integers(0, 20), max_size=80).map(lambda x: torch.tensor(x, dtype=torch.long))
 
 @settings(max_examples=100, deadline=None)

@@ -35,23 +35,26 @@ class Batch(NamedTuple):
 
 def batch_tokens(examples:Examples, # flat histories with their targets
                  index:Tensor, # b: which examples
-                 table:Tensor, # n+1 l: from `item_tokens`
+                 table:Tensor, # n+1 l: from `item_tokens`; or g n+1 l: one table per tokenizer
                  user_tokens:Tensor|None=None, # users: a token for every user, put in front
-                 end:int=1 # `Vocabulary.start`: behind the last item, where the answer begins
+                 end:int=1, # `Vocabulary.start`: behind the last item, where the answer begins
+                 which:Tensor|None=None # b: the table that writes each example; None: the first
                 )->Batch:
     "The token sequences of some examples, as wide as the longest of them"
     index = torch.as_tensor(index, dtype=torch.long)
     start, stop = examples.start[index], examples.stop[index]  # b
+    above = torch.zeros_like(index) if which is None else which*table.shape[-2]  # b: rows of the tables before its own
     width = int((stop - start).max()) if len(index) else 0
     at = start[:, None] + torch.arange(width)  # b w
     rows = examples.items[at.clamp(max=len(examples.items) - 1)]
-    rows = rows.masked_fill(at >= stop[:, None], len(table) - 1)
+    rows = rows.masked_fill(at >= stop[:, None], table.shape[-2] - 1) + above[:, None]
+    table = table.flatten(0, -2)
     inputs = table[rows].flatten(1)  # b w l -> b (w l)
     inputs = torch.nn.functional.pad(inputs, (0, 1))
     inputs[torch.arange(len(index)), (stop - start)*table.shape[1]] = end
     if user_tokens is not None:
         inputs = torch.cat([user_tokens[examples.users[index]][:, None], inputs], 1)
-    return Batch(inputs, table[examples.items[stop]])
+    return Batch(inputs, table[examples.items[stop] + above])
 
 # %% ../../nbs/05_ids/05_sequences.ipynb #84f7afe2
 def random_state(seed:int, # of the run
