@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['rows_known', 'alone', 'Row', 'timed', 'race', 'limited', 'Field', 'lay_out', 'allowed_after', 'Written', 'generate',
            'same_ten', 'search_row', 'exact_row', 'Usual', 'Padded', 'trainer_of', 'spread', 'training_row',
-           'same_codes', 'codes_row', 'Given', 'usual_epoch', 'rqvae_row', 'same_tokenizer', 'held', 'peak_memory',
-           'memory_job', 'memory_row', 'large_row', 'machine', 'bench']
+           'same_codes', 'codes_row', 'Given', 'usual_epoch', 'rqvae_row', 'same_tokenizer', 'many_tables',
+           'influence_row', 'held', 'peak_memory', 'memory_job', 'memory_row', 'large_row', 'machine', 'bench']
 
 # %% ../nbs/13_bench.ipynb #9c4057bc
 import platform
@@ -42,6 +42,8 @@ from .search.beam import HistoryReader, Ranked, beam_search, in_order
 from .search.exact import exact_top_k, score_items
 from .tokenize.rqvae import FitConfig, RQVAE, RQVAEConfig, seeded
 from .tokenize.tokenizer import ResidualKMeans
+from .train.curriculum import MixedSequences
+from .train.influence import influence_share
 from .train.loop import Sequences, TrainConfig, Trainer
 
 # %% ../nbs/13_bench.ipynb #e874aca5
@@ -337,6 +339,27 @@ def same_tokenizer(a:RQVAE, b:RQVAE, x:Tensor # n d
         f'reconstruction and collision rate are {found[0]} and {found[1]}, expected the same; this is a bug.')
     return f'both reach reconstruction {one:.4f} and collision rate {clash:.1%}'
 
+# %% ../nbs/13_bench.ipynb #ce6b0a69
+def many_tables(field:Field, n:int, K:int=256)->tuple: # sizes, and the tokens that each tokenizer gives the items
+    "n tokenizers over one vocabulary: k-means from n starts, and a suffix"
+    table = TextEncoder('lsa', 64, seed=0).embed(field.dataset.catalogue)
+    codes = [ResidualKMeans(levels=3, K=min(K, len(table)), seed=s).fit(table).encode(table) for s in range(n)]
+    sizes = tuple(torch.tensor([resolve(c, 'suffix').sizes for c in codes]).amax(0).tolist())
+    return sizes, [item_tokens(resolve(c, 'suffix', sizes), Vocabulary(sizes)) for c in codes]
+
+def influence_row(field:Field, n:int=10, sample:int=1024, repeats:int=5, K:int=256,
+                  config:RecommenderConfig=RecommenderConfig(64, 256, 4, 16, 2))->Row:
+    "What the curriculum costs"
+    sizes, tables = many_tables(field, n, K)
+    data = MixedSequences(field.split.train, tables, field.data.batch_size)
+    trainer = Trainer(GenerativeRecommender(Vocabulary(sizes), config), data, TrainConfig(20, data.batch_size, warmup=.01))
+    for index in data.epoch(0)[:20]: trainer.step(index)  # so that the moments are those of a run
+    valid = [Sequences(field.split.valid, t, data.batch_size) for t in tables]
+    found = influence_share(trainer, data.alone(), valid, 20, sample, repeats)
+    note = (f'{n} tokenizers, {sample:,} examples of each; like all data: Spearman {found.spearman:.2f} '
+            f'({found.low:.2f} to {found.high:.2f}), {found.seconds_influence:.0f} s for each {found.seconds_training:.0f} s')
+    return limited('influence', (found.share,), .1, 'of the time of 20 epochs', note)
+
 # %% ../nbs/13_bench.ipynb #6bfa3981
 def held(key:str)->int: # bytes
     "`VmRSS`, what this process holds now, or `VmHWM`, the most it held"
@@ -401,7 +424,7 @@ def machine()->str:
             f'torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}')
 
 # %% ../nbs/13_bench.ipynb #b60a2e54
-rows_known = ('free', 'trie', 'exact', 'training', 'codes', 'rqvae', 'memory', 'large')
+rows_known = ('free', 'trie', 'exact', 'training', 'codes', 'rqvae', 'influence', 'memory', 'large')
 alone = ('codes', 'memory', 'large')  # need no data and no model
 
 def bench(dataset:Dataset|None=None, # None: a toy shop
@@ -420,6 +443,7 @@ def bench(dataset:Dataset|None=None, # None: a toy shop
     make = dict(free=lambda: [search_row(field, some, True, repeats)], trie=lambda: [search_row(field, some, False, repeats)],
                 exact=lambda: [exact_row(field, some, repeats)], training=lambda: [training_row(field, repeats)],
                 codes=lambda: [codes_row(vectors, repeats=repeats)], rqvae=lambda: [rqvae_row(field, repeats=repeats)],
+                influence=lambda: [influence_row(field, repeats=max(2, repeats))],
                 memory=lambda: [memory_row('tokenize', vectors//10, 64), memory_row('evaluate', 20*users, 512)],
                 large=lambda: [large_row(10*vectors)])
     for row in (row for name in names for row in make[name]()):
