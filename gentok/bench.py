@@ -193,7 +193,6 @@ def exact_row(field:Field, users:Examples, repeats:int=5)->Row:
 # %% ../nbs/13_bench.ipynb #1ff2aaf3
 class Usual(GenerativeRecommender):
     "The same weights through transformers' own forward pass"
-    in_shares = False
     def forward(self, inputs:Tensor, labels:Tensor)->Tensor: # scalar
         "The loss"
         start = torch.full_like(labels[:, :1], self.vocabulary.start)

@@ -1,9 +1,6 @@
 "The curriculum: probabilities by the reference, draws by the probabilities, and a run that goes on drawing where it was cut."
 import json
 import math
-import os
-import subprocess
-import sys
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from gentok.train.curriculum import Curriculum, MixedSequences, sampling_probabi
 from gentok.train.loop import TrainConfig, Trainer
 from test_influence import tokenized
 from test_train import Chain, PowerCut, same, sequences
+from two import torchrun
 
 # ---------------------------------------------------------------- probabilities
 
@@ -161,21 +159,9 @@ def leave(folder, name):
                  drawn=torch.cat(trainer.data.epoch(5)), processes=torch.tensor(trainer.accelerator.num_processes))
     save_file({k: t.detach().clone() for k, t in found.items()}, Path(folder)/f'{name}{trainer.accelerator.process_index}')
 
-program = '''
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_curriculum import leave
-leave(sys.argv[2], 'two')
-'''
-
 def test_two_processes_follow_one(tmp_path):
     "Who draws does not depend on how many there are, so the whole run agrees"
-    (tmp_path/'run.py').write_text(program)
-    env = dict(os.environ, GENTOK_QUIET='1', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='1')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(tmp_path/'run.py'),
-               str(Path(__file__).resolve().parent), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun(tmp_path, f"from test_curriculum import leave; leave({str(tmp_path)!r}, 'two')")
     leave(tmp_path, 'one')
     one, *both = (load_file(tmp_path/name) for name in ('one0', 'two0', 'two1'))
     assert all(torch.equal(both[0][k], both[1][k]) for k in one)  # the two agree to the bit

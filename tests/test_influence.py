@@ -1,7 +1,4 @@
 "The influence of a tokenizer: the reference numbers, what Adam would do, and one process or two."
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from gentok.train.influence import adam_direction, adam_influence, even_batches,
 from gentok.train.influence import measuring, moments_of, rank_agreement, shared_out
 from gentok.train.loop import Sequences, TrainConfig, Trainer
 from test_train import Chain, sequences
+from two import torchrun
 
 def normal(seed, *shape): return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
 
@@ -186,21 +184,9 @@ def measure(folder, name):
     for index in data.epoch(1)[:3]: trainer.step(index)
     if trainer.leads: save_file({**found, 'after': trainer.bare.inside.weight.detach().clone(), 'processes': torch.tensor(trainer.accelerator.num_processes)}, Path(folder)/name)
 
-program = '''
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_influence import measure
-measure(sys.argv[2], 'two')
-'''
-
 def test_two_processes_give_the_influence_of_one(tmp_path):
     "Gradients are added exactly once: neither halved, nor doubled, nor squared in the direction"
-    (tmp_path/'run.py').write_text(program)
-    env = dict(os.environ, GENTOK_QUIET='1', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='1')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(tmp_path/'run.py'),
-               str(Path(__file__).resolve().parent), str(tmp_path)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
+    torchrun(tmp_path, f"from test_influence import measure; measure({str(tmp_path)!r}, 'two')")
     measure(tmp_path, 'one')
     one, two = load_file(tmp_path/'one'), load_file(tmp_path/'two')
     assert (one['processes'], two['processes']) == (1, 2)

@@ -1,8 +1,5 @@
 "One process or two: the same curve, the same validation, the same run."
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from gentok.ids.vocabulary import Vocabulary
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig
 from gentok.train.loop import Sequences, TrainConfig, Trainer
 from gentok.train.scale_out import launch
+from two import torchrun
 
 class PowerCut(Exception): "The plug was pulled"
 
@@ -60,26 +58,15 @@ def train(folder, name, case, cut=None):
 
 def read(folder, name): return json.loads((Path(folder)/f'{name}.json').read_text()), load_file(Path(folder)/f'{name}.safetensors')
 
-program = '''
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-from test_scale_out import cases, train
-for case in cases: train(sys.argv[2], f'two-{case}', case)
-train(sys.argv[2], 'two-cut', 'uneven', cut=4)
-'''
-
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     "All runs of two processes, by one torchrun"
     folder = tmp_path_factory.mktemp('two')
-    script = folder/'run.py'
-    script.write_text(program)
-    env = dict(os.environ, GENTOK_QUIET='1', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='1')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script),
-               str(Path(__file__).resolve().parent), str(folder)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
+    torchrun(folder, f'''
+from test_scale_out import cases, train
+for case in cases: train({str(folder)!r}, f'two-{{case}}', case)
+train({str(folder)!r}, 'two-cut', 'uneven', cut=4)
+''')
     return folder
 
 @pytest.mark.parametrize('case', cases)

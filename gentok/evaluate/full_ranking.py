@@ -37,13 +37,13 @@ def evaluate(model:nn.Module, trie:Trie,
              beams:int=50,
              exact:bool=False, # the true top k instead of a beam's
              free:bool=False, # beams without the trie, as some papers search
-             batch_size:int=64, # users at once on each core
+             batch_size:int=128, # users at once
              ks:tuple=(5, 10) # cuts
             )->Evaluation:
     "Rank the whole catalogue for every user and compare with what came next"
     if exact and free: raise ValueError('exact and free exclude each other: the exact search runs over the trie; choose one.')
     k = max(ks)
-    ranked = (exact_top_k(model, trie, examples, k, batch_size=batch_size) if exact else
+    ranked = (exact_top_k(model, trie, examples, k, batch_size=min(batch_size, 64)) if exact else
               beam_search(model, trie, examples, max(beams, k), k, free, batch_size))
     return summarise(ranked, examples.targets, ks)
 
@@ -52,7 +52,7 @@ class Validation:
     "What `Trainer` calls after an epoch: sums of the metrics over this process's share of the users"
     def __init__(self, trie:Trie, examples:Examples, # usually split.valid
                  beams:int=20,
-                 batch_size:int=64):
+                 batch_size:int=128):
         self.trie, self.examples, self.beams, self.batch_size = trie, examples, beams, batch_size
 
     def __call__(self, model:nn.Module, process:int=0, processes:int=1)->dict: # 'n', 'recall@10', 'ndcg@10'

@@ -13,16 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from ..data.threads import generator
-
 # %% ../../nbs/06_recommend/05_forward.ipynb #83734f85
 class Dropout:
-    "Dropout for one pass: random bytes from a seed of this thread's generator"
+    "Dropout for one pass: random bytes from a seed that torch's own generator gives"
     def __init__(self, p:float # 0 for none
                 ):
         self.values = round(256*p)  # of a byte, that mean drop
         self.scale = 256/(256 - self.values)
-        self.bits = np.random.SFC64(int(torch.randint(2**62, (1,), generator=generator()))) if self.values else None
+        self.bits = np.random.SFC64(int(torch.randint(2**62, (1,)))) if self.values else None
 
     def draw(self, like:Tensor)->Tensor|None: # bytes, the same shape; None without dropout
         "Decisions, to be kept until the gradient has passed"

@@ -45,8 +45,6 @@ def t5_config(vocabulary:Vocabulary, config:RecommenderConfig)->T5Config: # of t
 # %% ../../nbs/06_recommend/01_t5.ipynb #7369637f
 class Recommender(nn.Module):
     "A model of transformers that reads and writes codes"
-    in_shares = True  # a batch may be computed in parts by several threads: dropout draws from the thread's own chance
-
     def __init__(self, vocabulary:Vocabulary, # the tokens it reads and writes
                  config:RecommenderConfig=RecommenderConfig(),
                  seed:int=0 # of the initial weights

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..data.memory import kept_memory
 from ..data.splits import Examples
-from ..data.threads import side_by_side
 from ..ids.sequences import batch_tokens
 from ..ids.trie import Trie
 from ..recommend.reader import reader_of
@@ -237,11 +236,6 @@ class HistoryReader:
         "The tokens of some examples"
         return batch_tokens(self.examples, index, self.table, self.users).inputs.to(self.device)
 
-    def answers(self, answer, # example numbers -> a NamedTuple of tensors
-                order:list):
-        "One batch for each core of a processor; one after the other elsewhere"
-        return in_order(side_by_side(answer, order, None if self.device.type == 'cpu' else 1), order)
-
 def in_order(parts, # an iterator: one NamedTuple of tensors per batch
              order:list # the example numbers of each batch
             ):
@@ -268,7 +262,7 @@ def beam_search(model:nn.Module, trie:Trie,
                 beams:int=50, # prefixes kept for each user
                 k:int=10, # items returned
                 free:bool=False, # without the trie, for comparison with papers that search so
-                batch_size:int=64 # users at once on each core; memory grows with it
+                batch_size:int=128 # users at once; memory grows with it
                )->Ranked:
     "The k most probable items that a beam search finds"
     if not beams >= k >= 1: raise ValueError(f'{beams} beams and k={k}, expected beams >= k >= 1; raise beams.')
@@ -279,4 +273,4 @@ def beam_search(model:nn.Module, trie:Trie,
     def answer(index):
         found = search_batch(reader, trie, read(index), beams, k, free)
         return to_ranked(trie, found, model.vocabulary.offsets, k, free)
-    with reading(model) as reader: return read.answers(answer, order)
+    with reading(model) as reader: return in_order(map(answer, order), order)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ids.trie import Trie
-from .beam import HistoryReader, as_examples, beam_search, pick, reading, rows
+from .beam import HistoryReader, as_examples, beam_search, in_order, pick, reading, rows
 
 # %% ../../nbs/07_search/02_exact.ipynb #6cd3e512
 @torch.inference_mode()
@@ -46,7 +46,7 @@ def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
     read = HistoryReader(model, trie, examples)
     order, targets = read.batches(batch_size), read.table[:-1].to(read.device)
     def answer(index): return Scores(score_batch(reader, read(index), targets, chunk))
-    with reading(model) as reader: return read.answers(answer, order).scores
+    with reading(model) as reader: return in_order(map(answer, order), order).scores
 
 # %% ../../nbs/07_search/02_exact.ipynb #ef684c15
 class Frontier(NamedTuple):
@@ -194,7 +194,7 @@ def exact_top_k(model:nn.Module, trie:Trie,
                 histories, # Examples, or a list of lists of rows
                 k:int=10, # items returned
                 width:int=16, # prefixes opened per user and round; changes the speed, not the answer
-                batch_size:int=64 # users at once on each core; memory grows with it
+                batch_size:int=64 # users at once; memory grows with it
                )->Exact:
     "The k most probable items of the whole catalogue, with the proof that none is better"
     if k < 1 or width < 1: raise ValueError(
@@ -206,4 +206,4 @@ def exact_top_k(model:nn.Module, trie:Trie,
     trie, order = trie.to(read.device), read.batches(batch_size)
 
     def answer(index): return with_proof(reader, trie, read(index), floors[index].to(read.device), k, width)
-    with reading(model) as reader: return read.answers(answer, order)
+    with reading(model) as reader: return in_order(map(answer, order), order)

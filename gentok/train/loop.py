@@ -31,7 +31,6 @@ from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.files import atomic_write, fingerprint, tensor_bytes, tensor_digest
 from ..data.memory import kept_memory
 from ..data.splits import Examples
-from ..data.threads import noise, side_by_side
 from ..ids.sequences import Batch, batch_tokens, length_batches
 
 # %% ../../nbs/08_train/01_loop.ipynb #1bb2883e
@@ -184,36 +183,6 @@ def loss(self:Trainer, model:nn.Module, data:Sequences, index:Tensor # b: exampl
     batch = [x.to(a.device) for x in data.batch(index)]
     with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16): return model(*batch)
 
-@patch
-def backward(self:Trainer, index:Tensor, # example numbers
-             weight:float # of this process
-            )->Tensor: # scalar: the loss times its weight, and every weight has a gradient
-    "All examples at once"
-    loss, a = self.loss(self.model, self.data, index)*weight, self.accelerator
-    a.backward(loss*a.num_processes)  # gradients are averaged over processes
-    return loss.detach().float()
-
-# %% ../../nbs/08_train/01_loop.ipynb #c820c145
-@patch
-def backward_in_shares(self:Trainer, index:Tensor, threads:int)->Tensor: # as `backward`, for one process
-    "A share for each thread"
-    weights, whole = [p for p in self.model.parameters() if p.requires_grad], self.data.weight(index)
-    def gradient(job):
-        number, share = job
-        with noise(word(self.config.seed, self.progress.step, 0, number)):
-            loss = self.loss(self.model, self.data, share)*(self.data.weight(share)/whole)
-        return loss.detach().float(), torch.autograd.grad(loss, weights, allow_unused=True)
-    losses, gradients = zip(*side_by_side(gradient, list(enumerate(index.chunk(threads))), threads))
-    for w, *found in zip(weights, *gradients): w.grad = None if found[0] is None else sum(found[1:], found[0])
-    return sum(losses)
-
-@patch(as_prop=True)
-def threads(self:Trainer)->int:
-    "Into how many shares a batch is parted: one for each core, where the model allows it"
-    a = self.accelerator
-    alone = a.num_processes == 1 and a.device.type == 'cpu' and getattr(self.bare, 'in_shares', False)
-    return max(1, min(torch.get_num_threads(), self.config.batch_size//16)) if alone else 1
-
 # %% ../../nbs/08_train/01_loop.ipynb #ffc9de66
 @patch
 def step(self:Trainer, index:Tensor # examples of the batch, over all processes
@@ -223,13 +192,14 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
     torch.manual_seed(word(c.seed, p.step, a.process_index))
     mine = index[a.process_index::a.num_processes]
     for group in self.optimiser.param_groups: group['lr'] = learning_rate(p.step, self.total, c)
-    if self.threads > 1: loss = self.backward_in_shares(index, self.threads)
-    else: loss = self.backward(mine if len(mine) else index[:1], self.data.weight(mine)/self.data.weight(index))
+    share = self.data.weight(mine)/self.data.weight(index)
+    loss = self.loss(self.model, self.data, mine if len(mine) else index[:1])*share
+    a.backward(loss*a.num_processes)  # gradients are averaged over processes
     a.clip_grad_norm_(self.model.parameters(), c.clip)
     self.optimiser.step()
     self.optimiser.zero_grad()
     p.step += 1
-    return a.reduce(loss, 'sum')
+    return a.reduce(loss.detach().float(), 'sum')
 
 # %% ../../nbs/08_train/01_loop.ipynb #6e94dad9
 @patch
