@@ -351,7 +351,8 @@ def influence_row(field:Field, n:int=10, sample:int=1024, repeats:int=5, K:int=2
     "What the curriculum costs"
     sizes, tables = many_tables(field, n, K)
     data = MixedSequences(field.split.train, tables, field.data.batch_size)
-    trainer = Trainer(GenerativeRecommender(Vocabulary(sizes), config), data, TrainConfig(20, data.batch_size, warmup=.01))
+    model = GenerativeRecommender(Vocabulary(sizes), config)
+    trainer = Trainer(model, data, TrainConfig(20, data.batch_size, warmup=.01))
     for index in data.epoch(0)[:20]: trainer.step(index)  # so that the moments are those of a run
     valid = [Sequences(field.split.valid, t, data.batch_size) for t in tables]
     found = influence_share(trainer, data.alone(), valid, 20, sample, repeats)
@@ -441,7 +442,8 @@ def bench(dataset:Dataset|None=None, # None: a toy shop
         test = field.split.test
         some = test.select(torch.arange(0, test.n, max(1, test.n//users))[:users])
         say(f'{field.dataset}; {field.model}; trained for {epochs} epochs; {some.n:,} users')
-    make = dict(free=lambda: [search_row(field, some, True, repeats)], trie=lambda: [search_row(field, some, False, repeats)],
+    make = dict(free=lambda: [search_row(field, some, True, repeats)],
+                trie=lambda: [search_row(field, some, False, repeats)],
                 exact=lambda: [exact_row(field, some, repeats)], training=lambda: [training_row(field, repeats)],
                 codes=lambda: [codes_row(vectors, repeats=repeats)], rqvae=lambda: [rqvae_row(field, repeats=repeats)],
                 influence=lambda: [influence_row(field, repeats=max(2, repeats))],
