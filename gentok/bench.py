@@ -32,7 +32,7 @@ from .embed.table import EmbeddingTable
 from .embed.text import TextEncoder
 from .evaluate.full_ranking import evaluate
 from .ids.collisions import resolve
-from .ids.sequences import Batch, item_tokens, random_state
+from .ids.sequences import Batch, Sequences, item_tokens, random_state
 from .ids.trie import Trie
 from .ids.vocabulary import Vocabulary
 from .quantize.health import health
@@ -44,7 +44,7 @@ from .tokenize.rqvae import FitConfig, RQVAE, RQVAEConfig, seeded
 from .tokenize.tokenizer import ResidualKMeans
 from .train.curriculum import MixedSequences
 from .train.influence import influence_share
-from .train.loop import Sequences, TrainConfig, Trainer
+from .train.loop import TrainConfig, Trainer
 
 # %% ../nbs/13_bench.ipynb #e874aca5
 class Row(NamedTuple):

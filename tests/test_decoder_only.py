@@ -7,7 +7,7 @@ from gentok.data.dataset import Catalogue, Dataset
 from gentok.data.files import read_folder
 from gentok.data.splits import leave_one_out
 from gentok.ids.item_ids import random_ids
-from gentok.ids.sequences import batch_tokens, item_tokens
+from gentok.ids.sequences import Sequences, batch_tokens, item_tokens
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
 from gentok.papers.protocol import Protocol, fit_recommender
@@ -16,7 +16,7 @@ from gentok.recommend.decoder_only import (DecoderOnly, UserSequences, block_log
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, tied_names
 from gentok.search.beam import HistoryReader, as_examples, beam_search
 from gentok.search.exact import exact_top_k, score_items
-from gentok.train.loop import Sequences, TrainConfig, Trainer
+from gentok.train.loop import TrainConfig, Trainer
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 
@@ -250,7 +250,7 @@ def test_whole_users_teach_what_their_examples_teach():
 
 def test_data_that_cannot_be_trained_on_is_refused():
     _, data, train = sequences()
-    with pytest.raises(ValueError, match='0 training examples'): UserSequences(train.select([]), data.table)
+    with pytest.raises(ValueError, match='no training examples'): UserSequences(train.select([]), data.table)
     with pytest.raises(ValueError, match='batch_size is 7 targets, but a user may have 8'): UserSequences(train, data.table, 7)
 
 # ---------------------------------------------------------------- training

@@ -9,7 +9,8 @@ from torch import nn
 
 from gentok.train.influence import adam_direction, adam_influence, even_batches, influence_share, influences, mean_gradient
 from gentok.train.influence import measuring, moments_of, rank_agreement, shared_out
-from gentok.train.loop import Sequences, TrainConfig, Trainer
+from gentok.ids.sequences import Sequences
+from gentok.train.loop import TrainConfig, Trainer
 from test_train import Chain, sequences
 from two import torchrun
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from gentok.data.splits import leave_one_out
 from gentok.data.toyshop import toyshop
 from gentok.ids.collisions import resolve
-from gentok.ids.sequences import item_tokens
+from gentok.ids.sequences import Sequences, item_tokens
 from gentok.ids.vocabulary import Vocabulary
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig
-from gentok.train.loop import Sequences, TrainConfig, Trainer
+from gentok.train.loop import TrainConfig, Trainer
 from gentok.train.scale_out import launch
 from two import torchrun
 

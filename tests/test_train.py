@@ -11,8 +11,8 @@ from torch import nn
 
 from gentok.data.checkpoints import checkpoint_name, checkpoint_paths, newest_checkpoint, outdated
 from gentok.data.splits import Examples
-from gentok.ids.sequences import batch_tokens
-from gentok.train.loop import Sequences, TrainConfig, Trainer, learning_rate, pick_precision
+from gentok.ids.sequences import Sequences, batch_tokens
+from gentok.train.loop import TrainConfig, Trainer, learning_rate, pick_precision
 
 class Chain(nn.Module):
     "A model of a few hundred weights with all that can go wrong: dropout, a buffer that counts, and padding"

@@ -22,11 +22,11 @@ from ..data.splits import Split
 from ..evaluate.full_ranking import Evaluation, Validation, popular, summarise
 from ..evaluate.report import report
 from ..ids.item_ids import ItemIds
-from ..ids.sequences import item_tokens
+from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from ..recommend.t5 import GenerativeRecommender, Recommender, RecommenderConfig
-from ..train.loop import Sequences, TrainConfig, TrainResult, Trainer
+from ..train.loop import TrainConfig, TrainResult, Trainer
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4e3ed754
 @dataclass(frozen=True)

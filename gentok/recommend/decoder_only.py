@@ -18,7 +18,7 @@ from transformers import T5EncoderModel
 
 from ..data.files import tensor_digest
 from ..data.splits import Examples
-from ..ids.sequences import batch_tokens, budget_batches
+from ..ids.sequences import Sequences, budget_batches
 from ..ids.vocabulary import Vocabulary
 from .forward import Pass, causal_bias, heads
 from .reader import Reader, attend, encoder_layer, near_scores, near_values
@@ -130,7 +130,7 @@ class UserBatch(NamedTuple):
     counts: Tensor # b: how many items at the end are targets
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #f336608f
-class UserSequences:
+class UserSequences(Sequences):
     "Whole users as token batches, in an order that follows from (seed, epoch); for `Trainer`"
     def __init__(self, examples:Examples, # histories with their targets
                  table:Tensor, # n+1 l: from `item_tokens`
@@ -138,13 +138,12 @@ class UserSequences:
                  seed:int=0,
                  user_tokens:Tensor|None=None # one token for every user
                 ):
-        if examples.n == 0: raise ValueError('0 training examples found, one or more expected; give users of four interactions or more.')
+        super().__init__(examples, table, batch_size, seed, user_tokens)
         longest = int(examples.lengths.max())
         if batch_size < longest: raise ValueError(
             f'batch_size is {batch_size} targets, but a user may have {longest} in one sequence; '
             'raise it, or split with a smaller max_history.')
         self.targets, (self.examples, self.counts) = examples.n, spans(examples)
-        self.table, self.batch_size, self.seed, self.user_tokens = table, batch_size, seed, user_tokens
 
     @cached_property
     def n_batches(self)->int: return len(self.epoch(0))
@@ -156,14 +155,13 @@ class UserSequences:
     def batch(self, index:Tensor # b: sequence numbers
              )->UserBatch:
         "The tokens of some users"
-        return UserBatch(*batch_tokens(self.examples, index, self.table, self.user_tokens), self.counts[index])
+        return UserBatch(*super().batch(index), self.counts[index])
     def weight(self, index:Tensor)->int:
         "How many targets the loss of these sequences is a mean of"
         return int(self.counts[index].sum())
     @cached_property
     def digest(self)->str: # changes with any number in the data
-        e = self.examples
-        return tensor_digest(e.items, e.start, e.stop, self.counts, self.table, self.user_tokens)
+        return f'{super().digest}-{tensor_digest(self.counts)}'
     def __repr__(self):
         return (f'UserSequences({self.targets:,} targets in {self.examples.n:,} sequences, '
                 f'{len(self)} batches of {self.batch_size} targets)')

@@ -15,9 +15,9 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..data.splits import Examples
-from ..ids.sequences import Batch, batch_tokens
+from ..ids.sequences import Batch, Sequences, batch_tokens
 from .influence import influences
-from .loop import Course, Sequences, Trainer
+from .loop import Course, Trainer
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #f244b977
 def sampling_probabilities(influences:Sequence, # k stages: n, or n n with the validation tokenizer behind

@@ -19,8 +19,8 @@ from scipy import stats
 from torch import Tensor
 
 from ..data.memory import kept_memory
-from ..ids.sequences import random_state
-from .loop import Sequences, Trainer
+from ..ids.sequences import Sequences, random_state
+from .loop import Trainer
 
 # %% ../../nbs/08_train/02_influence.ipynb #e4227dde
 def adam_direction(g:Tensor, # ...: gradient
