@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from gentok.quantize.codebook import EMA, Codebook, kmeans, nearest, smoothed, straight_through
 from gentok.quantize.revival import Revival, newcomers, stream
@@ -232,3 +233,10 @@ def test_bad_arguments_are_sentences():
                         (lambda: Revival(noise=-1.), 'give 0'), (lambda: Codebook(3, 3).place(torch.zeros(2, 3)), r'give \(3, 3\)'),
                         (lambda: Codebook(3, 3).decode([-1]), 'has 0 to 2')):
         with pytest.raises(ValueError, match=words): call()
+
+def test_centres_do_not_depend_on_the_number_of_threads():
+    x = torch.randn(3000, 48, generator=torch.Generator().manual_seed(0))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads): found.append(kmeans(x, 200))
+    assert torch.equal(*found)

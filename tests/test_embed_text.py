@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from gentok.data.dataset import Catalogue
@@ -242,3 +243,10 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
     torch.manual_seed(1)
     small_model('bert', texts, tmp_path)
     assert torch.equal(torch.rand(1), expected)
+
+def test_vectors_do_not_depend_on_the_number_of_threads():
+    gen, found = torch.Generator().manual_seed(0), []
+    texts = [' '.join(f'word{w}' for w in row) for row in torch.randint(0, 2000, (1500, 30), generator=gen).tolist()]
+    for threads in (1, 2):
+        with threadpool_limits(threads): found.append(TextEncoder('lsa', 64).fit(texts).encode(texts))
+    assert torch.equal(*found)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from ..data.dataset import Catalogue
 from ..data.files import read_folder, read_json, write_folder
@@ -43,7 +44,8 @@ class Lsa:
         "Learn the words' weights and the directions V"
         words = tfidf(texts)
         x = words.transform(texts)  # n w
-        _, s, vt = randomized_svd(x, min(self.wanted, *x.shape), n_iter=7, random_state=self.seed)
+        with threadpool_limits(1):  # sums in the same order on any number of threads
+            _, s, vt = randomized_svd(x, min(self.wanted, *x.shape), n_iter=7, random_state=self.seed)
         rank = int((s > 1e-5*s.max()).sum())
         self.words = words
         self.directions = np.ascontiguousarray(vt[:rank].T, np.float32)  # w d

@@ -132,13 +132,15 @@ def kmeans(x:Tensor, # n d
           )->Tensor: # K d
     "Centres of k-means; fewer distinct vectors than K are repeated with a little noise"
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
     if not len(x): raise ValueError(f'no vectors to start {K} codewords from; give at least one.')
     rng, points = np.random.default_rng(seed), working(x.detach()).cpu().numpy()
     few = rng.choice(len(points), 256*K, replace=False) if len(points) > 256*K else ...
     points = points[few]
     centres = np.unique(points, axis=0)
     if len(centres) > K:
-        centres = KMeans(K, n_init=1, max_iter=100, random_state=seed).fit(points).cluster_centers_
+        with threadpool_limits(1):  # sums in the same order on any number of threads
+            centres = KMeans(K, n_init=1, max_iter=100, random_state=seed).fit(points).cluster_centers_
     repeats = centres[np.arange(K - len(centres)) % len(centres)]
     scale = 1e-3*(points.std() or np.abs(points).max() or 1.)
     centres = np.concatenate([centres, repeats + scale*rng.standard_normal(repeats.shape)])
