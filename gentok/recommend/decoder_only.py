@@ -169,8 +169,8 @@ class UserSequences(Sequences):
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #342f1795
 class Kept(NamedTuple):
     "What the layers keep of b histories"
-    keys: Tensor # b layers h t d
-    values: Tensor # b layers h t d
+    keys: list # per layer: b h t d
+    values: list # per layer: b h t d
     bias: Tensor # b L h t: by the distance of each answer's position; very negative at padding
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #1be4e85c
@@ -199,10 +199,10 @@ def encode(self:CausalReader, inputs:Tensor # b t: as for T5
     tokens, kept = in_blocks(inputs, self.vocabulary), []
     x, bias = self.embedding[tokens], causal_bias(self.near[True], tokens.shape[1]).detach()
     for i, layer in enumerate(self.decoder):
-        q, k, v = heads(self.project(True, i, x, tokens), len(tokens), 3, self.heads)
+        q, k, v = heads(self.project(True, i, x, tokens), len(tokens), 3, self.heads).contiguous()
         kept.append((k, v))
         if i + 1 < len(self.decoder): x = self.feed(x + F.linear(attend(q, k, v, bias), layer.out), layer)
-    keys, values = (torch.stack(part, 1) for part in zip(*kept))
+    keys, values = (list(part) for part in zip(*kept))
     return Kept(keys, values, self.far((tokens != self.vocabulary.pad).sum(1), tokens.shape[1]))
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #4595b913
@@ -226,4 +226,4 @@ def look(self:CausalReader, i:int, # layer
          encoded:Kept)->Tensor: # b m d
     "What layer i takes from the history and the prefix"
     far = encoded.bias[:, len(past) - 1, :, None]
-    return x + F.linear(look_around(q, encoded.keys[:, i], encoded.values[:, i], far, past, bias), self.decoder[i].out)
+    return x + F.linear(look_around(q, encoded.keys[i], encoded.values[i], far, past, bias), self.decoder[i].out)

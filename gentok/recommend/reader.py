@@ -58,8 +58,8 @@ def decoder_layer(block:nn.Module # T5Block
 # %% ../../nbs/06_recommend/04_reader.ipynb #07406d25
 class Encoded(NamedTuple):
     "What the decoder needs to know of b users"
-    keys: Tensor # b layers h t d
-    values: Tensor # b layers h t d
+    keys: list # per layer: b h t d
+    values: list # per layer: b h t d
     mask: Tensor|None # b 1 1 t: very negative at padding; None where there is none
 
 # %% ../../nbs/06_recommend/04_reader.ipynb #b062ee80
@@ -71,7 +71,7 @@ class Reader:
         self.encoder = [encoder_layer(block) for block in reads.block]
         self.decoder = [decoder_layer(block) for block in writes.block]
         cross = [block.layer[1].EncDecAttention for block in writes.block]
-        self.cross = folded(reads.final_layer_norm, *(linear for a in cross for linear in (a.k, a.v)))
+        self.cross = [folded(reads.final_layer_norm, a.k, a.v) for a in cross]  # 2hd d
         self.lay_out(model, reads, writes)
 
     def lay_out(self, model:nn.Module, reads:nn.Module, writes:nn.Module # T5Stack
@@ -124,11 +124,11 @@ def encode(self:Reader, inputs:Tensor # b t: tokens of the history, padded on th
         mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, torch.finfo(x.dtype).min)[:, None, None]
         biases.append(mask)
     for i, layer in enumerate(self.encoder):
-        q, k, v = heads(self.project(False, i, x, inputs), len(inputs), 3, self.heads)
+        q, k, v = heads(self.project(False, i, x, inputs), len(inputs), 3, self.heads).contiguous()
         x = self.feed(x + F.linear(attend(q, k, v, *biases), layer.out), layer)
-    both = F.linear(self.norm(x), self.cross).unflatten(-1, (len(self.decoder), 2, self.heads, -1))
-    keys, values = both.permute(3, 0, 2, 4, 1, 5).contiguous()  # b layers h t d
-    return Encoded(keys, values, mask)
+    states = self.norm(x)
+    kept = [heads(F.linear(states, both), len(inputs), 2, self.heads).contiguous() for both in self.cross]
+    return Encoded(*(list(part) for part in zip(*kept)), mask)
 
 # %% ../../nbs/06_recommend/04_reader.ipynb #07acbab0
 def near_scores(q:Tensor, # b m h d
@@ -163,7 +163,7 @@ def look(self:Reader, i:int, # layer
     layer, masks = self.decoder[i], () if encoded.mask is None else (encoded.mask,)
     x = x + F.linear(look_back(q, past, bias), layer.out)
     q = F.linear(self.norm(x), layer.ask).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-    return x + F.linear(attend(q, encoded.keys[:, i], encoded.values[:, i], *masks), layer.answer)
+    return x + F.linear(attend(q, encoded.keys[i], encoded.values[i], *masks), layer.answer)
 
 # %% ../../nbs/06_recommend/04_reader.ipynb #c57c2218
 @patch
@@ -176,8 +176,8 @@ def write(self:Reader, tokens:Tensor, # b m: the last token of each prefix
     bias = self.bias(True, len(past) + 1)[:, -1]  # h s
     here = x.new_empty(b, m, len(self.decoder), 2, self.heads, self.config.d_kv)
     for i, layer in enumerate(self.decoder):
-        q, k, v = self.project(True, i, x, tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        here[:, :, i, 0], here[:, :, i, 1] = k, v
+        made = self.project(True, i, x, tokens).unflatten(-1, (3, self.heads, -1))
+        q, here[:, :, i] = made[:, :, 0], made[:, :, 1:]
         x = self.look(i, x, q, [p[:, :, i].unbind(2) for p in [*past, here]], bias, encoded)
         x = self.feed(x, layer)
     return x, here
