@@ -9,7 +9,7 @@ from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
 from gentok.recommend.reader import Reader
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig
-from gentok.search.beam import HistoryReader, Search, as_examples, beam_search, pick, search_batch
+from gentok.search.beam import HistoryReader, Search, Task, as_examples, beam_search, search_batch
 from gentok.search.exact import exact_top_k, score_items, with_proof
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -82,27 +82,27 @@ def test_all_items_alike():
     assert truth.max() - truth.min() < 1e-5
     same_top(found, truth, 10)
 
-def asked(model, trie, histories):
-    "What a search of one batch wants: a reader, what it has read, and for how many."
-    reader, read = Reader(model), HistoryReader(model, trie, as_examples(histories, trie.n_items))
-    with torch.inference_mode(): return reader, trie, reader.encode(read(torch.arange(len(histories)))), len(histories)
+def asked(made, width, k, free=False, chunk=16):
+    "What a search of one batch wants: its task, what was read, and for how many."
+    (model, trie, histories), reader = made, Reader(made[0])
+    inputs = HistoryReader(model, trie, as_examples(histories, trie.n_items))(torch.arange(len(histories)))
+    with torch.inference_mode(): return Task(reader, trie, width, k, free, chunk), reader.encode(inputs), len(histories)
 
 def test_an_answer_without_proof_is_looked_for_again():
-    model, trie, histories = shop(60, (8, 8, 8))
-    narrow = search_batch(*asked(model, trie, histories), 5, 5)
+    made = shop(60, (8, 8, 8))
+    narrow, proven = search_batch(*asked(made, 5, 5)), with_proof(*asked(made, 5, 5))
     assert (narrow.bound > narrow.scores[:, -1]).any()
-    proven = with_proof(*asked(model, trie, histories), 5, 5)
     assert (proven.bound <= proven.scores[:, -1]).all() and (proven.opened >= narrow.opened).all()
-    same_top(exact_top_k(model, trie, histories, 5, 5), score_items(model, trie, histories), 5)
+    same_top(exact_top_k(*made, 5, 5), score_items(*made), 5)
 
 @few
 @given(shops(), st.integers(1, 12), st.integers(1, 5), st.booleans())
 def test_two_walks_find_what_one_finds(made, width, chunk, free):
     "Items early, by a few prefixes at each level, or every level in its turn: the same answer."
-    setting = *asked(*made), width, 5, free, None
+    few_at_once, many = (asked(made, width, 5, free, c) for c in (chunk, 1000))
     with torch.inference_mode():
-        early, plain = search_batch(*setting, chunk), Search(*setting, 1000).walk(twice=False)
-    assert (early.opened <= plain.opened).all() or Search(*setting, chunk).walk().lost.any()
+        early, plain = search_batch(*few_at_once), Search(*many).walk(twice=False)
+        assert (early.opened <= plain.opened).all() or Search(*few_at_once).walk().lost.any()
     assert torch.allclose(early.scores, plain.scores, atol=1e-5, rtol=1e-5)
     off = (early.tokens != plain.tokens).any(-1)
     ties = torch.isclose(plain.scores[:, :-1], plain.scores[:, 1:], atol=1e-5) | plain.scores[:, 1:].isinf()
@@ -111,10 +111,9 @@ def test_two_walks_find_what_one_finds(made, width, chunk, free):
 def test_an_opened_beam_that_is_cut_off_is_noticed():
     "One prefix at a time, a poor first guess falls out of its list, and what lay below it must go too."
     for seed in range(40):
-        model, trie, histories = shop(60, (8, 8, 8), seed=seed, peak=2.)
-        setting = *asked(model, trie, histories), 2, 2, False, None
-        with torch.inference_mode(): first, plain = Search(*setting, 1).walk(), Search(*setting, 1000).walk(twice=False)
-        assert torch.allclose(search_batch(*setting, 1).scores, plain.scores, atol=1e-5)
+        setting = asked(shop(60, (8, 8, 8), seed=seed, peak=2.), 2, 2, chunk=1)
+        with torch.inference_mode(): first, plain = Search(*setting).walk(), Search(*setting).walk(twice=False)
+        assert torch.allclose(search_batch(*setting).scores, plain.scores, atol=1e-5)
         assert torch.allclose(first.scores[~first.lost], plain.scores[~first.lost], atol=1e-5)
         if (first.scores[first.lost] - plain.scores[first.lost]).abs().sum() > .01: return
     pytest.fail('no search lost a beam that mattered, so this test has shown nothing')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Ranked', 'as_examples', 'checked', 'Candidates', 'trie_candidates', 'free_candidates', 'Beams', 'no_beams', 'rows',
-           'best_of', 'merge', 'Pool', 'pick', 'Search', 'Found', 'search_batch', 'put', 'to_ranked', 'HistoryReader',
-           'in_order', 'reading', 'beam_search']
+           'best_of', 'merge', 'Pool', 'pick', 'Task', 'Search', 'Found', 'search_batch', 'put', 'to_ranked',
+           'HistoryReader', 'in_order', 'reading', 'beam_search']
 
 # %% ../../nbs/07_search/01_beam.ipynb #473426c0
 from contextlib import contextmanager
@@ -148,21 +148,27 @@ def pick(x, # Tensor, None, or a structure of tensors whose first axis is users
     return type(x)(*parts) if hasattr(x, '_fields') else parts
 
 # %% ../../nbs/07_search/01_beam.ipynb #b1632aff
+class Task(NamedTuple):
+    "What a search asks, the same for every batch of users"
+    model: object # with `decode`, `log_probs` and `vocabulary`
+    trie: Trie
+    width: int # prefixes kept at each level
+    k: int # items at the end
+    free: bool=False # without the trie
+    chunk: int=16 # prefixes opened at once for each user
+    pools: list|None=None # one for each level, for the next batch to use again
+
 class Search:
     "A batch of users on their way through the levels"
-    def __init__(self, model, # with `decode`, `log_probs` and `vocabulary`
-                 trie:Trie, encoded, # of the users
-                 n:int, # users
-                 width:int, k:int, # prefixes kept on the way, and at the end
-                 free:bool=False, pools:list|None=None, # one for each level
-                 chunk:int=16 # prefixes opened at once for each user
+    def __init__(self, task:Task, encoded, # of the users
+                 n:int # users
                 ):
-        self.model, self.trie, self.encoded, self.free, self.chunk = model, trie, encoded, free, chunk
-        widths, device = [1, *[width]*(trie.L - 1), k], trie.item.device
+        self.task, self.encoded, trie = task, encoded, task.trie
+        widths, device = [1, *[task.width]*(trie.L - 1), task.k], trie.item.device
         self.known = [no_beams(n, m, l + 1, device) for l, m in enumerate(widths)]
         self.known[0].scores.zero_()
-        self.known[0].tokens.fill_(model.vocabulary.start)
-        self.pools = pools or [Pool() for _ in range(trie.L)]
+        self.known[0].tokens.fill_(task.model.vocabulary.start)
+        self.pools = task.pools or [Pool() for _ in range(trie.L)]
         for pool in self.pools: pool.n = 0
         self.dropped = torch.full((n,), -torch.inf, device=device)  # the best that was cut off
         self.opened, self.lost = (torch.zeros(n, dtype=kind, device=device) for kind in (torch.long, torch.bool))
@@ -188,7 +194,7 @@ def choose(self:Search, level:int)->tuple: # users b', and the best of theirs, B
     if not len(users): return users, now
     if 4*len(users) > 3*len(n): users = torch.arange(len(n), device=n.device)  # nearly all: nothing is copied
     waiting = now.scores.masked_fill(~pending, -torch.inf)[users]
-    best = waiting.topk(min(self.chunk, int(n.max())))
+    best = waiting.topk(min(self.task.chunk, int(n.max())))
     real, places = best.values > -torch.inf, (users[:, None], best.indices)
     now.opened[places] |= real
     self.opened[users] += real.sum(1)
@@ -199,14 +205,14 @@ def choose(self:Search, level:int)->tuple: # users b', and the best of theirs, B
 def extend(self:Search, level:int, users:Tensor, chosen:Beams # b' c
           )->Beams: # b' m
     "The best continuations of some prefixes"
+    task, nodes, scores = self.task, chosen.nodes, chosen.scores
     past = [pool.rows[chosen.places[..., i] if i else chosen.places[:, :1, 0]]
             for i, pool in enumerate(self.pools[:level]) if pool.n]
-    hidden, cache = self.model.decode(chosen.tokens[..., -1:], self.some(self.encoded, users), past)
-    own = self.pools[level].add(cache[-1]) if cache and level + 1 < self.trie.L else torch.zeros_like(chosen.nodes)
-    log_probs = self.model.log_probs(hidden[:, :, 0]).float()  # b' c v
-    nodes, scores = chosen.nodes, chosen.scores
-    found = (free_candidates(nodes, scores, log_probs) if self.free else
-             trie_candidates(self.trie, level, nodes, scores, log_probs, self.model.vocabulary.offsets[level]))
+    hidden, cache = task.model.decode(chosen.tokens[..., -1:], self.some(self.encoded, users), past)
+    own = self.pools[level].add(cache[-1]) if cache and level + 1 < task.trie.L else torch.zeros_like(nodes)
+    log_probs = task.model.log_probs(hidden[:, :, 0]).float()  # b' c v
+    found = (free_candidates(nodes, scores, log_probs) if task.free else
+             trie_candidates(task.trie, level, nodes, scores, log_probs, task.model.vocabulary.offsets[level]))
     return best_of(found, chosen, own, self.known[level + 1].scores.shape[1] + 1)
 
 @patch
@@ -217,7 +223,7 @@ def open(self:Search, level:int)->bool: # was there anything?
     longer, found = self.known[level + 1], self.extend(level, users, chosen)
     known, width = self.some(longer, users), longer.scores.shape[1]
     best = merge(known, found, width + 1)
-    if level + 1 < self.trie.L: self.dropped[users] = torch.maximum(self.dropped[users], best.scores[:, width])
+    if level + 1 < self.task.trie.L: self.dropped[users] = torch.maximum(self.dropped[users], best.scores[:, width])
     kept = Beams(*(x[:, :width] for x in best))
     self.lost[users] |= kept.opened.sum(1) < known.opened.sum(1)
     for x, y in zip(longer, kept): x[users] = y
@@ -236,7 +242,7 @@ class Found(NamedTuple):
 @patch
 def walk(self:Search, twice:bool=True)->Found:
     "Down to the first items by a few prefixes at each level, then through all that can still matter"
-    levels = range(self.trie.L)
+    levels = range(self.task.trie.L)
     if twice: [self.open(level) for level in levels]
     for level in levels:
         while self.open(level): pass
@@ -246,24 +252,19 @@ def walk(self:Search, twice:bool=True)->Found:
 
 # %% ../../nbs/07_search/01_beam.ipynb #ea268a7d
 @torch.inference_mode()
-def search_batch(model, # with `decode`, `log_probs` and `vocabulary`
-                 trie:Trie, encoded, # of the users
-                 n:int, # users
-                 width:int, k:int, # prefixes kept on the way, and at the end
-                 *how, # free, pools and chunk, as in `Search`
+def search_batch(task:Task, encoded, n:int # the histories of n users
                 )->Found:
     "Beam search for one batch of users"
-    found = Search(model, trie, encoded, n, width, k, *how).walk()
+    found = Search(task, encoded, n).walk()
     lost = found.lost.clone()
-    if lost.any():
-        plain = Search(model, trie, pick(encoded, lost), int(lost.sum()), width, k, *how).walk(twice=False)
-        put(found, lost, plain._replace(opened=plain.opened + found.opened[lost]))
+    if lost.any(): put(found, lost, Search(task, pick(encoded, lost), int(lost.sum())).walk(twice=False))
     return found
 
 def put(found:Found, who:Tensor, # b: mask
         other:Found # of these users
        )->None:
-    "Some users' answers from another search"
+    "Some users' answers come from another search; what was opened is added up"
+    other = other._replace(opened=other.opened + found.opened[who])
     for x, y in zip(found, other): x[who] = y
 
 # %% ../../nbs/07_search/01_beam.ipynb #89c08e37
@@ -343,6 +344,7 @@ def beam_search(model:nn.Module, trie:Trie,
     pools = [Pool() for _ in range(trie.L)]
 
     def answer(index):
-        found = search_batch(reader, trie, reader.encode(read(index)), len(index), beams, k, free, pools)
+        task = Task(reader, trie, beams, k, free, pools=pools)
+        found = search_batch(task, reader.encode(read(index)), len(index))
         return to_ranked(trie, found, model.vocabulary.offsets, k, free)
     with reading(model) as reader: return in_order(map(answer, order), order)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ids.trie import Trie
-from .beam import Found, HistoryReader, Pool, as_examples, in_order, pick, put, reading, search_batch, to_ranked
+from .beam import Found, HistoryReader, Pool, Task, as_examples, in_order, pick
+from .beam import put, reading, search_batch, to_ranked
 
 # %% ../../nbs/07_search/02_exact.ipynb #6cd3e512
 @torch.inference_mode()
@@ -48,16 +49,14 @@ def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
 
 # %% ../../nbs/07_search/02_exact.ipynb #d018a055
 @torch.inference_mode()
-def with_proof(model, trie:Trie, encoded, # of the users
-               n:int, # users
-               width:int, k:int, # prefixes kept at first; items
-               pools:list|None=None)->Found:
+def with_proof(task:Task, encoded, n:int # the histories of n users
+              )->Found:
     "Beam searches, each wider than the one before, until every answer is proven"
-    found = search_batch(model, trie, encoded, n, width, k, False, pools)
+    found = search_batch(task, encoded, n)
     unproven = found.bound > found.scores[:, -1]
     if unproven.any():
-        wider = with_proof(model, trie, pick(encoded, unproven), int(unproven.sum()), 4*width, k, pools)
-        put(found, unproven, wider._replace(opened=wider.opened + found.opened[unproven]))
+        wider = task._replace(width=4*task.width)
+        put(found, unproven, with_proof(wider, pick(encoded, unproven), int(unproven.sum())))
     return found
 
 # %% ../../nbs/07_search/02_exact.ipynb #e54cd6e4
@@ -85,7 +84,8 @@ def exact_top_k(model:nn.Module, trie:Trie,
     pools = [Pool() for _ in range(trie.L)]
 
     def answer(index):
-        found = with_proof(reader, trie, reader.encode(read(index)), len(index), beams, k, pools)
+        task = Task(reader, trie, beams, k, pools=pools)
+        found = with_proof(task, reader.encode(read(index)), len(index))
         items, scores, invalid = to_ranked(trie, found, model.vocabulary.offsets, k, False)
         return Exact(items, scores, found.bound, found.opened, invalid)
     with reading(model) as reader: return in_order(map(answer, order), order)
