@@ -166,17 +166,15 @@ class Look(Function):
         return (to_x, (to_folded*weight).sum(0), *(to_folded*scale).chunk(3), to_out, to_bias, *[None]*6)
 
 # %% ../../nbs/06_recommend/05_forward.ipynb #c3f13883
-def ask_states(q:Tensor, # b h s d: queries
+def ask_states(y:Tensor, # (b s) D: of the decoder
                states:Tensor, # b 1 t D: of the encoder
-               key:Tensor, value:Tensor, # (h d) D: weights
-               mask:Tensor|None, drop:Dropout)->Tensor: # b h s d
+               carry:Tensor, fetch:Tensor, # h D D: one matrix for each head
+               mask:Tensor|None, drop:Dropout)->Tensor: # (b s) D
     "Cross-attention that makes no keys and no values"
-    (b, h, s, d), width = q.shape, states.shape[-1]
-    to_states = torch.bmm(q.transpose(0, 1).reshape(h, b*s, d), key.view(h, d, width))
-    asked = to_states.view(h, b, s, width).transpose(0, 1).reshape(b, 1, h*s, width)
-    found = Attend.apply(asked, states, states, mask, drop).view(b, h, s, width)
-    back = torch.bmm(found.transpose(0, 1).reshape(h, b*s, width), value.view(h, d, width).mT)
-    return back.view(h, b, s, d).transpose(0, 1)
+    b, width = len(states), states.shape[-1]
+    asked = F.linear(y, carry.flatten(0, 1)).view(b, 1, -1, width)  # b 1 (s h) D
+    found = Attend.apply(asked, states.to(asked.dtype), states.to(asked.dtype), mask, drop)
+    return torch.mm(found.view(len(y), -1), fetch.flatten(0, 1).to(asked.dtype))
 
 # %% ../../nbs/06_recommend/05_forward.ipynb #5733a0ae
 def precision(x:Tensor)->torch.dtype:
@@ -212,12 +210,13 @@ class Pass:
         return Look.apply(x, *weights, bias, mask, b, self.heads, self.eps, self.kind, self.drop)
 
     def ask(self, x:Tensor, part:nn.Module, # T5LayerCrossAttention
-            b:int, states:Tensor, mask:Tensor|None)->Tensor:
+            states:Tensor, mask:Tensor|None)->Tensor:
         "Cross-attention and the way around it"
         a = part.EncDecAttention
-        q, = heads(F.linear(Norm.apply(x, self.eps), a.q.weight*part.layer_norm.weight), b, 1, self.heads)
-        key, value, states = (w.to(q.dtype) for w in (a.k.weight, a.v.weight, states))
-        return x + self.drop(F.linear(joined(ask_states(q, states, key, value, mask, self.drop)), a.o.weight))
+        weights = a.q.weight*part.layer_norm.weight, a.k.weight, a.v.weight, a.o.weight.T
+        query, key, value, out = (w.unflatten(0, (self.heads, -1)) for w in weights)  # h d D
+        found = ask_states(Norm.apply(x, self.eps), states, key.mT @ query, value.mT @ out, mask, self.drop)
+        return x + self.drop(found)
 
     def feed(self, x:Tensor, part:nn.Module # T5LayerFF
             )->Tensor:
@@ -251,6 +250,6 @@ def t5_logits(t5:nn.Module, # T5ForConditionalGeneration
     states = run.close(x, encoder.final_layer_norm).view(b, 1, t, -1)
     y, bias = run.open(before), causal_bias(decoder.block[0].layer[0].SelfAttention, l)
     for block in decoder.block:
-        y = run.ask(run.look(y, block.layer[0], b, bias, None), block.layer[1], b, states, mask)
+        y = run.ask(run.look(y, block.layer[0], b, bias, None), block.layer[1], states, mask)
         y = run.feed(y, block.layer[2])
     return run.logits(y, decoder.final_layer_norm)
