@@ -195,10 +195,10 @@ def choose(self:Search, level:int)->tuple: # users b', and the best of theirs, B
     if 4*len(users) > 3*len(n): users = torch.arange(len(n), device=n.device)  # nearly all: nothing is copied
     waiting = now.scores.masked_fill(~pending, -torch.inf)[users]
     best = waiting.topk(min(self.task.chunk, int(n.max())))
-    real, places = best.values > -torch.inf, (users[:, None], best.indices)
-    now.opened[places] |= real
+    real, chosen = best.values > -torch.inf, (users[:, None], best.indices)
+    now.opened[chosen] |= real
     self.opened[users] += real.sum(1)
-    return users, Beams(*(x[places] for x in now))._replace(scores=best.values)
+    return users, Beams(*(x[chosen] for x in now))._replace(scores=best.values)
 
 # %% ../../nbs/07_search/01_beam.ipynb #c7baf68d
 @patch
