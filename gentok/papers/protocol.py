@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Protocol', 'check_protocol', 'Fitted', 'fit_recommender', 'save_fitted', 'load_fitted', 'load_items',
-           'metrics_record', 'pick_metrics', 'rows_beside', 'example_cases', 'write_report', 'fingerprint',
-           'difference', 'claim']
+           'metrics_record', 'pick_metrics', 'rows_beside', 'example_cases', 'write_report', 'Result', 'conclude',
+           'write_result', 'fingerprint', 'difference', 'claim']
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4085c1fa
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +20,13 @@ import gentok
 from ..data.dataset import Catalogue, Dataset
 from ..data.files import atomic_write, read_json
 from ..data.splits import Split
-from ..evaluate.full_ranking import Evaluation, Validation, popular, summarise
+from ..evaluate.full_ranking import Evaluation, Validation, evaluate, popular, summarise
 from ..evaluate.report import report
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
+from ..quantize.health import Health
 from ..recommend.t5 import GenerativeRecommender, Recommender, RecommenderConfig
 from ..train.loop import TrainConfig, TrainResult, Trainer
 
@@ -167,6 +169,42 @@ def write_report(path:str|Path, title:str, dataset:Dataset, split:Split, fitted:
     return report(path, title=title, catalogue=dataset.catalogue, item_codes=fitted.item_ids.table,
                   health=health, curves=curves, metrics=rows, config=config,
                   recommendations=example_cases(dataset, split, evaluation))
+
+# %% ../../nbs/11_papers/00_protocol.ipynb #20e7b378
+class Result(NamedTuple):
+    "What a run leaves"
+    metrics: dict # as in `metrics.json`
+    evaluation: Evaluation # with the values of every test user
+    fitted: Fitted
+    health: Health # of the codes, before they were made unique
+    out: Path|None
+
+def conclude(name:str, # of the method, for people
+             dataset:Dataset, split:Split, fitted:Fitted, health:Health, config:Protocol,
+             seconds:float, # that the run took so far
+             out:Path|None=None)->Result:
+    "Judge a recommender on every test user, and write what a run leaves"
+    start = time.time()
+    evaluation = evaluate(fitted.model, fitted.trie, split.test, config.beams)
+    metrics = metrics_record(evaluation, fitted.item_ids, asdict(config), seconds + time.time() - start)
+    result = Result(metrics, evaluation, fitted, health, out)
+    if out and PartialState().is_main_process: write_result(result, name, dataset, split)
+    return result
+
+# %% ../../nbs/11_papers/00_protocol.ipynb #557eae2b
+def write_result(result:Result, name:str, # of the method
+                 dataset:Dataset, split:Split,
+                 rows:list=() # of rivals, for the report's table
+                )->list: # all rows of that table
+    "The model's folder, the curve, the report, and last `metrics.json`"
+    out = result.out
+    save_fitted(result.fitted, dataset.catalogue, out)
+    atomic_write(out/'curve.json', json.dumps(result.fitted.result.curve))
+    table = [dict(name=name, **pick_metrics(result.metrics)), *rows, *rows_beside(dataset, split)]
+    write_report(out/'report.html', f'{name} on {dataset.name}', dataset, split, result.fitted, result.evaluation,
+                 result.health, table, result.metrics['config'])
+    atomic_write(out/'metrics.json', json.dumps(result.metrics, indent=1))
+    return table
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #f7e28498
 def fingerprint(method:str, config:dict, dataset:Dataset)->dict: # plain JSON
