@@ -360,3 +360,6 @@ def main(argv:Sequence[str]|None=None # without the program's name; None reads t
             return 130
     if os.environ.get('RANK', '0') == '0': print(json.dumps(result) if args.json else args.text(result))
     return 0
+
+# %% ../nbs/12_cli.ipynb #6de81de3
+if __name__ == '__main__' and __spec__: sys.exit(main())  # as a module; a notebook has no spec

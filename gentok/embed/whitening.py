@@ -21,6 +21,11 @@ class PrincipalAxes(NamedTuple):
     axes: Tensor # d d: orthonormal, in columns
     variance: Tensor # d: falling, ddof 1
 
+    def rank(self, floor:float=1e-10 # share of the widest variance below which a direction is noise
+            )->int:
+        "In how many directions the rows differ"
+        return int((self.variance > floor*self.variance[0]).sum()) if self.variance[0] > 0 else 0
+
 def principal_axes(x:Tensor, # n d
                    rows:int=65_536 # at a time, to bound the memory of float64
                   )->PrincipalAxes:
@@ -47,8 +52,8 @@ class Whitening:
         "Learn mean, axes and variances from a table; ValueError if it has fewer than d directions"
         if len(table) < 2: raise ValueError(
             f'{table} has no spread to learn from; fit on two items at least, and better on all.')
-        mean, axes, variance = principal_axes(table.matrix)
-        rank = int((variance > self.floor*variance[0]).sum()) if variance[0] > 0 else 0
+        mean, axes, variance = found = principal_axes(table.matrix)
+        rank = found.rank(self.floor)
         d = rank if self.dim is None else self.dim
         if not 1 <= d <= rank: raise ValueError(
             f'{table} has {rank} independent directions and {d} were asked; '

@@ -83,7 +83,7 @@ def shared_sizes(item_ids:Sequence[ItemIds])->list[ItemIds]: # over the same siz
     sizes = tuple(map(max, zip(*(ids.sizes for ids in item_ids))))
     return [ItemIds(ids.table, sizes, ids.collisions, ids.moved) for ids in item_ids]
 
-# %% ../../nbs/11_papers/03_mtgrec.ipynb #4584262d
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #d6c232d6
 class Many(NamedTuple):
     "What the recommender is pre-trained on"
     codes: Tensor # n m l: before they were made unique
@@ -99,7 +99,7 @@ def prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to kee
     done = (place/'seconds.json').exists()
     table = EmbeddingTable.load(out/'embeddings') if done else encoder_of(config).embed(dataset.catalogue)
     fit = last_epochs if config.adjacent else other_starts
-    epochs = fit(tokenizer or make_tokenizer(config), table, config.n, out/'tokenizer')
+    epochs = fit(tokenizer or make_tokenizer(config, table), table, config.n, out/'tokenizer')
     if not done:
         table.save(out/'embeddings')
         made = [unique_ids(t, table, config.policy, config.seed) for t in epochs]

@@ -19,6 +19,7 @@ from ..data.files import atomic_write, read_json
 from ..data.splits import leave_one_out
 from ..embed.table import EmbeddingTable
 from ..embed.text import TextEncoder
+from ..embed.whitening import principal_axes
 from ..ids.collisions import resolve
 from ..ids.item_ids import ItemIds, random_ids
 from .protocol import Protocol, Result, claim, conclude, fit_recommender
@@ -40,12 +41,14 @@ class TigerConfig(Protocol):
     policy: str = 'reassign' # how identifiers become unique, see `resolve`; the paper's is 'suffix'
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #ac5d6fed
-def make_tokenizer(config:TigerConfig)->Tokenizer: # not fitted
-    "The tokenizer that the configuration names"
+def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it will be fitted on, if it is there
+                  )->Tokenizer: # not fitted
+    "The tokenizer that the configuration names; whitening keeps 128 directions, or all that the table has"
+    whiten = min(128, principal_axes(table.matrix).rank() if table else config.text_dim)
     shape = dict(K=config.codebook_size, levels=config.levels, seed=config.seed)
     fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs))
     known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape), fit),
-             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=min(128, config.text_dim)), fit),
+             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), fit),
              'kmeans': lambda: ResidualKMeans(**shape), 'random': lambda: RandomTokenizer(**shape)}
     if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
     return known[config.tokenizer]()
@@ -85,7 +88,7 @@ def prepare(dataset:Dataset, config:TigerConfig,
     if done: table = EmbeddingTable.load(out/'embeddings')
     else: table = encoder_of(config).embed(dataset.catalogue)
     if out and not done: table.save(out/'embeddings')
-    tokenizer = make_tokenizer(config).fit(table, out/'tokenizer' if out else None)
+    tokenizer = make_tokenizer(config, table).fit(table, out/'tokenizer' if out else None)
     item_ids = ItemIds.load(out/'identifiers') if done else unique_ids(tokenizer, table, config.policy, config.seed)
     seconds = read_json(out/'identifiers'/'seconds.json') if done else time.time() - start
     if out and not done:

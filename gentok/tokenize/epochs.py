@@ -33,7 +33,7 @@ class Epochs:
         return torch.stack([tokenizer.encode(table) for tokenizer in self])
     def __repr__(self): return f'Epochs({len(self)}: {self.folders[0].name} to {self.folders[-1].name})'
 
-# %% ../../nbs/04_tokenize/11_epochs.ipynb #0d15b343
+# %% ../../nbs/04_tokenize/11_epochs.ipynb #ac2a1de1
 def again(tokenizer:Tokenizer, # trained in epochs, such as RQVAE
           **changes # of its fit_config, or the seed
          )->Tokenizer: # of the same kind, not fitted
@@ -48,9 +48,14 @@ def again(tokenizer:Tokenizer, # trained in epochs, such as RQVAE
 def last_epochs(tokenizer:Tokenizer, table:EmbeddingTable, n:int,
                 out:str|Path # folder of the run; an interrupted one goes on
                )->Epochs:
-    "Fit once, and keep the last n epochs"
+    "Fit once, and keep the last n epochs; ValueError if the folder's run did not keep them"
+    all_of_them = again(tokenizer).fit_config.epochs
+    if not 1 <= n <= all_of_them: raise ValueError(f'{n} epochs of {all_of_them} are to be kept, expected 1 to {all_of_them}.')
     again(tokenizer, keep_last=n, select='last').fit(table, out)
-    return Epochs(list(kept_epochs(out).values())[-n:])
+    wanted, kept = range(all_of_them - n + 1, all_of_them + 1), kept_epochs(out)
+    lacking = [e for e in wanted if e not in kept]
+    if lacking: raise ValueError(f'{out} holds a finished run that did not keep epoch {lacking[0]}; fit in another folder.')
+    return Epochs([kept[e] for e in wanted])
 
 # %% ../../nbs/04_tokenize/11_epochs.ipynb #eda7fa78
 def changed(codes:Tensor # n m l: of m items, by n tokenizers

@@ -147,10 +147,10 @@ class Whitener(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
     def fit(self, x:Tensor)->'Whitener': # n d
         "Unit variance for (x - mean) away; y back + mean undoes it; ValueError if directions are missing"
-        (mean, directions, variance), k = principal_axes(x), self.away.shape[1]
-        rank = int((variance > 1e-10*variance[0]).sum())
+        mean, directions, variance = found = principal_axes(x)
+        rank, k = found.rank(), self.away.shape[1]
         if rank < k: raise ValueError(f'whiten is {k} and the {len(x):,} vectors differ in {rank} directions; '
-                                      f'whiten to at most {rank}.')
+                                      f'whiten to at most {rank}, or embed the items in so few numbers.')
         spread = variance[:k].sqrt()
         self.mean.copy_(mean), self.away.copy_(directions[:, :k]/spread), self.back.copy_((directions[:, :k]*spread).T)
         return self

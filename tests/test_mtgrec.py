@@ -1,0 +1,175 @@
+"MTGRec as a whole: its budget, its switches, and that nothing shows of a kill at any of its stages."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file
+
+from gentok.data.splits import leave_one_out
+from gentok.data.toyshop import toyshop
+from gentok.ids.item_ids import ItemIds
+from gentok.papers import mtgrec
+from gentok.papers.mtgrec import MtgrecConfig, Many, candidates_of, prepare_many, run, shared_sizes
+from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
+from two import torchrun
+
+small = MtgrecConfig(n=3, levels=2, codebook_size=8, tokenizer_epochs=12, text_dim=8, epochs=5, batch_size=64, candidates=2, tune_epochs=1, stages=(1, 1),
+                     sample=16, d_model=16, layers=1, validate_every=1, beams=10)
+
+def shop(): return toyshop(n_items=30, n_users=40, domains=1)[0]
+
+def left(result): return {k: v for k, v in result.metrics.items() if k != 'seconds'}
+
+# ---------------------------------------------------------------- the plan
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 6))
+def test_a_plan_never_exceeds_its_budget(epochs, candidates, tune_epochs, starts, n):
+    tries = candidates*max(1, starts)
+    settings = dict(epochs=epochs, candidates=candidates, tune_epochs=tune_epochs, n=n, starts=(1,)*starts)
+    if candidates > n or epochs <= tries*tune_epochs:
+        with pytest.raises(ValueError, match=r'^[^.]*\.$'): MtgrecConfig(**settings)
+    else: assert MtgrecConfig(**settings).pretraining_epochs + tries*tune_epochs == epochs
+
+@pytest.mark.parametrize('wrong, said', [(dict(n=0), 'n is 0'), (dict(candidates=0), 'candidates is 0'), (dict(tune_epochs=0), 'tune_epochs is 0'),
+                                         (dict(tune_lr=float('nan')), 'tune_lr nan'), (dict(starts=(0,)), 'starts is (0,)'), (dict(epochs=0), 'epochs is 0')])
+def test_a_plan_that_cannot_be_is_one_sentence(wrong, said):
+    with pytest.raises(ValueError) as error: MtgrecConfig(**wrong)
+    assert said in str(error.value) and str(error.value).endswith('.')
+
+def test_every_step_is_in_the_budget(tmp_path):
+    "As many optimiser steps, over all candidates, as the protocol has epochs"
+    split = leave_one_out(shop())
+    for config in (small, replace(small, starts=(1, 2), epochs=6, candidates=1, n=2), replace(small, pretrain=False)):
+        home = tmp_path/str(hash(config))
+        pretraining, tried = candidates_of(split, prepare_many(shop(), config, home), config, home)
+        steps = sum(r.steps for r in (pretraining, *(c.fitted.result for c in tried)) if r)
+        assert steps == config.epochs*-(-split.train.n//config.batch_size)
+
+# ---------------------------------------------------------------- identifiers
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 3))
+def test_one_vocabulary_for_all(sizes, L):
+    made = [ItemIds(torch.cat([torch.zeros(K, L - 1, dtype=torch.long), torch.arange(K)[:, None]], 1), collisions=K) for K in sizes]
+    for before, after in zip(made, shared_sizes(made)):
+        assert after.sizes == (1,)*(L - 1) + (max(sizes),) and torch.equal(after.table, before.table) and after.collisions == before.collisions
+
+@pytest.mark.parametrize('policy', ('suffix', 'reassign'))
+def test_unique_in_every_wording(policy, tmp_path):
+    many = prepare_many(shop(), replace(small, policy=policy), tmp_path)
+    assert len({ids.sizes for ids in many.item_ids}) == 1
+    for ids, codes in zip(many.item_ids, many.codes):
+        assert len(ids.table.unique(dim=0)) == 30
+        if policy == 'suffix': assert torch.equal(ids.table[:, :2], codes)
+
+# ---------------------------------------------------------------- switches
+
+def test_switches(tmp_path):
+    split = leave_one_out(shop())
+    def way(name, **change):
+        config = replace(small, **change)
+        many = prepare_many(shop(), config, tmp_path/name)
+        return many, *candidates_of(split, many, config, tmp_path/name)
+    many, pretraining, tried = way('all')
+    assert [len(row['probabilities']) for row in pretraining.curve[:2]] == [3, 3] and 'probabilities' not in pretraining.curve[2]
+    _, uniform, _ = way('uniform', curriculum=False)
+    assert not any('probabilities' in row for row in uniform.curve)
+    assert uniform.curve[0]['loss'] == pretraining.curve[0]['loss'] and uniform.curve[1]['loss'] != pretraining.curve[1]['loss']
+    strangers, *_ = way('strangers', adjacent=False)
+    def near(m): return (m.codes[1:] == m.codes[:-1]).all(-1).double().mean()
+    assert near(many) > .3 > near(strangers)
+    _, none, alone = way('alone', pretrain=False)
+    assert none is None and len(alone) == 1 and len(alone[0].fitted.result.curve) == small.epochs
+
+def test_the_best_by_validation_is_kept(tmp_path):
+    result = run(shop(), small, tmp_path)
+    best = max(result.tried, key=lambda c: c.fitted.result.best)
+    assert result.fitted.result.best == best.fitted.result.best and result.fitted.item_ids is best.fitted.item_ids
+    assert [row['epoch'] for row in result.fitted.result.curve] == [1, 2, 3, 4]
+
+def test_a_tokenizer_of_ones_own(tmp_path):
+    own = RQVAE(RQVAEConfig(hidden=(8,), latent=4, levels=3, K=4), FitConfig(epochs=8, batch_size=16, measure=0))
+    result = run(shop(), replace(small, policy='suffix'), tmp_path, tokenizer=own)
+    assert result.codes.shape == (3, 30, 3) and result.fitted.item_ids.sizes[:3] == (4, 4, 4)
+    other = RQVAE(RQVAEConfig(hidden=(8,), latent=4, levels=3, K=5), FitConfig(epochs=8, batch_size=16, measure=0))
+    with pytest.raises(ValueError, match='holds a run with tokenizer'): run(shop(), replace(small, policy='suffix'), tmp_path, tokenizer=other)
+    with pytest.raises(ValueError, match='holds a run with tokenizer'): run(shop(), replace(small, policy='suffix'), tmp_path)
+
+def test_the_same_seed_gives_the_same_everything(tmp_path):
+    one, two, other = run(shop(), small), run(shop(), small, tmp_path), run(shop(), replace(small, seed=1))
+    assert left(one) == left(two) and torch.equal(one.codes, two.codes) and one.out is None
+    assert not torch.equal(one.codes, other.codes)
+
+# ---------------------------------------------------------------- faults
+
+words = ['epochs=5', 'n=3', 'levels=2', 'codebook_size=8', 'tokenizer_epochs=12', 'text_dim=5', 'batch_size=16', 'candidates=2', 'tune_epochs=1', 'stages=1,1',
+         'sample=16', 'd_model=16', 'layers=1', 'validate_every=1', 'beams=10']
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    home = tmp_path_factory.mktemp('data')/'crockery'
+    home.mkdir()
+    (home/'items.csv').write_text('item,text\n' + '\n'.join(f'{i},{c} {k}' for i, (c, k) in enumerate((c, k) for c in ('red', 'blue', 'green') for k in ('cup', 'plate', 'bowl', 'jug'))))
+    (home/'interactions.csv').write_text('user,item,time\n' + '\n'.join(f'u{u},{(u + 4*t) % 12},{t}' for u in range(40) for t in range(6)))
+    return home
+
+def command(data, out): return [sys.executable, '-c', 'import sys; from gentok.cli import main; sys.exit(main())', 'run', 'mtgrec', str(data), '--out', str(out), '--json', *(w for s in words for w in ('--set', s))]
+
+def asked(data, out): return subprocess.run(command(data, out), capture_output=True, text=True, env=dict(os.environ, GENTOK_QUIET='1', OMP_NUM_THREADS='1'))
+
+@pytest.fixture(scope='module')
+def uninterrupted(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp('straight')/'out'
+    done = asked(data, out)
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout.splitlines()[-1])
+
+@pytest.mark.parametrize('moment', ('tokenizer/epochs', 'identifiers/1', 'pretraining/epochs', 'tuning-3-1/best.safetensors'))
+def test_killed_at_every_stage(moment, data, uninterrupted, tmp_path):
+    straight, said = uninterrupted
+    running = subprocess.Popen(command(data, tmp_path/'out'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ, GENTOK_QUIET='1', OMP_NUM_THREADS='1'))
+    patience = time.time() + 120
+    while not (tmp_path/'out'/moment).exists() and running.poll() is None and time.time() < patience: time.sleep(.005)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert (tmp_path/'out'/moment).exists()
+    done = asked(data, tmp_path/'out')
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout.splitlines()[-1])
+    different = {k for k in said if again[k] != said[k]} - {'seconds', 'report'}
+    assert not different, different
+    for name in ('model.safetensors', 'item_ids.safetensors'):
+        one, two = load_file(straight/name), load_file(tmp_path/'out'/name)
+        assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    assert json.loads((straight/'curve.json').read_text()) == json.loads((tmp_path/'out'/'curve.json').read_text())
+
+def test_switches_and_lists_on_the_command_line(data, tmp_path, uninterrupted):
+    straight, _ = uninterrupted
+    config = json.loads((straight/'metrics.json').read_text())['config']
+    assert config == json.loads(json.dumps(asdict(replace(small, batch_size=16, text_dim=5))))
+    wrong = [*command(data, tmp_path/'no'), '--set', 'curriculum=perhaps']
+    done = subprocess.run(wrong, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, '') and "curriculum='perhaps' is neither on nor off" in done.stderr and not (tmp_path/'no').exists()
+
+def leave(out, name):
+    config = replace(small, dropout=0., pretrain=True)
+    result = run(shop(), config, Path(out)/name)
+    (Path(out)/f'{name}-{os.environ.get("RANK", "0")}.json').write_text(json.dumps(dict(left(result), curve=result.fitted.result.curve)))
+
+def test_two_processes_do_what_one_does(tmp_path):
+    leave(tmp_path, 'one')
+    torchrun(tmp_path, f"from test_mtgrec import leave; leave({str(tmp_path)!r}, 'two')")
+    one, *two = (json.loads((tmp_path/f'{name}.json').read_text()) for name in ('one-0', 'two-0', 'two-1'))
+    assert two[0] == two[1]
+    for a, b in zip(one['curve'], two[0]['curve']):
+        assert a['loss'] == pytest.approx(b['loss'], rel=1e-3)
+        if 'probabilities' in a: assert a['probabilities'] == pytest.approx(b['probabilities'], rel=1e-2)
