@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rows_known', 'alone', 'asked', 'Row', 'timed', 'race', 'limited', 'Field', 'lay_out', 'allowed_after', 'Written',
-           'generate', 'same_ten', 'search_row', 'exact_row', 'Usual', 'Padded', 'trainer_of', 'spread', 'training_row',
+           'generate', 'same_ten', 'search_row', 'exact_row', 'Usual', 'Padded', 'trainer_of', 'training_row',
            'same_codes', 'codes_row', 'Given', 'usual_epoch', 'rqvae_row', 'same_tokenizer', 'many_tables',
            'influence_row', 'held', 'peak_memory', 'memory_job', 'memory_row', 'large_row', 'machine', 'bench']
 
@@ -102,19 +102,20 @@ class Field(NamedTuple):
     split: Split
     trie: Trie
     model: GenerativeRecommender # trained for some epochs
-    data: Sequences # training examples in batches by length
+    data: Sequences # training examples in random batches, computed in parts of like length
 
 # %% ../nbs/13_bench.ipynb #9c844465
 def lay_out(dataset:Dataset|None=None, # None: a toy shop
             epochs:int=1, config:RecommenderConfig=RecommenderConfig(), K:int=256, batch_size:int=256,
-            lr:float=1e-3, seed:int=0)->Field:
+            lr:float=1e-3, seed:int=0, together:int|None=32 # of `Sequences`
+           )->Field:
     "A trained recommender and its data"
     dataset = dataset or toyshop(n_items=1000, n_users=1000, domains=1, seed=seed)[0]
     split, table = leave_one_out(dataset), TextEncoder('lsa', 64, seed=seed).embed(dataset.catalogue)
     kmeans = ResidualKMeans(levels=3, K=min(K, len(dataset.catalogue)), seed=seed).fit(table)
     item_ids = resolve(kmeans.encode(table), 'suffix')
     model = GenerativeRecommender(Vocabulary(item_ids.sizes), config, seed)
-    data = Sequences(split.train, item_tokens(item_ids, model.vocabulary), batch_size, seed)
+    data = Sequences(split.train, item_tokens(item_ids, model.vocabulary), batch_size, seed, together=together)
     if epochs:
         plan = TrainConfig(epochs, batch_size, lr, warmup=.1, validate_every=epochs, seed=seed)
         Trainer(model, data, plan).fit()
@@ -220,30 +221,24 @@ def trainer_of(kind:type, # GenerativeRecommender or Usual
     model = kind(field.model.vocabulary, field.model.config, data.seed)
     return Trainer(model, data, TrainConfig(1, data.batch_size, lr, warmup=.1, seed=data.seed))
 
-# %% ../nbs/13_bench.ipynb #4d3529d3
-def spread(batches:list, n:int)->list:
-    "Every few batches"
-    return batches[::max(1, len(batches)//n)][:n]
-
 # %% ../nbs/13_bench.ipynb #32ece0f7
 def training_row(field:Field, repeats:int=5, batches:int=12)->Row:
     "Training examples per second"
     data, wide = field.data, Padded(field.data)
     ours, theirs = trainer_of(GenerativeRecommender, field, data), trainer_of(Usual, field, wide)
-    by_length = spread(sorted(data.epoch(0), key=lambda i: data.batch(i)[0].shape[1]), batches)
-    mixed = wide.epoch(0)[:max(1, batches//4)]
+    batched, mixed = data.epoch(0)[:batches], wide.epoch(0)[:max(1, batches//4)]
 
     def train_ours():
-        with kept_memory(): return [ours.step(i).item() for i in by_length]
+        with kept_memory(): return [ours.step(i).item() for i in batched]
     def train_theirs(): return [theirs.step(i).item() for i in mixed]
     def same(a, b):
-        one, peer = data.batch(by_length[0]), Usual(field.model.vocabulary, field.model.config).eval()
+        one, peer = data.batch(batched[0]), Usual(field.model.vocabulary, field.model.config).eval()
         peer.load_state_dict(field.model.state_dict())
         x, y = field.model(*one).item(), peer(*one).item()
         if abs(x - y) > 1e-3: raise ValueError(
             f'the losses are {x:.4f} and {y:.4f} with the same weights, expected the same; this is a bug.')
         return 'same loss with the same weights'
-    n, their_n = (sum(map(len, batches)) for batches in (by_length, mixed))
+    n, their_n = (sum(map(len, batches)) for batches in (batched, mixed))
     return race('training', train_ours, train_theirs, same, n, 'examples', 'transformers, padded to 20 items', 6., repeats, their_n)
 
 # %% ../nbs/13_bench.ipynb #33d887ee
