@@ -111,6 +111,23 @@ def decode(self:ResidualQuantizer,
         f'codes are {tuple(codes.shape)}; this quantizer has {self.L} levels: give (n, {self.L}).')
     return sum(book.decode(codes[:, l]) for l, book in enumerate(self.codebooks))
 
+# %% ../../nbs/03_quantize/04_residual.ipynb #9962282c
+@patch
+def distances(self:ResidualQuantizer,
+              x:Tensor # b d
+             )->Tensor: # b l k: squared
+    "Squared distances to all codewords of all levels, along the path that `encode` takes"
+    if len(set(self.sizes)) > 1: raise ValueError(
+        f'levels have {self.sizes} codewords; distances need the same K on every level.')
+    found, residual = [], x.to(self.codebooks[0].weight.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        for book in self.codebooks:
+            e = book.weight # k d
+            found.append(torch.addmm(e.square().sum(-1), residual, e.T, alpha=-2) + residual.square().sum(-1, keepdim=True))
+            codeword = F.embedding(book.encode(residual), e).detach() # b d
+            residual = (residual if self.attached else residual.detach()) - codeword
+    return torch.stack(found, 1)
+
 # %% ../../nbs/03_quantize/04_residual.ipynb #6c4f6995
 @patch
 @torch.no_grad()
