@@ -123,7 +123,8 @@ def distances(self:ResidualQuantizer,
     with torch.autocast(x.device.type, enabled=False):
         for book in self.codebooks:
             e = book.weight # k d
-            found.append(torch.addmm(e.square().sum(-1), residual, e.T, alpha=-2) + residual.square().sum(-1, keepdim=True))
+            score = torch.addmm(e.square().sum(-1), residual, e.T, alpha=-2) # b k
+            found.append(score + residual.square().sum(-1, keepdim=True))
             codeword = F.embedding(book.encode(residual), e).detach() # b d
             residual = (residual if self.attached else residual.detach()) - codeword
     return torch.stack(found, 1)
