@@ -12,12 +12,24 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 
+# %% ../../nbs/05_ids/04_vocabulary.ipynb #2df492c9
+def _fitting(sizes:tuple, blocks)->tuple:
+    "The blocks if they fit the sizes, by default one per level; ValueError if they do not"
+    blocks = tuple(range(len(sizes))) if blocks is None else tuple(int(b) for b in blocks)
+    counted = blocks and blocks[0] == 0 and all(b - a in (0, 1) for a, b in zip(blocks, blocks[1:]))
+    of_one_size = len(set(zip(blocks, sizes))) == len(set(blocks))
+    if len(blocks) != len(sizes) or not counted or not of_one_size: raise ValueError(
+        f'blocks are {blocks} for sizes {sizes}; give one number per level, from 0 upwards, '
+        'the same for neighbouring levels of one size that share their tokens.')
+    return blocks
+
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #6d7b71c5
 @dataclass(frozen=True, repr=False)
 class Vocabulary:
     "Padding, start, the codes of every level, and as many user tokens as asked for"
     sizes: tuple # K of each level
     n_user_tokens: int = 0 # users share these by remainder; TIGER uses 2,000
+    blocks: tuple|None = None # token range of each level; (0, 1, 1): levels 2 and 3 share (default: none do)
 
     def __post_init__(self):
         sizes = tuple(int(K) for K in self.sizes)
@@ -26,6 +38,7 @@ class Vocabulary:
         if self.n_user_tokens < 0: raise ValueError(
             f'n_user_tokens is {self.n_user_tokens}; give 0 for none.')
         object.__setattr__(self, 'sizes', sizes)
+        object.__setattr__(self, 'blocks', _fitting(sizes, self.blocks))
 
     @property
     def pad(self)->int: return 0
@@ -34,12 +47,17 @@ class Vocabulary:
     @property
     def L(self)->int: return len(self.sizes)
     @property
-    def size(self)->int: return 2 + sum(self.sizes) + self.n_user_tokens
+    def n_codes(self)->int: return sum(dict(zip(self.blocks, self.sizes)).values()) # tokens of codes
     @property
-    def offsets(self)->tuple: return tuple(2 + sum(self.sizes[:l]) for l in range(self.L))
+    def size(self)->int: return 2 + self.n_codes + self.n_user_tokens
+    @property
+    def offsets(self)->tuple: # token of code 0 at each level
+        wide = list(dict(zip(self.blocks, self.sizes)).values())
+        return tuple(2 + sum(wide[:block]) for block in self.blocks)
 
     def __repr__(self):
-        return f'Vocabulary({self.size:,} tokens: codes {self.sizes}, {self.n_user_tokens:,} users)'
+        shared = f', blocks {self.blocks}' if len(set(self.blocks)) < self.L else ''
+        return f'Vocabulary({self.size:,} tokens: codes {self.sizes}{shared}, {self.n_user_tokens:,} users)'
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #4c6af6de
 def _checked(self:Vocabulary, codes:Tensor, what:str):
@@ -97,13 +115,14 @@ def user_tokens(self:Vocabulary,
     "Users share the user tokens by remainder"
     if not self.n_user_tokens: raise ValueError(
         'this vocabulary has no user tokens; make it with n_user_tokens=2000, or leave users out.')
-    return 2 + sum(self.sizes) + torch.as_tensor(users, dtype=torch.long) % self.n_user_tokens
+    return 2 + self.n_codes + torch.as_tensor(users, dtype=torch.long) % self.n_user_tokens
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #6c552612
 @patch
 def to_config(self:Vocabulary)->dict:
     "What has to be saved with a model"
-    return dict(sizes=list(self.sizes), n_user_tokens=self.n_user_tokens)
+    shared = {'blocks': list(self.blocks)} if len(set(self.blocks)) < self.L else {}
+    return dict(sizes=list(self.sizes), n_user_tokens=self.n_user_tokens, **shared)
 
 @patch(cls_method=True)
 def from_config(cls:Vocabulary,
@@ -112,6 +131,6 @@ def from_config(cls:Vocabulary,
     "The same vocabulary again"
     unknown = set(config) - {f.name for f in fields(cls)}
     if unknown: raise ValueError(
-        f'vocabulary has unknown keys {sorted(unknown)}; keep sizes and n_user_tokens only.')
+        f'vocabulary has unknown keys {sorted(unknown)}; keep sizes, n_user_tokens and blocks.')
     if 'sizes' not in config: raise ValueError('vocabulary has no sizes; save it with to_config.')
     return cls(**config)
