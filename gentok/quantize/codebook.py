@@ -204,13 +204,18 @@ class Codebook(nn.Module):
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #7f8f0ea9
 @patch
-def _state(self:Codebook, weight:Tensor, seed:int):
-    "All that changes behaviour: parameters and buffers"
-    if self.ema is None: self.weight = nn.Parameter(weight)  # k d
+def _hold(self:Codebook, weight:Tensor): # k d
+    "The codewords, and what they learn by; a codebook of another make overrides this and `_move`"
+    if self.ema is None: self.weight = nn.Parameter(weight)
     else:
         self.register_buffer('weight', weight)
         self.register_buffer('sums', weight.clone())  # k d
         self.register_buffer('sizes', torch.ones(self.K))
+
+@patch
+def _state(self:Codebook, weight:Tensor, seed:int):
+    "All that changes behaviour: parameters and buffers"
+    self._hold(weight)
     self.register_buffer('idle', torch.zeros(self.K, dtype=torch.long))  # steps since last chosen
     for name, value in dict(step=0, seed=seed, ready=False).items():
         self.register_buffer(name, torch.tensor(value))
@@ -224,6 +229,12 @@ def extra_repr(self:Codebook)->str: # shown by `repr`
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #6243cc4d
 @patch
+def _move(self:Codebook, e:Tensor, where:Tensor): # m d; k: bool, m of them
+    "Some codewords are now others"
+    self.weight[where] = e.to(self.weight)
+    if self.ema: self.sums[where], self.sizes[where] = self.weight[where], 1.
+
+@patch
 @torch.no_grad()
 def place(self:Codebook,
           e:Tensor, # k d: one row for each code that moves
@@ -235,9 +246,8 @@ def place(self:Codebook,
     want = (int(where.sum()), self.dim)
     if tuple(e.shape) != want: raise ValueError(
         f'codewords are {tuple(e.shape)}; give {want}, a row for each code that moves.')
-    self.weight[where] = e.to(self.weight)
+    self._move(e, where)
     self.idle[where] = 0
-    if self.ema: self.sums[where], self.sizes[where] = self.weight[where], 1.
     self.ready.fill_(True)
     return self
 
