@@ -127,7 +127,7 @@ class Sequences:
                  batch_size:int=256, # examples over all processes
                  seed:int=0,
                  user_tokens:Tensor|None=None, # one token for every user
-                 together:int|None=None # batches at random, computed in parts of so many examples of like length; None: batches of one length
+                 together:int|None=None # random batches in parts of so many of like length; None: each of one length
                 ):
         if examples.n == 0: raise ValueError('there are no training examples, expected at least one; every user needs four interactions or more.')
         self.examples, self.table, self.batch_size = examples, table, batch_size

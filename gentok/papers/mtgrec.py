@@ -32,7 +32,7 @@ from ..quantize.health import Health
 from ..recommend.t5 import GenerativeRecommender, load_weights
 from ..search.beam import beam_search
 from ..search.vote import vote
-from ..tokenize.epochs import Epochs, last_epochs, other_starts
+from ..tokenize.epochs import last_epochs, other_starts
 from ..tokenize.tokenizer import Tokenizer
 from ..train.curriculum import Curriculum, MixedSequences
 from ..train.loop import Trainer, TrainResult, weights_at

@@ -148,7 +148,6 @@ def loss(self:Trainer, model:nn.Module, data:Sequences, index:Tensor # b: exampl
     batch = [x.to(a.device) for x in data.batch(index)]
     with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16): return model(*batch)
 
-# %% ../../nbs/08_train/01_loop.ipynb #519f74b7
 @patch
 def pull(self:Trainer, part:Tensor, # examples that are computed together
          index:Tensor, # the whole batch
