@@ -1,14 +1,20 @@
 "The recommender is transformers' T5 with a pass of its own: the same numbers, whatever is batched, cached, saved or shared."
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.data.files import read_folder, write_folder
+from gentok.ids.item_ids import random_ids
+from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
+from gentok.recommend.decoder_only import DecoderOnly
 from gentok.recommend.reader import Reader
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, load_weights, t5_config, tied_names
+from gentok.search.beam import beam_search
+from gentok.search.exact import score_items
 
 few = settings(max_examples=12, deadline=None, derandomize=True)
 
@@ -188,3 +194,59 @@ def test_dropout_follows_the_seed_and_ends_with_training():
     assert losses[0] == losses[1] != losses[2]
     model.eval()
     assert model(inputs, labels).item() == model(inputs, labels).item()
+
+# ---------------------------------------------------------------- a softmax per level
+
+def etegrec_model(case):
+    "The reference's weights in ours, by the reference's own order of parameters; its tables per level are slices of our embedding."
+    rng, found = np.random.default_rng(8), {}
+    for name, shape in case['inputs']['parameter_order']:
+        noise = rng.standard_normal(shape)
+        found[name] = torch.tensor(1 + .1*noise if 'layer_norm' in name else .3*noise, dtype=torch.float32)
+    model = GenerativeRecommender(Vocabulary((6,)*4), RecommenderConfig(16, 24, 2, 8, 2, per_level=True)).eval()
+    table = torch.cat([found['model.shared.weight'].expand(2, -1), *(found[f'token_embeddings.{l}.weight'] for l in range(4))])
+    own = {k: found[k.replace('t5.', 'model.', 1)] for k in model.state_dict() if k not in tied_names(model) and k != 't5.shared.weight'}
+    load_weights(model, {**own, 't5.shared.weight': table}, 'the reference')
+    return model, found
+
+def test_etegrec_model_forward(vectors):
+    case = vectors('etegrec')['model_forward']
+    model, found = etegrec_model(case)
+    v, codes = model.vocabulary, torch.tensor(case['item_table'])[1:]
+    rows = torch.tensor(case['input_ids_item'])
+    inputs = v.tokens(codes[(rows - 1).clamp(min=0)]).masked_fill(rows[..., None] == 0, v.pad).flatten(1)
+    labels = v.tokens(codes[torch.tensor(case['inputs']['targets']) - 1])
+    with torch.no_grad():
+        states, loss = model.states(inputs, labels), model(inputs, labels)
+        hidden = states.decoder.view(4, 4, -1)
+        logits = torch.stack([hidden[:, l] @ model.t5.shared.weight[v.level_slice(l)].T for l in range(4)], 1)
+        seen = (inputs != v.pad)[..., None].float()
+        mean = (states.encoder[:, 0]*seen).sum(1)/seen.sum(1)
+        adapted = [x @ found[f'{side}_adapter.mlp_layers.1.weight'].T + found[f'{side}_adapter.mlp_layers.1.bias'] for side, x in (('enc', mean), ('dec', hidden[:, 0]))]
+    assert torch.allclose(logits, torch.tensor(case['logits_[B,4,6]']), atol=1e-4)
+    assert loss.item() == pytest.approx(case['code_loss'], abs=1e-5)
+    for ours, name in ((mean, 'seq_mean_latent'), (adapted[0], 'seq_project_latents'), (adapted[1], 'dec_latents')):
+        assert torch.allclose(ours, torch.tensor(case[name]), atol=1e-4), name
+
+@few
+@given(st.integers(0, 99), st.booleans())
+def test_a_softmax_per_level_is_searched_as_it_is_trained(seed, free):
+    "All items by hand, and the search's ten; free or under the trie, every answer is made of codes of its level"
+    ids = random_ids(20, (4, 3, 5), seed)
+    model, trie = recommender((4, 3, 5), seed=seed, per_level=True, spread=.5), Trie(ids)
+    inputs, _ = batch(model, seed=seed)
+    histories = [[0, 1], [2], [3, 4, 5]]
+    scores = score_items(model, trie, histories)
+    assert (scores.exp().sum(1) < 1 + 1e-4).all()
+    found = beam_search(model, trie, histories, beams=60, k=10, free=free)
+    if free: assert (found.invalid <= 1).all()
+    else: assert torch.allclose(found.scores, scores.topk(10).values, atol=1e-4)
+    items = found.items
+    for b, i in (items >= 0).nonzero().tolist(): assert found.scores[b, i].item() == pytest.approx(scores[b, items[b, i]].item(), abs=1e-4)
+
+def test_per_level_is_kept_with_the_model(tmp_path):
+    model = recommender(per_level=True, spread=.1)
+    model.save_pretrained(tmp_path)
+    copy, (inputs, labels) = GenerativeRecommender.from_pretrained(tmp_path), batch(model)
+    assert copy.config.per_level and copy(inputs, labels).item() == model(inputs, labels).item()
+    with pytest.raises(ValueError, match='leave per_level out'): DecoderOnly(model.vocabulary, model.config)

@@ -20,7 +20,7 @@ from ..data.files import tensor_digest
 from ..data.splits import Examples
 from ..ids.sequences import Sequences, budget_batches
 from ..ids.vocabulary import Vocabulary
-from .forward import Pass, causal_bias, heads
+from .forward import Pass, causal_bias, heads, tied_logits
 from .reader import Reader, attend, encoder_layer, near_scores, near_values
 from .t5 import Recommender, RecommenderConfig
 
@@ -70,7 +70,7 @@ def block_logits(t5:nn.Module, # T5EncoderModel
         x = run.look(x, block.layer[0], b, bias, None)
         if block is stack.block[-1]: x = x[here.flatten()]
         x = run.feed(x, block.layer[1])
-    return run.logits(x, stack.final_layer_norm)
+    return tied_logits(run.close(x, stack.final_layer_norm), run.embedding)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #7d876d8e
 class DecoderOnly(Recommender):
@@ -81,6 +81,7 @@ class DecoderOnly(Recommender):
                  config:RecommenderConfig=RecommenderConfig(),
                  seed:int=0 # of the initial weights
                 ):
+        if config.per_level: raise ValueError('a decoder-only model learns from all levels at once, over one vocabulary; leave per_level out.')
         super().__init__(vocabulary, config, seed)
         self.t5.encoder.block[0].layer[0].SelfAttention.is_decoder = True  # distances to the past only
 

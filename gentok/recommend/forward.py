@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['Dropout', 'normal', 'normal_back', 'Norm', 'Feed', 'weighed', 'weighed_back', 'Attend', 'heads', 'joined', 'Look',
-           'ask_states', 'precision', 'causal_bias', 'Pass', 't5_logits']
+           'ask_states', 'precision', 'causal_bias', 'Pass', 'tied_logits', 'States', 't5_states', 't5_logits']
 
 # %% ../../nbs/06_recommend/05_forward.ipynb #170da318
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -228,17 +230,24 @@ class Pass:
         "The norm behind the last layer"
         return self.drop(Norm.apply(x, self.eps)*norm.weight)
 
-    def logits(self, x:Tensor, norm:nn.Module)->Tensor: # n v
-        "What is written, by the matrix that reads"
-        return F.linear(self.close(x, norm)*self.embedding.shape[1]**-.5, self.embedding)
+def tied_logits(hidden:Tensor, # n D: after the last norm
+                table:Tensor # v D: the embedding
+               )->Tensor: # n v
+    "What is written, by the matrix that reads"
+    return F.linear(hidden*table.shape[1]**-.5, table)
 
 # %% ../../nbs/06_recommend/05_forward.ipynb #359ef997
-def t5_logits(t5:nn.Module, # T5ForConditionalGeneration
+class States(NamedTuple):
+    "What a T5 makes of both sides, after the last norm"
+    encoder: Tensor # b 1 t D: of the history's tokens
+    decoder: Tensor # (b l) D: after each token that it reads
+
+def t5_states(t5:nn.Module, # T5ForConditionalGeneration
               inputs:Tensor, # b t: tokens of the history, padded on the right
               before:Tensor, # b l: what the decoder reads
               pad:int, p:float # token; dropout
-             )->Tensor: # (b l) v
-    "What T5 would write after each token"
+             )->States:
+    "Both stacks of a T5"
     run, (b, t), l = Pass(t5, p), inputs.shape, before.shape[1]
     encoder, decoder, padding, mask = t5.encoder, t5.decoder, inputs == pad, None
     if padding.any():
@@ -252,4 +261,9 @@ def t5_logits(t5:nn.Module, # T5ForConditionalGeneration
     for block in decoder.block:
         y = run.ask(run.look(y, block.layer[0], b, bias, None), block.layer[1], states, mask)
         y = run.feed(y, block.layer[2])
-    return run.logits(y, decoder.final_layer_norm)
+    return States(states, run.close(y, decoder.final_layer_norm))
+
+def t5_logits(t5:nn.Module, inputs:Tensor, before:Tensor, pad:int, p:float # as in `t5_states`
+             )->Tensor: # (b l) v
+    "What T5 would write after each token"
+    return tied_logits(t5_states(t5, inputs, before, pad, p).decoder, t5.shared.weight)

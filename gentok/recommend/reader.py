@@ -78,11 +78,12 @@ class Reader:
                )->None:
         "What all layers share, and what depends on a token alone"
         t5, self.vocabulary, self.config, self.biases = model.t5, model.vocabulary, model.config, {}
+        self.per_level = self.config.per_level
         self.heads, self.eps = self.config.num_heads, t5.config.layer_norm_epsilon
         self.embedding = t5.shared.weight.detach()
         rows = self.norm(self.embedding)
         self.first = [F.linear(rows, layers[0].qkv) for layers in (self.encoder, self.decoder)]  # v 3hd
-        self.out = self.embedding*writes.final_layer_norm.weight.detach()*self.config.d_model**-.5
+        self.out = self.embedding*writes.final_layer_norm.weight.detach()*(1. if self.per_level else self.config.d_model**-.5)
         self.near = [stack.block[0].layer[0].SelfAttention for stack in (reads, writes)]
 
     def bias(self, decoder:bool, t:int)->Tensor: # h t t
@@ -198,8 +199,12 @@ def decode(self:Reader, tokens:Tensor, # b m t: for each user, m prefixes of t t
 @patch
 def log_probs(self:Reader, states:Tensor # ... d: of `decode`
              )->Tensor: # ... v: over the whole vocabulary
-    "log p(next token)"
-    return F.linear(self.norm(states), self.out).log_softmax(-1)
+    "log p(next token); with a softmax per level, given that the token is of its level"
+    logits = F.linear(self.norm(states), self.out)
+    if not self.per_level: return logits.log_softmax(-1)
+    found, v = torch.full_like(logits, -torch.inf), self.vocabulary
+    for level in map(v.level_slice, range(v.L)): found[..., level] = logits[..., level].log_softmax(-1)
+    return found
 
 # %% ../../nbs/06_recommend/04_reader.ipynb #dd903c38
 def reader_of(model # a GenerativeRecommender, or anything with `encode`, `decode` and `log_probs`

@@ -75,9 +75,12 @@ def trie_candidates(trie:Trie, level:int,
     return Candidates(children, tokens, longer.masked_fill(~valid, -torch.inf))
 
 # %% ../../nbs/07_search/01_beam.ipynb #0f4112d7
-def free_candidates(nodes:Tensor, scores:Tensor, log_probs:Tensor)->Candidates:
+def free_candidates(nodes:Tensor, scores:Tensor, log_probs:Tensor,
+                    among:slice=slice(None) # tokens that the model may write; None: all
+                   )->Candidates:
     "Every token of the vocabulary, whether or not it leads to an item"
-    tokens = torch.arange(log_probs.shape[-1], device=log_probs.device).expand_as(log_probs)
+    log_probs = log_probs[..., among]
+    tokens = (torch.arange(log_probs.shape[-1], device=log_probs.device) + (among.start or 0)).expand_as(log_probs)
     return Candidates(torch.zeros_like(tokens), tokens, scores[..., None] + log_probs)
 
 # %% ../../nbs/07_search/01_beam.ipynb #bba9419e
@@ -211,8 +214,10 @@ def extend(self:Search, level:int, users:Tensor, chosen:Beams # b' c
     hidden, cache = task.model.decode(chosen.tokens[..., -1:], self.some(self.encoded, users), past)
     own = self.pools[level].add(cache[-1]) if cache and level + 1 < task.trie.L else torch.zeros_like(nodes)
     log_probs = task.model.log_probs(hidden[:, :, 0]).float()  # b' c v
-    found = (free_candidates(nodes, scores, log_probs) if task.free else
-             trie_candidates(task.trie, level, nodes, scores, log_probs, task.model.vocabulary.offsets[level]))
+    of_level = task.model.vocabulary.level_slice(level)
+    among = of_level if getattr(task.model, 'per_level', False) else slice(None)
+    found = (free_candidates(nodes, scores, log_probs, among) if task.free else
+             trie_candidates(task.trie, level, nodes, scores, log_probs, of_level.start))
     return best_of(found, chosen, own, self.known[level + 1].scores.shape[1] + 1)
 
 @patch
