@@ -83,7 +83,8 @@ class Reader:
         self.embedding = t5.shared.weight.detach()
         rows = self.norm(self.embedding)
         self.first = [F.linear(rows, layers[0].qkv) for layers in (self.encoder, self.decoder)]  # v 3hd
-        self.out = self.embedding*writes.final_layer_norm.weight.detach()*(1. if self.per_level else self.config.d_model**-.5)
+        scale = 1. if self.per_level else self.config.d_model**-.5
+        self.out = self.embedding*writes.final_layer_norm.weight.detach()*scale
         self.near = [stack.block[0].layer[0].SelfAttention for stack in (reads, writes)]
 
     def bias(self, decoder:bool, t:int)->Tensor: # h t t
