@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from fastcore.basics import patch
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -98,6 +98,16 @@ class TrainResult(NamedTuple):
 # %% ../../nbs/08_train/01_loop.ipynb #643fbd14
 class Course:
     "What changes between epochs besides the weights; this one changes nothing"
+    partial = False # True: some weights may be without a gradient in a step
+    def groups(self, model:nn.Module)->list: # of weights, or of dicts as AdamW takes them
+        "What is trained"
+        return list(model.parameters())
+    def rate(self, trainer, group:dict # of the optimiser
+            )->float:
+        "The learning rate of the coming step"
+        return learning_rate(trainer.progress.step, trainer.total, trainer.config)
+    def before(self, trainer, epoch:int)->None: # counted from 1
+        "Called when an epoch begins, or goes on"
     def identity(self)->dict: # plain JSON
         "What must be the same for a run to be continued"
         return {}
@@ -124,11 +134,13 @@ class Trainer:
                 ):
         theirs, ours = (data.batch_size, data.seed), (config.batch_size, config.seed)
         if theirs != ours: raise ValueError(f'batch size and seed are {theirs} in the data, but {ours} in the configuration; give both the same.')
-        self.accelerator = Accelerator(mixed_precision='no')  # `step` casts: precisions may differ in one process
+        uneven = [DistributedDataParallelKwargs(find_unused_parameters=True)] if course.partial else []
+        # `step` casts, so that precisions may differ in one process
+        self.accelerator = Accelerator(mixed_precision='no', kwargs_handlers=uneven)
         self.bf16 = pick_precision(config.precision) == 'bf16'
         self.data, self.config, self.validate, self.metric = data, config, validate, metric
         self.out, self.course = Path(out) if out else None, course
-        optimiser = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+        optimiser = torch.optim.AdamW(course.groups(model), config.lr, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         self.progress, self.curve, self.best_weights = Progress(), [], None
 
@@ -166,7 +178,7 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
     "One optimiser step"
     p, a, c = self.progress, self.accelerator, self.config
     torch.manual_seed(random_state(c.seed, p.step, a.process_index).initial_seed())
-    for group in self.optimiser.param_groups: group['lr'] = learning_rate(p.step, self.total, c)
+    for group in self.optimiser.param_groups: group['lr'] = self.course.rate(self, group)
     mine = index[a.process_index::a.num_processes]
     *parts, last = self.data.parts(mine) if len(mine) else [index[:1]]
     with a.no_sync(self.model): loss = sum(self.pull(part, index) for part in parts)
@@ -365,6 +377,7 @@ def fit(self:Trainer)->TrainResult: # and the model holds the best weights
     with kept_memory(), progress_of(self.total, p.step, self.leads) as bar:
         while not p.finished:
             self.model.train()
+            self.course.before(self, p.step//n + 1)
             for index in self.data.epoch(p.step//n)[p.step % n:]:
                 loss = self.step(index).item()
                 if not math.isfinite(loss): raise ValueError(f'the loss is {loss} at step {p.step}, expected a number; lower lr (now {self.config.lr}).')
