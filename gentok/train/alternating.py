@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Turns', 'Refresh']
 
-# %% ../../nbs/08_train/05_alternating.ipynb #3f1e71e5
+# %% ../../nbs/08_train/05_alternating.ipynb #b5b553eb
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,7 +13,6 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.vocabulary import Vocabulary
 from .loop import Course, Trainer, learning_rate
