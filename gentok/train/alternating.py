@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Turns', 'Refresh']
 
-# %% ../../nbs/08_train/05_alternating.ipynb #b5b553eb
+# %% ../../nbs/08_train/05_alternating.ipynb #f60720c5
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import nn
 
+from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.vocabulary import Vocabulary
 from .loop import Course, Trainer, learning_rate
@@ -91,36 +91,34 @@ def load(self:Turns, state:dict)->None: # as `state` gave it
     "Go on from there"
     self.then.load(state)
 
-# %% ../../nbs/08_train/05_alternating.ipynb #9a332709
+# %% ../../nbs/08_train/05_alternating.ipynb #6e35cf74
 class Refresh(Course):
     "Identifiers follow the tokenizer, and stay while others learn (ETEGRec, after each tokenizer epoch)"
     def __init__(self, data:Sequences, # what the recommender reads; it gets each new table
-                 codes:Callable, # model -> n l: the codes of all items
-                 make:Callable, # n l -> ItemIds, always of the same sizes
+                 make:Callable, # model -> ItemIds, always of the same sizes
                  turn:str='tokenizer' # after whose epochs
                 ):
-        self.data, self.codes, self.make, self.turn, self.raw, self.item_ids = data, codes, make, turn, None, None
+        self.data, self.make, self.turn, self.item_ids = data, make, turn, None
 
     def begin(self, model:nn.Module)->'Refresh':
         "The first identifiers, before any epoch"
-        return self.take(self.codes(model))
-    def take(self, codes:Tensor)->'Refresh': # n l
-        "These codes from now on; ValueError if their identifiers have other sizes than those before"
-        made = self.make(codes)
-        if self.item_ids and made.sizes != self.item_ids.sizes: raise ValueError(
-            f'the identifiers have sizes {made.sizes} now and had {self.item_ids.sizes}; make them unique within fixed sizes.')
-        self.raw, self.item_ids = codes, made
-        self.data.table = item_tokens(made, Vocabulary(made.sizes))
+        return self.take(self.make(model))
+    def take(self, item_ids:ItemIds)->'Refresh':
+        "These from now on; ValueError if they have other sizes than those before"
+        if self.item_ids and item_ids.sizes != self.item_ids.sizes: raise ValueError(
+            f'the identifiers have sizes {item_ids.sizes} now and had {self.item_ids.sizes}; make them unique within fixed sizes.')
+        self.item_ids, self.data.table = item_ids, item_tokens(item_ids, Vocabulary(item_ids.sizes))
         return self
     def after(self, trainer:Trainer, row:dict)->dict: # 'first' and 'any': shares of the items
         "New identifiers, if it was the tokenizer's epoch"
         if row['turn'] != self.turn: return {}
         before = self.item_ids.table
-        differ = self.take(self.codes(trainer.bare)).item_ids.table != before
+        differ = self.take(self.make(trainer.bare)).item_ids.table != before
         return dict(first=differ[:, 0].double().mean().item(), any=differ.any(1).double().mean().item())
     def state(self)->dict: # plain JSON
-        "The codes that are in use"
-        return dict(codes=self.raw.tolist())
+        "The identifiers in use, which are older than the tokenizer while that is learning"
+        ids = self.item_ids
+        return dict(identifiers=ids.table.tolist(), sizes=ids.sizes, collisions=ids.collisions, moved=ids.moved)
     def load(self, state:dict)->None: # as `state` gave it
-        "Go on with these codes"
-        self.take(torch.tensor(state['codes']))
+        "Go on with these identifiers"
+        self.take(ItemIds(state['identifiers'], state['sizes'], state['collisions'], state['moved']))
