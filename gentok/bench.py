@@ -65,7 +65,7 @@ class Row(NamedTuple):
     def __str__(self):
         speed = f'{statistics.median(self.ours):,.1f} against {statistics.median(self.theirs):,.1f} {self.unit}/s of '
         verdict = 'reached' if self.ratio >= self.mark else 'below its mark'
-        return (f'{self.name:28} {self.ratio:6.1f}x  ({min(self.ratios):.1f} to {max(self.ratios):.1f}; {self.mark:g} {verdict})  '
+        return (f'{self.name:28} {self.ratio:6.1f}x  ({min(self.ratios):.1f} to {max(self.ratios):.1f}; mark {self.mark:g} {verdict})  '
                 f'{speed if self.unit else ""}{self.peer}{"; " if self.note else ""}{self.note}')
 
 # %% ../nbs/13_bench.ipynb #cf01506a

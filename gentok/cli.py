@@ -115,7 +115,7 @@ def tokenize_text(r:dict)->str:
                       *r['warnings'], f'Written to {r["out"]}'])
 
 # %% ../nbs/12_cli.ipynb #3eddc5f5
-methods = dict(tiger='TigerConfig', mtgrec='MtgrecConfig') # name -> its configuration, both in gentok.papers
+methods = dict(tiger='TigerConfig', mtgrec='MtgrecConfig', etegrec='EtegrecConfig')
 
 def method_of(name:str)->tuple: # run, the default configuration
     "A method by its name; `ValueError` if there is none"

@@ -220,6 +220,9 @@ def test_nothing_is_pickled():
 
 def test_backticked_names_exist(): none(name_troubles())
 
+def test_outputs_name_no_path_of_this_machine():
+    none([f'{p.name}: {root}' for p in book if str(root) in p.path.read_text(encoding='utf-8')])
+
 def test_links_and_images_exist(): none(link_troubles())
 
 # ---------------------------------------------------------------- the checks themselves can fail

@@ -27,7 +27,7 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .protocol import Fitted, claim, conclude, fit_recommender
-from .tiger import TigerConfig, encoder_of, make_tokenizer, unique_ids
+from .tiger import TigerConfig, item_vectors, make_tokenizer, unique_ids
 from ..quantize.health import Health
 from ..recommend.t5 import GenerativeRecommender, load_weights
 from ..search.beam import beam_search
@@ -38,17 +38,17 @@ from ..train.curriculum import Curriculum, MixedSequences
 from ..train.loop import Trainer, TrainResult, weights_at
 from ..train.scale_out import first_process
 
-# %% ../../nbs/11_papers/03_mtgrec.ipynb #e1f61f9d
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #157dcab4
 @dataclass(frozen=True)
 class MtgrecConfig(TigerConfig):
     "TIGER's settings, and how several tokenizers take turns"
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
     n: int = 10 # tokenizers; the paper has 15 to 25
-    candidates: int = 2 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
-    tune_epochs: int = 4 # of `epochs`, for each candidate
-    tune_lr: float = 5e-4
+    candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
+    tune_epochs: int = 8 # of `epochs`, for each candidate
+    tune_lr: float = 2e-3
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
-    stages: tuple = (8, 3, 3) # epochs of pre-training before each new look at the influence
+    stages: tuple = (8, 3, 3) # epochs between looks at the influence: after epochs 8, 11 and 14
     temperature: float = 1. # of the curriculum
     sample: int = 1024 # examples per tokenizer for its influence
     curriculum: bool = True # False: tokenizers are drawn alike
@@ -97,7 +97,7 @@ def prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to kee
     "Embed once, tokenize n times, make each unique; what lies in the folder is not made again"
     start, place = time.time(), out/'identifiers'
     done = (place/'seconds.json').exists()
-    table = EmbeddingTable.load(out/'embeddings') if done else encoder_of(config).embed(dataset.catalogue)
+    table = EmbeddingTable.load(out/'embeddings') if done else item_vectors(dataset, config, out)
     fit = last_epochs if config.adjacent else other_starts
     epochs = fit(tokenizer or make_tokenizer(config, table), table, config.n, out/'tokenizer')
     if not done:

@@ -17,30 +17,30 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.vocabulary import Vocabulary
 from .loop import Course, Trainer, learning_rate
 
-# %% ../../nbs/08_train/05_alternating.ipynb #e7767c1e
+# %% ../../nbs/08_train/05_alternating.ipynb #d39bcb08
 class Turns(Course):
     "Parts of a model learn in turns, an epoch each, while the others rest (ETEGRec, alternating optimisation)"
     partial = True
-    def __init__(self, order:Sequence[str], # names of the model's parts, one for each epoch of a cycle
+    def __init__(self, order:Sequence[str], # for each epoch of a cycle the name of a part, or of several: 'left+right'
                  rates:dict[str, float]|None=None, # highest learning rate of each part; without one, the trainer's
                  then:Course=Course() # called after every epoch, with the 'turn' in its row
                 ):
         self.order, self.rates, self.then = tuple(order), rates or {}, then
-        if len(self.parts) < 2: raise ValueError(f'the order is {self.order}, expected at least two parts that take turns.')
+        if len(self.parts) < 2: raise ValueError(f'the order is {self.order}, expected two parts or more.')
         unknown = sorted(self.rates.keys() - set(self.parts))
         if unknown: raise ValueError(f'there is a rate for {unknown[0]!r}, but the order names {", ".join(self.parts)}; take it out.')
 
     @property
-    def parts(self)->list: return list(dict.fromkeys(self.order)) # each once
+    def parts(self)->list: return list(dict.fromkeys('+'.join(self.order).split('+'))) # each once
     def who(self, epoch:int)->str: # counted from 1
-        "The part that learns in an epoch"
+        "The part that learns in an epoch, or the parts"
         return self.order[(epoch - 1) % len(self.order)]
     def had(self, part:str, epochs:int)->int:
         "How many of the first epochs belong to a part"
-        cycles, more = divmod(epochs, len(self.order))
-        return cycles*self.order.count(part) + self.order[:more].count(part)
+        (cycles, more), mine = divmod(epochs, len(self.order)), [part in who.split('+') for who in self.order]
+        return cycles*sum(mine) + sum(mine[:more])
 
-# %% ../../nbs/08_train/05_alternating.ipynb #56b68271
+# %% ../../nbs/08_train/05_alternating.ipynb #155601f3
 @patch
 def groups(self:Turns, model:nn.Module)->list: # of dicts: a group for each part
     "The weights of each part; ValueError if the parts do not cover the model, or share a weight"
@@ -56,18 +56,19 @@ def rate(self:Turns, trainer:Trainer, group:dict)->float:
     "Rise and fall over a part's own steps"
     part, n = group['turn'], len(trainer.data)
     epoch, within = divmod(trainer.progress.step, n)
-    done = n*self.had(part, epoch) + (within if self.who(epoch + 1) == part else 0)
+    done = n*self.had(part, epoch) + (within if part in self.who(epoch + 1).split('+') else 0)
     plan = replace(trainer.config, lr=self.rates.get(part, trainer.config.lr))
     return learning_rate(done, n*self.had(part, trainer.config.epochs), plan)
 
 @patch
 def before(self:Turns, trainer:Trainer, epoch:int)->None: # counted from 1
-    "One part wakes, the others rest; the model is told whose turn it is"
+    "One part wakes, the others rest; the model is told the epoch and whose turn it is"
     model = trainer.bare
-    model.turn = self.who(epoch)
+    model.turn, model.epoch = self.who(epoch), epoch
     for name in self.parts:
-        getattr(model, name).requires_grad_(name == model.turn)
-        getattr(model, name).train(name == model.turn)
+        awake = name in model.turn.split('+')
+        getattr(model, name).requires_grad_(awake)
+        getattr(model, name).train(awake)
 
 # %% ../../nbs/08_train/05_alternating.ipynb #70a1503e
 @patch
@@ -91,7 +92,7 @@ def load(self:Turns, state:dict)->None: # as `state` gave it
     "Go on from there"
     self.then.load(state)
 
-# %% ../../nbs/08_train/05_alternating.ipynb #6e35cf74
+# %% ../../nbs/08_train/05_alternating.ipynb #a961d350
 class Refresh(Course):
     "Identifiers follow the tokenizer, and stay while others learn (ETEGRec, after each tokenizer epoch)"
     def __init__(self, data:Sequences, # what the recommender reads; it gets each new table
@@ -111,7 +112,7 @@ class Refresh(Course):
         return self
     def after(self, trainer:Trainer, row:dict)->dict: # 'first' and 'any': shares of the items
         "New identifiers, if it was the tokenizer's epoch"
-        if row['turn'] != self.turn: return {}
+        if self.turn not in row['turn'].split('+'): return {}
         before = self.item_ids.table
         differ = self.take(self.make(trainer.bare)).item_ids.table != before
         return dict(first=differ[:, 0].double().mean().item(), any=differ.any(1).double().mean().item())

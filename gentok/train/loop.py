@@ -142,6 +142,7 @@ class Trainer:
         self.out, self.course = Path(out) if out else None, course
         optimiser = torch.optim.AdamW(course.groups(model), config.lr, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
+        self.optimiser.zero_grad()  # whatever the model did before
         self.progress, self.curve, self.best_weights = Progress(), [], None
 
     @property
