@@ -77,3 +77,12 @@ def test_again_changes_what_it_is_told_and_nothing_else():
 
 def test_no_folders(): 
     with pytest.raises(ValueError, match='there are no folders'): Epochs([])
+
+def test_a_class_of_the_same_name_does_not_take_over(tmp_path):
+    "As in a notebook that defines RQVAE again: what the library saved, the library's class reads"
+    from gentok.tokenize.tokenizer import Tokenizer
+    epochs, kinds = last_epochs(small(), table(), 1, tmp_path), dict(Tokenizer.kinds)
+    try:
+        type('RQVAE', (Tokenizer,), {})
+        assert type(epochs[0]) is RQVAE
+    finally: Tokenizer.kinds.update(kinds)

@@ -165,8 +165,8 @@ def kind_of(config:dict, # of a saved tokenizer
     if name is None or not {'dim', 'settings'} <= config.keys(): raise ValueError(
         f'{folder}/config.json does not describe a tokenizer; give a folder that save_pretrained wrote.')
     if name == asked.__name__: return asked
-    if name not in Tokenizer.kinds and module.startswith('gentok.'): importlib.import_module(module)
-    kind = Tokenizer.kinds.get(name)
+    ours = importlib.import_module(module) if module.startswith('gentok.') else None
+    kind = getattr(ours, name, Tokenizer.kinds.get(name))  # a class that a notebook has defined again is not ours
     if kind is None: raise ValueError(f'{folder} holds a {name}, which no imported module defines; '
                                       f'import the module that does (then: {module}).')
     if not issubclass(kind, asked): raise ValueError(
