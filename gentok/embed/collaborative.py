@@ -21,7 +21,7 @@ from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.dataset import Catalogue
 from ..data.files import read_folder, tensor_digest, write_folder
 from ..data.memory import kept_memory
-from ..data.runs import at_least, check_identity, clones, moments, packed, progress, seeded, set_moments, unpacked
+from ..data.runs import at_least, clones, moments, packed, progress, seeded, take_up
 from ..data.splits import Examples
 from .table import EmbeddingTable
 
@@ -209,20 +209,6 @@ def identity(self:SASRec, rows:Examples, valid:Examples)->dict: # plain JSON
     digest = tensor_digest(rows.items, rows.start, rows.stop, valid.start, valid.stop)
     return dict(model='SASRec', n_items=self.n_items, **settings, data=f'{rows.n:,} users ({digest})')
 
-@patch
-def resume(self:SASRec, found:Checkpoint, optimizer:torch.optim.Optimizer,
-           who:dict, out:str|Path # named in errors
-          )->dict: # the best weights so far
-    "Take up a checkpoint; ValueError if it is of another run, or further than this one should go"
-    check_identity(found.state['identity'], who, out)
-    if found.step > self.config.epochs: raise ValueError(
-        f'{out} holds a run of {found.step} epochs and {self.config.epochs} were asked for; '
-        'give another folder, or ask for at least as many.')
-    self.history = found.state['history']
-    self.load_state_dict(unpacked(found.tensors, 'model'))
-    set_moments(self, optimizer, unpacked(found.tensors, 'optimizer'))
-    return unpacked(found.tensors, 'best')
-
 # %% ../../nbs/02_embed/05_collaborative.ipynb #dd00fe32
 @patch
 def best_epoch(self:SASRec)->int: # from 1; 0 before the first
@@ -249,7 +235,7 @@ def fit(self:SASRec, train:Examples, # every prefix of the training part, `leave
     rows, optimizer = whole_sequences(train, self.config.max_length), self.optimizer_of()
     who, folder = self.identity(rows, valid), None if out is None else Path(out)/'training'
     found = newest_checkpoint(folder) if folder else None
-    if found: best = self.resume(found, optimizer, who, out)
+    if found: best = take_up(self, optimizer, found, who, self.config.epochs, out)
     else: self.load_state_dict(SASRec(self.n_items, self.config).state_dict()); self.history, best = [], {}
     with kept_memory():
         for epoch in progress(len(self.history) + 1, self.config.epochs, self.history):

@@ -308,6 +308,12 @@ def revive(self:Codebook,
     self.place(pool[torch.randperm(len(pool), generator=draw)[:n].to(pool.device)], dead)
     return n
 
+@patch
+def unused_by(self:Codebook, r:Tensor # n d
+             )->Tensor: # k: bool
+    "Which codes none of these vectors choose"
+    return torch.bincount(self.encode(r), minlength=self.K) == 0
+
 # %% ../../nbs/03_quantize/01_codebook.ipynb #8487dbbe
 @patch
 @torch.no_grad()

@@ -138,8 +138,7 @@ def revive(self:ResidualQuantizer,
     "Move every code that no vector uses, level by level"
     residual, moved = x, []
     for book in self.codebooks:
-        counts = torch.bincount(book.encode(residual), minlength=book.K)
-        moved.append(book.revive(residual, counts == 0))
+        moved.append(book.revive(residual, book.unused_by(residual)))
         residual = residual - book.decode(book.encode(residual))
     return moved
 

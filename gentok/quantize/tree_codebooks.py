@@ -170,11 +170,8 @@ def revive(self:TreeCodebooks,
            r:Tensor # n l d: of all items
           )->list[int]: # codes moved, per codebook
     "Move every code that no vector of any of its levels uses"
-    moved = []
-    for book, part in zip(self.books, self.by_book(self.checked(r))):
-        counts = torch.bincount(book.encode(part.flatten(0, 1)), minlength=book.K)
-        moved.append(book.revive(part.flatten(0, 1), counts == 0))
-    return moved
+    parts = [part.flatten(0, 1) for part in self.by_book(self.checked(r))]
+    return [book.revive(part, book.unused_by(part)) for book, part in zip(self.books, parts)]
 
 @patch
 def across(self:TreeCodebooks,

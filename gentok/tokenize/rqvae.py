@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from fastcore.basics import patch
 from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.files import atomic_write, json_text
-from ..data.runs import (at_least, check_identity, clones, moments, one_of, packed, progress, seeded,
-                              set_moments, unpacked)
+from ..data.runs import at_least, clones, moments, one_of, packed, progress, seeded, take_up
 from ..embed.whitening import principal_axes
 from ..quantize.codebook import Quantized
 from ..quantize.health import health
@@ -219,24 +218,6 @@ def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict:
     found = dict(tokenizer=type(self).__name__, **settings, data=f'{len(x):,} items, {digest_of(x, ids)}')
     return json.loads(json.dumps(found))
 
-# %% ../../nbs/04_tokenize/02_rqvae.ipynb #08e1bf07
-@patch
-def resume(self:RQVAE,
-           found:Checkpoint, # the newest in the folder
-           optimizer:torch.optim.Optimizer,
-           who:dict, # identity of this run
-           out:str|Path # named in errors
-          )->dict: # state of the best epoch so far, if one is looked for
-    "Take up a checkpoint; ValueError if it is of another run, or further than this one should go"
-    check_identity(found.state['identity'], who, out)
-    if found.step > self.fit_config.epochs: raise ValueError(
-        f'{out} holds a run of {found.step} epochs and {self.fit_config.epochs} were asked for; '
-        'give another folder, or ask for at least as many.')
-    self.history = found.state['history']
-    self.load_state_dict(unpacked(found.tensors, 'model'))
-    set_moments(self, optimizer, unpacked(found.tensors, 'optimizer'))
-    return unpacked(found.tensors, 'best')
-
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #aea5953b
 @patch
 @torch.no_grad()
@@ -281,7 +262,7 @@ def learn(self:RQVAE,
     "Train for all epochs, or for those that are missing"
     optimizer, who = self.optimizer_of(), self.identity(x, ids)
     found = newest_checkpoint(Path(out)/'training') if out is not None else None
-    if found: best = self.resume(found, optimizer, who, out)
+    if found: best = take_up(self, optimizer, found, who, self.fit_config.epochs, out)
     else: self.history, best = [], {}; self.start(x)
     self.fitted.fill_(True)
     inputs = self.inputs(x)
