@@ -102,12 +102,12 @@ class Field(NamedTuple):
     split: Split
     trie: Trie
     model: GenerativeRecommender # trained for some epochs
-    data: Sequences # training examples in random batches, computed in parts of like length
+    data: Sequences # training examples in random batches
 
 # %% ../nbs/13_bench.ipynb #9c844465
 def lay_out(dataset:Dataset|None=None, # None: a toy shop
             epochs:int=1, config:RecommenderConfig=RecommenderConfig(), K:int=256, batch_size:int=256,
-            lr:float=1e-3, seed:int=0, together:int|None=32 # of `Sequences`
+            lr:float=1e-3, seed:int=0, shuffled:bool=True # of `Sequences`
            )->Field:
     "A trained recommender and its data"
     dataset = dataset or toyshop(n_items=1000, n_users=1000, domains=1, seed=seed)[0]
@@ -115,7 +115,7 @@ def lay_out(dataset:Dataset|None=None, # None: a toy shop
     kmeans = ResidualKMeans(levels=3, K=min(K, len(dataset.catalogue)), seed=seed).fit(table)
     item_ids = resolve(kmeans.encode(table), 'suffix')
     model = GenerativeRecommender(Vocabulary(item_ids.sizes), config, seed)
-    data = Sequences(split.train, item_tokens(item_ids, model.vocabulary), batch_size, seed, together=together)
+    data = Sequences(split.train, item_tokens(item_ids, model.vocabulary), batch_size, seed, shuffled=shuffled)
     if epochs:
         plan = TrainConfig(epochs, batch_size, lr, warmup=.1, validate_every=epochs, seed=seed)
         Trainer(model, data, plan).fit()

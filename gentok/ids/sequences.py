@@ -127,22 +127,18 @@ class Sequences:
                  batch_size:int=256, # examples over all processes
                  seed:int=0,
                  user_tokens:Tensor|None=None, # one token for every user
-                 together:int|None=None # random batches in parts of so many of like length; None: each of one length
+                 shuffled:bool=False # True: any lengths in a batch; False: nearly one
                 ):
         if examples.n == 0: raise ValueError('there are no training examples, expected at least one; every user needs four interactions or more.')
         self.examples, self.table, self.batch_size = examples, table, batch_size
-        self.seed, self.user_tokens, self.together = seed, user_tokens, together
+        self.seed, self.user_tokens, self.shuffled = seed, user_tokens, shuffled
 
     def __len__(self): return math.ceil(self.examples.n/self.batch_size)
     def epoch(self, number:int # from 0
              )->list: # LongTensors of example numbers
         "The batches of an epoch"
-        if not self.together: return length_batches(self.examples.lengths, self.batch_size, self.seed, number)
+        if not self.shuffled: return length_batches(self.examples.lengths, self.batch_size, self.seed, number)
         return list(torch.randperm(self.examples.n, generator=random_state(self.seed, number)).split(self.batch_size))
-    def parts(self, index:Tensor # b: example numbers
-             )->list: # LongTensors, to be computed one after the other
-        "A batch as it is computed"
-        return even_batches(self.examples.lengths, index, self.together) if self.together else [index]
     def batch(self, index:Tensor # b: example numbers
              )->Batch:
         "The tokens of some examples"
@@ -155,5 +151,5 @@ class Sequences:
         e = self.examples
         return tensor_digest(e.items, e.start, e.stop, self.table, self.user_tokens)
     def __repr__(self):
-        how = f' in parts of {self.together}' if self.together else ''
+        how = ' at random' if self.shuffled else ''
         return f'{type(self).__name__}({self.examples.n:,} examples, {len(self)} batches of {self.batch_size}{how})'

@@ -123,7 +123,7 @@ def alignment(self:Together, inputs:Tensor, states, once:Tensor, rows:Tensor)->T
     "Both alignments, weighted"
     c, part = self.config, self.recommender
     seen = (inputs[once] >= part['model'].vocabulary.offsets[0])[..., None]  # codes, neither padding nor the end
-    mean = (states.encoder[once, 0]*seen).sum(1)/seen.sum(1)
+    mean = (states.encoder[once]*seen).sum(1)/seen.sum(1)
     wish = states.decoder.view(len(inputs), -1, mean.shape[1])[once, 0]
     latent = self.tokenizer.encoder(self.items[rows])
     near = [self.tokenizer.quantizer.distances(z) for z in (latent, part['to_latent'](mean))]

@@ -20,7 +20,7 @@ from ..data.files import tensor_digest
 from ..data.splits import Examples
 from ..ids.sequences import Sequences, budget_batches
 from ..ids.vocabulary import Vocabulary
-from .forward import Pass, causal_bias, heads, tied_logits
+from .forward import Group, Pass, causal_bias, heads, stretches, tied_logits
 from .reader import Reader, attend, encoder_layer, near_scores, near_values
 from .t5 import Recommender, RecommenderConfig
 
@@ -65,9 +65,10 @@ def block_logits(t5:nn.Module, # T5EncoderModel
                 )->Tensor: # n v: of the n positions
     "What would be written after some of the tokens, each seeing none behind it"
     run, (b, t), stack = Pass(t5, p), tokens.shape, t5.encoder
-    x, bias = run.open(tokens), causal_bias(stack.block[0].layer[0].SelfAttention, t)
+    x, bias = run.open(tokens.flatten()), causal_bias(stack.block[0].layer[0].SelfAttention, t)
+    plan = stretches([Group(0, b, t)], run.most)
     for block in stack.block:
-        x = run.look(x, block.layer[0], b, bias, None)
+        x = run.look(x, block.layer[0], bias, plan)
         if block is stack.block[-1]: x = x[here.flatten()]
         x = run.feed(x, block.layer[1])
     return tied_logits(run.close(x, stack.final_layer_norm), run.embedding)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..data.splits import Examples
-from ..ids.sequences import Batch, Sequences, batch_tokens, even_batches
+from ..ids.sequences import Batch, Sequences, batch_tokens
 from .influence import influences
 from .loop import Course, Trainer
 
@@ -53,12 +53,12 @@ class MixedSequences(Sequences):
                  batch_size:int=256, # examples over all processes
                  seed:int=0,
                  user_tokens:Tensor|None=None, # one token for every user
-                 together:int|None=None # as in `Sequences`
+                 shuffled:bool=False # as in `Sequences`
                 ):
         shapes = sorted({tuple(t.shape) for t in tables})
         if len(shapes) != 1: raise ValueError(
             f'the tables have shapes {shapes}, expected one or more tables of one shape; make identifiers of one catalogue with one vocabulary.')
-        super().__init__(examples, torch.stack(list(tables)), batch_size, seed, user_tokens, together)
+        super().__init__(examples, torch.stack(list(tables)), batch_size, seed, user_tokens, shuffled)
         self.probabilities = torch.full((len(tables),), 1/len(tables), dtype=torch.double)
 
     @property
@@ -68,10 +68,6 @@ class MixedSequences(Sequences):
         "The batches of an epoch, tokenizers drawn"
         which = self.draw(number)
         return [index + self.examples.n*which[index] for index in super().epoch(number)]
-    def parts(self, index:Tensor # b: e + i N
-             )->list: # LongTensors, to be computed one after the other
-        "A batch as it is computed"
-        return even_batches(self.examples.lengths.repeat(self.n), index, self.together) if self.together else [index]
     def batch(self, index:Tensor # b: e + i N
              )->Batch:
         "The tokens of some examples, each as its tokenizer writes it"

@@ -161,17 +161,6 @@ def loss(self:Trainer, model:nn.Module, data:Sequences, index:Tensor # b: exampl
     batch = [x.to(a.device) for x in data.batch(index)]
     with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16): return model(*batch)
 
-@patch
-def pull(self:Trainer, part:Tensor, # examples that are computed together
-         index:Tensor, # the whole batch
-         real:bool=True # False: takes part with weight zero
-        )->Tensor: # scalar: its share of the batch's mean loss
-    "Add the gradient of a part of a batch"
-    share = real*self.data.weight(part)/self.data.weight(index)
-    loss = self.loss(self.model, self.data, part)*share
-    self.accelerator.backward(loss*self.accelerator.num_processes)  # gradients are averaged over processes
-    return loss.detach().float()
-
 # %% ../../nbs/08_train/01_loop.ipynb #ffc9de66
 @patch
 def step(self:Trainer, index:Tensor # examples of the batch, over all processes
@@ -181,14 +170,14 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
     torch.manual_seed(random_state(c.seed, p.step, a.process_index).initial_seed())
     for group in self.optimiser.param_groups: group['lr'] = self.course.rate(self, group)
     mine = index[a.process_index::a.num_processes]
-    *parts, last = self.data.parts(mine) if len(mine) else [index[:1]]
-    with a.no_sync(self.model): loss = sum(self.pull(part, index) for part in parts)
-    loss = loss + self.pull(last, index, bool(len(mine)))
+    share = self.data.weight(mine)/self.data.weight(index)
+    loss = self.loss(self.model, self.data, mine if len(mine) else index[:1])*share
+    a.backward(loss*a.num_processes)  # gradients are averaged over processes
     a.clip_grad_norm_(self.model.parameters(), c.clip)
     self.optimiser.step()
     self.optimiser.zero_grad()
     p.step += 1
-    return a.reduce(loss, 'sum')
+    return a.reduce(loss.detach().float(), 'sum')
 
 # %% ../../nbs/08_train/01_loop.ipynb #6e94dad9
 @patch
@@ -229,8 +218,8 @@ def identity(self:Trainer)->dict: # plain JSON
     c = {k: v for k, v in asdict(self.config).items() if k not in ('checkpoint_seconds', 'save_at')}
     shapes = repr([(name, tuple(t.shape)) for name, t in self.weights().items()])
     count = sum(p.numel() for p in self.bare.parameters())
-    together = f', {self.data.together} together' if self.data.together else ''
-    return dict(c, metric=self.metric, data=f'{self.data.examples.n:,} examples ({self.data.digest}){together}',
+    order = ', at random' if self.data.shuffled else ''
+    return dict(c, metric=self.metric, data=f'{self.data.examples.n:,} examples ({self.data.digest}){order}',
                 model=f'{count:,} weights ({fingerprint(shapes)[:8]})', **self.course.identity())
 
 # %% ../../nbs/08_train/01_loop.ipynb #2dcf0e82
