@@ -20,7 +20,8 @@ from ..data.files import tensor_digest
 from ..data.splits import Examples
 from ..ids.sequences import Sequences, budget_batches
 from ..ids.vocabulary import Vocabulary
-from .forward import Group, Pass, causal_bias, heads, stretches, tied_logits
+from .forward import Pass, causal_bias, heads, tied_logits
+from .rows import Group, stretches
 from .reader import Reader, attend, encoder_layer, near_scores, near_values
 from .t5 import Recommender, RecommenderConfig
 
