@@ -23,7 +23,7 @@ class Turns(Course):
     partial = True
     def __init__(self, order:Sequence[str], # for each epoch of a cycle the name of a part, or of several: 'left+right'
                  rates:dict[str, float]|None=None, # highest learning rate of each part; without one, the trainer's
-                 then:Course=Course() # called after every epoch, with the 'turn' in its row
+                 then:Course=Course() # called after every epoch but the last, with the 'turn' in its row
                 ):
         self.order, self.rates, self.then = tuple(order), rates or {}, then
         if len(self.parts) < 2: raise ValueError(f'the order is {self.order}, expected two parts or more.')
