@@ -127,7 +127,8 @@ def alignment(self:Together, inputs:Tensor, states, once:Tensor, rows:Tensor)->T
     latent = self.tokenizer.encoder(self.items[rows])
     near = [self.tokenizer.quantizer.distances(z) for z in (latent, part['to_latent'](mean))]
     total = c.sia*sequence_item_alignment(*near, c.sign) if c.sia else 0.
-    return total + c.psa*preference_semantic_alignment(self.rebuilt(latent), self.preferences(states, once)) if c.psa else total
+    if not c.psa: return total
+    return total + c.psa*preference_semantic_alignment(self.rebuilt(latent), self.preferences(states, once))
 
 @patch
 def preferences(self:Together, states, rows:Tensor)->Tensor: # of `Recommender.states`, b: of the batch -> b d

@@ -54,9 +54,10 @@ def meeting(pair:Together, # of a run
     everyone = torch.arange(examples.n)
     batch = batch_tokens(examples, everyone, item_tokens(item_ids, model.vocabulary))
     items, own = examples.targets.unique(return_inverse=True)
-    met = Meeting(pair.rebuilt(pair.tokenizer.encoder(pair.items[items])), pair.preferences(model.states(*batch), everyone), items, own)
+    semantics = pair.rebuilt(pair.tokenizer.encoder(pair.items[items]))
+    preferences = pair.preferences(model.states(*batch), everyone)
     pair.train(was)
-    return met
+    return Meeting(semantics, preferences, items, own)
 
 # %% ../../nbs/11_papers/08_etegrec_figures.ipynb #1b54c715
 def at_start(dataset:Dataset, config:EtegrecConfig,
