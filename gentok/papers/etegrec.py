@@ -133,8 +133,7 @@ def alignment(self:Together, inputs:Tensor, states, once:Tensor, rows:Tensor)->T
 @patch
 def preferences(self:Together, states, rows:Tensor)->Tensor: # of `Recommender.states`, b: of the batch -> b d
     "What the decoder wants before it has written anything, as wide as items"
-    first = states.decoder.view(len(states.encoder), -1, states.decoder.shape[-1])[rows, 0]
-    return self.recommender['to_item'](first)
+    return self.recommender['to_item'](states.decoder.unflatten(0, (len(states.encoder), -1))[rows, 0])
 
 @patch
 def rebuilt(self:Together, latent:Tensor)->Tensor: # b d -> b d
