@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.data.dataset import Catalogue, Dataset, Histories
-from gentok.data.splits import Examples, leave_one_out, training_items
+from gentok.data.splits import Examples, hold_out, leave_one_out, shortest_users, training_items, unseen_users
 from gentok.data.files import read_json
 
 def naive(sequences, max_history):
@@ -105,3 +105,49 @@ def test_counts_of_real_data(shared, name, train, users):
     assert max(int(p.lengths.max()) for p in split) == 20
     free = leave_one_out(data, None)
     assert free.train.n == train and int(free.test.lengths.max()) > 20
+
+# ---------------------------------------------------------------- users whom training never meets
+
+@settings(max_examples=150, deadline=None)
+@given(sequences, st.floats(.01, .99), st.integers(0, 5))
+def test_held_out_users_are_the_shortest_and_train_nothing(sequences, share, seed):
+    data, lengths = dataset(sequences, 10), [len(s) for s in sequences]
+    n = round(share*sum(l >= 2 for l in lengths))
+    try: held = hold_out(data, share, seed)
+    except ValueError as e:
+        kept = sorted(l for l in lengths if l >= 2)[n:]
+        assert str(e).count('.') >= 1 and (n == 0 or not any(l >= 4 for l in kept))
+        return
+    out = held.unseen.tolist()
+    assert sum(out) == n and data.unseen is None and held.histories is data.histories
+    inside, outside = ([l for l, o in zip(lengths, out) if o == side and l >= 2] for side in (True, False))
+    assert max(inside) <= min(outside) and not any(o for l, o in zip(lengths, out) if l < 2)
+    split, whole = leave_one_out(held), leave_one_out(data)
+    assert listed(split.train) == [e for e in listed(whole.train) if not out[e[0]]]
+    assert listed(split.valid) == listed(whole.valid) and listed(split.test) == listed(whole.test)
+    assert split.train.skipped == sum(l < 4 or o for l, o in zip(lengths, out))
+    assert unseen_users(split).tolist() == [out[u] or lengths[u] < 4 for u in split.test.users.tolist()]
+    seen = {i for s, o in zip(sequences, out) if not o for i in s[:-2]}
+    assert set(training_items(held).nonzero().flatten().tolist()) == seen
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 40), st.integers(0, 3))
+def test_as_many_of_the_shortest_as_can_be_asked(lengths, n, seed):
+    mask = shortest_users(torch.tensor(lengths), n, seed)
+    assert mask.sum() == min(n, sum(l >= 2 for l in lengths))
+    assert torch.equal(mask, shortest_users(torch.tensor(lengths), n, seed))
+
+def test_among_equals_every_user_has_the_same_chance():
+    drawn = torch.stack([shortest_users(torch.full((10,), 5), 3, seed) for seed in range(2000)]).double().mean(0)
+    assert (drawn - .3).abs().max() < .05
+
+@pytest.mark.parametrize('share', (0, 1, -.1, 5, float('nan'), .01))
+def test_a_share_that_is_nobody_is_refused(share):
+    with pytest.raises(ValueError, match='of 10 users is nobody, expected one user or more; give a share between 0.1 and 1'):
+        hold_out(dataset([[0, 1, 2, 3, 4]]*10), share)
+
+def test_nothing_to_learn_from_and_holding_out_twice_are_refused():
+    few = dataset([[0, 1, 2, 3], [0, 1], [1, 2], [1]])
+    assert hold_out(few, .5).unseen.tolist() == [False, True, True, False]
+    with pytest.raises(ValueError, match='none of the 1 with four items or more is left'): hold_out(few, .9)
+    with pytest.raises(ValueError, match='already holds out 2 users'): hold_out(hold_out(few, .5), .5)
+    with pytest.raises(ValueError, match='of 0 users is nobody'): hold_out(dataset([[1], [2]]), .5)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gentok.data.splits import leave_one_out
+from gentok.data.splits import hold_out, leave_one_out, unseen_users
 from gentok.data.toyshop import toyshop
 from gentok.papers import tiger
-from gentok.papers.sweeps import best_validation, convergence, finished, long_tail, place, sweep
+from gentok.papers.sweeps import best_validation, convergence, draw_sweep, finished, long_tail, place, seen_unseen, sweep
 from gentok.papers.tiger import TigerConfig
 
 tiny = TigerConfig(tokenizer='kmeans', codebook_size=8, text_dim=6, epochs=1, d_model=8, layers=1, validate_every=1, beams=10)
@@ -64,3 +64,36 @@ def test_long_tail_groups_add_up():
     rows = long_tail({f'seed {s}': e for s, e in results.items()}, split, 30, groups=3)
     for s, e in results.items(): assert sum(r['users']*r[f'seed {s}'] for r in rows)/30 == pytest.approx(e.metrics['recall@10'])
     for r in rows: assert math.isnan(r['gain of seed 1']) if r['seed 0'] == 0 else r['gain of seed 1'] == pytest.approx(r['seed 1']/r['seed 0'] - 1)
+
+def test_unseen_users_of_any_split_add_up():
+    held = hold_out(shop(), .3)
+    split, run = leave_one_out(held), tiger.run(held, tiny)
+    rows = seen_unseen(dict(one=run.evaluation, same=run.evaluation), split, 'ndcg@10')
+    assert [(r['group'], r['users']) for r in rows] == [('seen', 21), ('unseen', 9)]
+    assert sum(r['users']*r['one'] for r in rows)/30 == pytest.approx(run.metrics['ndcg@10'])
+    values = run.evaluation.users['ndcg@10'][unseen_users(split)]
+    assert rows[1]['one'] == pytest.approx(values.double().mean().item())
+    for r in rows: assert math.isnan(r['gain of same']) if r['one'] == 0 else r['gain of same'] == 0
+    assert [r['group'] for r in seen_unseen(dict(one=run.evaluation), leave_one_out(shop()))] == ['seen']
+
+def test_a_run_without_some_users_has_a_folder_of_its_own(tmp_path):
+    tiger.run(shop(), tiny, tmp_path)
+    with pytest.raises(ValueError, match='holds a run with data='): tiger.run(hold_out(shop(), .3), tiny, tmp_path)
+
+def test_what_unseen_users_took_changes_no_weight():
+    "Other early items of the unseen: behaviour vectors, identifiers and recommender are the same"
+    held, other = hold_out(shop(), .3), shop()
+    lengths, offsets = other.histories.lengths, other.histories.offsets
+    for u in held.unseen.nonzero()[:, 0].tolist():
+        other.histories.items[offsets[u]:offsets[u + 1] - 3] = 7
+    other.unseen = held.unseen
+    plan = replace(tiny, text='sasrec', validate_every=5)
+    models = [tiger.run(d, plan).fitted.model.state_dict() for d in (held, other)]
+    assert not leave_one_out(held).test.items.equal(leave_one_out(other).test.items)
+    assert all(a.equal(b) for a, b in zip(models[0].values(), models[1].values()))
+
+@pytest.mark.parametrize('values, log, scale', (((0., .1, 1.), True, 'linear'), ((.1, 1.), True, 'log'), ((0., 1.), False, 'linear')))
+def test_zero_has_no_place_on_a_logarithmic_axis(values, log, scale):
+    ax = draw_sweep([dict(w=v, valid=.1) for v in values], 'w', log=log)
+    assert ax.get_xscale() == scale
+    assert all(math.isfinite(x) for line in ax.lines for x in line.get_xdata())

@@ -141,6 +141,7 @@ class Dataset:
         _check_rows(histories, len(catalogue))
         self.name, self.catalogue, self.histories = name, catalogue, histories
         self.removed, self.truth = dict(removed or {}), None
+        self.unseen = None # u: bool, users whom training must not see, of `hold_out`; None: it sees all
     def __repr__(self) -> str:
         return (f"Dataset({self.name!r}: {len(self.catalogue):,} items, "
                 f"{len(self.histories):,} users, {len(self.histories.items):,} interactions)")

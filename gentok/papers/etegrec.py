@@ -124,11 +124,16 @@ def alignment(self:Together, inputs:Tensor, states, once:Tensor, rows:Tensor)->T
     c, part = self.config, self.recommender
     seen = (inputs[once] >= part['model'].vocabulary.offsets[0])[..., None]  # codes, neither padding nor the end
     mean = (states.encoder[once]*seen).sum(1)/seen.sum(1)
-    wish = states.decoder.view(len(inputs), -1, mean.shape[1])[once, 0]
     latent = self.tokenizer.encoder(self.items[rows])
     near = [self.tokenizer.quantizer.distances(z) for z in (latent, part['to_latent'](mean))]
     total = c.sia*sequence_item_alignment(*near, c.sign) if c.sia else 0.
-    return total + c.psa*preference_semantic_alignment(self.rebuilt(latent), part['to_item'](wish)) if c.psa else total
+    if not c.psa: return total
+    return total + c.psa*preference_semantic_alignment(self.rebuilt(latent), self.preferences(states, once))
+
+@patch
+def preferences(self:Together, states, rows:Tensor)->Tensor: # of `Recommender.states`, b: of the batch -> b d
+    "What the decoder wants before it has written anything, as wide as items"
+    return self.recommender['to_item'](states.decoder.unflatten(0, (len(states.encoder), -1))[rows, 0])
 
 @patch
 def rebuilt(self:Together, latent:Tensor)->Tensor: # b d -> b d
