@@ -283,7 +283,7 @@ def tied_logits(hidden:Tensor, # n D: after the last norm
 # %% ../../nbs/06_recommend/05_forward.ipynb #359ef997
 class States(NamedTuple):
     "What a T5 makes of both sides, after the last norm"
-    encoder: Tensor # b t D: of the history's tokens; zeros at padding
+    encoder: Tensor # b t D: of the history's tokens; padding is not to be read
     decoder: Tensor # (b l) D: after each token that it reads
 
 def t5_states(t5:nn.Module, # T5ForConditionalGeneration

@@ -67,7 +67,7 @@ class Stretch(NamedTuple):
 def stretches(groups:list, # of all rows, one behind the other
               most:int # rows at once; a sequence is never cut
              )->list:
-    "Groups cut and joined to stretches of nearly equal size"
+    "Groups cut and joined until a stretch is full"
     found, first, inside = [], 0, []
     def close(stop):
         if inside: found.append(Stretch(slice(first, stop), list(inside)))
