@@ -1749,4 +1749,6 @@ d = { 'settings': { 'branch': 'main',
                                                                                   'gentok/train/scale_out.py'),
                                         'gentok.train.scale_out.forgetful': ( '08_train/scale_out.html#forgetful',
                                                                               'gentok/train/scale_out.py'),
-                                        'gentok.train.scale_out.launch': ('08_train/scale_out.html#launch', 'gentok/train/scale_out.py')}}}
+                                        'gentok.train.scale_out.launch': ('08_train/scale_out.html#launch', 'gentok/train/scale_out.py'),
+                                        'gentok.train.scale_out.processes_here': ( '08_train/scale_out.html#processes_here',
+                                                                                   'gentok/train/scale_out.py')}}}

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from accelerate import PartialState
 
 import gentok
 from ..data.dataset import Catalogue, Dataset
@@ -29,6 +28,7 @@ from ..ids.vocabulary import Vocabulary
 from ..quantize.health import Health
 from ..recommend.t5 import GenerativeRecommender, Recommender, RecommenderConfig
 from ..train.loop import TrainConfig, TrainResult, Trainer
+from ..train.scale_out import processes_here
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4e3ed754
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def conclude(name:str, # of the method, for people
     evaluation = evaluate(fitted.model, fitted.trie, split.test, config.beams)
     metrics = metrics_record(evaluation, fitted.item_ids, asdict(config), seconds + time.time() - start)
     result = Result(metrics, evaluation, fitted, health, out)
-    if out and PartialState().is_main_process: write_result(result, name, dataset, split)
+    if out and processes_here().is_main_process: write_result(result, name, dataset, split)
     return result
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #557eae2b
@@ -222,7 +222,7 @@ def difference(theirs:dict, ours:dict # fingerprints
 def claim(out:str|Path, # made if missing
           method:str, config:dict, dataset:Dataset)->Path:
     "Mark a folder as this run's, or make sure that it already is"
-    out, ours, state = Path(out), fingerprint(method, config, dataset), PartialState()
+    out, ours, state = Path(out), fingerprint(method, config, dataset), processes_here()
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out} is a file, expected a folder; choose another --out.')
     mark = out/'run.json'
