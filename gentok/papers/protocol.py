@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-
 import gentok
 from ..data.dataset import Catalogue, Dataset
 from ..data.files import atomic_write, read_json

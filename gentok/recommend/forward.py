@@ -161,17 +161,17 @@ class Look(Function):
                 parts = heads(wide[g.rows], g.b, 3, h).contiguous()
                 own, *rest = weighed(*parts, near[:, :g.t, :g.t], g.mask, drop)
                 taken[g.rows] = joined(own)
-                kept.append((parts, *rest))
-        ctx.save_for_backward(y, inverse, found, folded, scale, weight, out, outer, bias)
-        ctx.drop, ctx.plan, ctx.kept = drop, plan, kept
+                kept += parts, *rest
+        ctx.save_for_backward(y, inverse, found, folded, scale, weight, out, outer, bias, *kept)
+        ctx.drop, ctx.plan = drop, plan
         return torch.add(x, drop.keep(torch.mm(found, out.T), outer), alpha=drop.scale**2)
 
     @staticmethod
     def backward(ctx, g:Tensor):
         "The same way back; the gradients of queries, keys and values lie side by side"
-        y, inverse, found, folded, scale, weight, out, outer, bias = ctx.saved_tensors
-        end, to_y, kept = ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype), torch.empty_like(y), iter(ctx.kept)
-        to_folded, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        y, inverse, found, folded, scale, weight, out, outer, bias, *kept = ctx.saved_tensors
+        end, to_y = ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype), torch.empty_like(y)
+        to_folded, to_bias, kept = torch.zeros_like(weight), torch.zeros_like(bias), zip(*[iter(kept)]*3)
         for rows, groups in ctx.plan:
             to_found = torch.mm(end[rows], out)
             both = to_found.new_empty(len(to_found), len(folded))
@@ -195,19 +195,19 @@ class Gather(Function):
             s = states[theirs.rows].view(theirs.b, 1, -1, D)
             out, *rest = weighed(asked[mine.rows].view(mine.b, 1, -1, D), s, s, None, theirs.mask, drop)
             found[mine.rows] = out.view(mine.b*mine.t, -1)
-            kept.append(rest)
-        ctx.save_for_backward(asked, states)
-        ctx.drop, ctx.pairs, ctx.kept = drop, pairs, kept
+            kept += rest
+        ctx.save_for_backward(asked, states, *kept)
+        ctx.drop, ctx.pairs = drop, pairs
         return found.mul_(drop.scale)
 
     @staticmethod
     def backward(ctx, g:Tensor):
         "A state is heard twice: as key and as value"
-        (asked, states), g = ctx.saved_tensors, g*ctx.drop.scale
+        (asked, states, *kept), g = ctx.saved_tensors, g*ctx.drop.scale
         D, to_asked, to_states = states.shape[1], torch.empty_like(asked), torch.empty_like(states)
-        for (mine, theirs), kept in zip(ctx.pairs, ctx.kept):
-            own, s = (asked[mine.rows].view(mine.b, 1, -1, D), states[theirs.rows].view(theirs.b, 1, -1, D))
-            to_own, to_key, to_value, _ = weighed_back(g[mine.rows].view_as(own), own, s, s, *kept, ctx.drop)
+        for (mine, theirs), *rest in zip(ctx.pairs, kept[::2], kept[1::2]):
+            own, s = asked[mine.rows].view(mine.b, 1, -1, D), states[theirs.rows].view(theirs.b, 1, -1, D)
+            to_own, to_key, to_value, _ = weighed_back(g[mine.rows].view_as(own), own, s, s, *rest, ctx.drop)
             to_asked[mine.rows] = to_own.view(mine.b*mine.t, -1)
             to_states[theirs.rows] = (to_key + to_value).view(-1, D)
         return to_asked, to_states, None, None
