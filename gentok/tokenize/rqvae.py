@@ -100,9 +100,15 @@ class RQVAE(Tokenizer):
                                          f'whiten to at most {dim}, or not at all (None).')
         with seeded(c.seed):
             self.encoder, self.decoder = mlp((width, *c.hidden, c.latent)), mlp((c.latent, *c.hidden[::-1], width))
-            revival = Revival(seed=c.seed) if c.revive else None
-            self.quantizer = ResidualQuantizer.of(self.sizes, c.latent, c.update, c.beta, revival, c.attached)
+            self.quantizer = self.codebooks(c.latent)
         self.whitening = Whitener(dim, width) if c.whiten else None
+
+    def codebooks(self, latent:int # width of what is quantised
+                 )->nn.Module:
+        "The quantizer between encoder and decoder, not yet placed"
+        c = self.config
+        revival = Revival(seed=c.seed) if c.revive else None
+        return ResidualQuantizer.of(self.sizes, latent, c.update, c.beta, revival, c.attached)
 
     def forward(self, x:Tensor)->Quantized: # b d: whitened, if that is wanted
         "Codes, reconstruction and quantisation loss of vectors"
