@@ -145,4 +145,5 @@ def test_an_id_with_a_slash_of_its_own_keeps_its_domain():
     both = together({'web': EmbeddingTable(['a/b', 'c'], torch.ones(2, 2), 't')})
     assert both.ids == ['web/a/b', 'web/c'] and domains_of(both.ids).names == ('web',)
     with pytest.raises(ValueError, match='occurs twice'): together({'x': EmbeddingTable([1, '1'], torch.ones(2, 2), 't')})
-    with pytest.raises(ValueError, match='name no domain'): domains_of([3])
+    for nameless in (3, 'c', '/c'):
+        with pytest.raises(ValueError, match='name no domain'): domains_of(['web/c', nameless])

@@ -184,6 +184,12 @@ def test_gradients_are_those_of_transformers(sizes, layers, seed):
         found.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, g in found[1].items(): assert (found[0][name] - g).abs().max() < 1e-4*max(1., g.abs().max().item()), name
 
+def test_what_was_kept_for_the_gradient_is_let_go_with_it():
+    model = recommender().train()
+    loss = model(*batch(model))
+    loss.backward()
+    with pytest.raises(RuntimeError, match='second time'): loss.backward()
+
 def test_dropout_follows_the_seed_and_ends_with_training():
     model = recommender(dropout=.3).train()
     inputs, labels = batch(model)

@@ -71,7 +71,8 @@ def test_histories_and_targets_in_groups():
     assert torch.equal(seen.users, split.test.users)
 
 @pytest.mark.parametrize('lists,targets,message', [
-    ([[0, 1]], [9], 'targets hold 9 to 9'), ([[0, 1]], [-1], 'targets hold -1'), ([[0, 3]], [0], 'lists hold 0 to 3'),
-    ([[-2, 1]], [0], 'lists hold -2'), ([[1, 1]], [0], 'twice'), ([[0, 1]], [0, 1], '1 lists for 2 targets')])
+    ([[0, 1]], [9], 'targets hold 9'), ([[0, 1]], [-1], '1 of 1 targets are negative'), ([[0, 3]], [0], 'lists hold 3'),
+    ([[-2, 1]], [0], 'user 0 holds -2'), ([[1, 1]], [0], 'twice'), ([[0, 1]], [0, 1], 'one target per user'),
+    ([[.5, 1.]], [0], 'not scores')])
 def test_what_does_not_fit_is_named(lists, targets, message):
     with pytest.raises(ValueError, match=message): both_spaces(torch.tensor(lists), torch.tensor(targets), torch.tensor([0, 0, 1, 2]))

@@ -149,10 +149,11 @@ def domains_of(ids:Sequence[str] # n: 'domain/id', as `together` makes them
               )->Domains:
     "The domains that ids name; ValueError for an id that names none"
     found = [str(i).partition('/') for i in ids]
-    odd = [i for i, (_, slash, _) in zip(ids, found) if not slash]
+    odd = [i for i, (name, slash, _) in zip(ids, found) if not (name and slash)]
     if odd: raise ValueError(f"{len(odd):,} ids name no domain (first: {odd[0]!r}); join tables with together({{'name': table}}).")
-    names = tuple(sorted({name for name, _, _ in found}))
-    return Domains(names, torch.tensor([names.index(name) for name, _, _ in found], dtype=torch.long))
+    names = sorted({name for name, _, _ in found})
+    position = {name: m for m, name in enumerate(names)}
+    return Domains(tuple(names), torch.tensor([position[name] for name, _, _ in found], dtype=torch.long))
 
 EmbeddingTable.together = staticmethod(together)
 
