@@ -9,7 +9,7 @@ from torch import nn
 
 from gentok.data.checkpoints import checkpoint_paths
 from gentok.embed.table import EmbeddingTable
-from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, Whitener, kept_epochs, mlp
+from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, Scaler, Whitener, kept_epochs, mlp
 from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans, Tokenizer, random_codes, unexplained
 
 small = RQVAEConfig(hidden=(24, 16), latent=8, levels=3, K=8)
@@ -28,7 +28,7 @@ def same(a, b):
 
 kinds = {'tiger': small, 'ema': replace(small, update='ema'),
          'tiger++': replace(small, update='ema', whiten=6), 'attached': replace(small, attached=True, revive=False),
-         'uneven': replace(small, K=(16, 4, 2))}
+         'uneven': replace(small, K=(16, 4, 2)), 'one scale': replace(small, whiten=0)}
 
 # --- the network
 
@@ -242,6 +242,18 @@ def test_encode_keeps_the_mode_and_changes_nothing():
     model.train(); model.encode(table()); assert model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
+def test_one_scale_and_back():
+    x = 1e3 + 1e-2*cloud(50)
+    s = Scaler(12).fit(x)
+    torch.testing.assert_close(s(x).square().mean(), torch.tensor(1.), atol=1e-3, rtol=0)
+    torch.testing.assert_close(s.inverse(s(x)), x)
+    with pytest.raises(ValueError, match='all the same'): Scaler(12).fit(x[:1].expand(9, -1))
+
+def test_the_scale_of_a_table_changes_no_code():
+    model, louder = (RQVAE(RQVAEConfig(hidden=(16,), latent=8, levels=2, K=8, whiten=0), quick) for _ in range(2))
+    assert torch.equal(model.fit(cloud(50)).encode(cloud(50)), louder.fit(8*cloud(50)).encode(8*cloud(50)))
+    torch.testing.assert_close(8*model.decode(model.encode(cloud(50))), louder.decode(model.encode(cloud(50))), atol=1e-3, rtol=1e-3)
+
 def test_whitening_and_back():
     x = cloud(50)
     w = Whitener(12, 12).fit(x)
@@ -306,7 +318,7 @@ def test_a_loss_that_explodes_is_named():
         RQVAE(small, replace(quick, lr=1e20)).fit(table())
 
 @pytest.mark.parametrize('wrong', (dict(K=(8, 8)), dict(levels=0), dict(K=0), dict(latent=0), dict(hidden=(0,)),
-                                   dict(update='sgd'), dict(whiten=0), dict(beta=-1)))
+                                   dict(update='sgd'), dict(whiten=-1), dict(beta=-1)))
 def test_configurations_that_make_no_sense(wrong):
     with pytest.raises(ValueError): RQVAEConfig(**wrong)
 
