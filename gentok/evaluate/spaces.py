@@ -61,7 +61,8 @@ def both_spaces(lists:Tensor, # b m: identifiers by their number, best first; -1
     before = (taken.cumsum(1) - taken).gather(1, (rank - 1).clamp(min=0)[:, None])[:, 0]
     item = {f'{name}@{k}': (at(before, size, k)*(rank > 0)).double().mean().item()
             for name, at in (('recall', tied_recall), ('ndcg', tied_ndcg)) for k in ks}
-    return Spaces(metrics(lists, theirs, ks), item, (sizes[number] > 1).double().mean().item(), size.double().mean().item())
+    shared = (sizes[number] > 1).double().mean().item()
+    return Spaces(metrics(lists, theirs, ks), item, shared, size.double().mean().item())
 
 # %% ../../nbs/09_evaluate/07_spaces.ipynb #a93694e0
 def in_groups(examples:Examples, number:Tensor # n: of each item's identifier

@@ -178,7 +178,8 @@ class Look(Function):
         "The same way back; the gradients of queries, keys and values lie side by side"
         y, inverse, found, folded, scale, weight, out, outer, bias, *kept = ctx.saved_tensors
         end, to_y = ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype), torch.empty_like(y)
-        to_folded, to_bias, kept = torch.zeros_like(weight), torch.zeros_like(bias), zip(kept[::3], kept[1::3], kept[2::3])
+        to_folded, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        kept = zip(kept[::3], kept[1::3], kept[2::3])
         for rows, groups in ctx.plan:
             to_found = torch.mm(end[rows], out)
             both = to_found.new_empty(len(to_found), len(folded))

@@ -161,7 +161,9 @@ class Scaler(nn.Module):
         self.mean.copy_(mean), self.spread.copy_(spread)
         return self
     def forward(self, x:Tensor)->Tensor: return (x - self.mean)/self.spread # n d -> n d
-    def inverse(self, y:Tensor)->Tensor: return y*self.spread + self.mean # n d -> n d
+    def inverse(self, y:Tensor)->Tensor: # n d -> n d
+        "The way back, exact but for rounding"
+        return y*self.spread + self.mean
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #9f743e69
 @patch
