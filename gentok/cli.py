@@ -54,8 +54,7 @@ def apply_settings(config, # a frozen dataclass
 # %% ../nbs/12_cli.ipynb #10774da6
 def check_names(config)->None: # of TIGER
     "A `ValueError` if the configuration names a tokenizer or a policy that there is not"
-    from gentok.papers.tiger import make_tokenizer
-    make_tokenizer(config)
+    config.sketch()
     policies = 'suffix', 'reassign', 'none'
     if config.policy not in policies:
         raise ValueError(f'policy {config.policy!r} is not known; choose among {", ".join(policies)}.')
@@ -115,7 +114,7 @@ def tokenize_text(r:dict)->str:
                       *r['warnings'], f'Written to {r["out"]}'])
 
 # %% ../nbs/12_cli.ipynb #3eddc5f5
-methods = dict(tiger='TigerConfig', mtgrec='MtgrecConfig', etegrec='EtegrecConfig')
+methods = dict(tiger='TigerConfig', mtgrec='MtgrecConfig', etegrec='EtegrecConfig', unitok='UnitokConfig')
 
 def method_of(name:str)->tuple: # run, the default configuration
     "A method by its name; `ValueError` if there is none"

@@ -348,3 +348,38 @@ def test_random_codes_do_not_depend_on_the_vectors():
     assert not torch.equal(random_codes(range(50), (8, 8)), random_codes(range(50), (8, 8), seed=1))
 
 def test_mlp_without_hidden_layers(): assert [repr(m) for m in mlp((3, 2))] == [repr(nn.Linear(3, 2))]
+
+# --- a warm-up
+
+warmed = replace(quick, warm=3, every=1)
+
+@pytest.mark.parametrize('cut', [1, 3, 4])
+@pytest.mark.parametrize('kind', ['tiger', 'tiger++'])
+def test_cut_around_the_warm_up_it_continues(kind, cut, tmp_path, monkeypatch):
+    straight = RQVAE(kinds[kind], warmed).fit(table())
+    kept = RQVAE.keep
+    def until(self, epoch, *rest):
+        kept(self, epoch, *rest)
+        if epoch == cut: raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(RQVAE, 'keep', until)
+        RQVAE(kinds[kind], warmed).fit(table(), tmp_path)
+    again = RQVAE(kinds[kind], warmed).fit(table(), tmp_path)
+    assert same(straight, again) and straight.history == again.history
+
+def test_nothing_is_quantised_in_a_warm_up():
+    model = RQVAE(small, warmed).fit(table())
+    assert ['quantisation' in r for r in model.history] == [False]*3 + [True]*9
+    assert [r['epoch'] for r in model.history if 'collisions' in r] == [6, 9, 12]
+
+def test_without_a_warm_up_a_run_is_who_it_was():
+    assert 'warm' not in RQVAE(small, quick).identity(torch.zeros(2, 12), ['a', 'b'])
+    assert RQVAE(small, warmed).identity(torch.zeros(2, 12), ['a', 'b'])['warm'] == 3
+
+def test_another_warm_up_is_another_run(tmp_path):
+    RQVAE(small, warmed).fit(table(), tmp_path)
+    with pytest.raises(ValueError, match='warm = 3'): RQVAE(small, quick).fit(table(), tmp_path)
+
+@pytest.mark.parametrize('change', [dict(warm=12), dict(warm=-1), dict(warm=5, save_at=(5,)), dict(warm=5, keep_last=8), dict(warm=10, select='collisions', measure=5)])
+def test_a_warm_up_that_leaves_nothing_is_refused(change):
+    with pytest.raises(ValueError): replace(quick, **change)

@@ -62,6 +62,7 @@ class RQVAEConfig:
 class FitConfig:
     "How an RQ-VAE is fitted, and what is kept of it"
     epochs: int = 1000
+    warm: int = 0 # of these, how many the autoencoder learns alone, before the codebooks are placed
     batch_size: int = 1024 # items per step
     lr: float = 1e-3
     weight_decay: float = 1e-4
@@ -74,13 +75,16 @@ class FitConfig:
     def __post_init__(self):
         object.__setattr__(self, 'save_at', tuple(self.save_at))
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
-        at_least(0, weight_decay=self.weight_decay, keep_last=self.keep_last, measure=self.measure)
+        at_least(0, weight_decay=self.weight_decay, keep_last=self.keep_last, measure=self.measure, warm=self.warm)
         if not self.lr > 0: raise ValueError(f'lr is {self.lr}; give a positive step, 1e-3 is usual.')
         one_of(('adamw', 'adagrad'), optimizer=self.optimizer)
         one_of(('last', 'collisions'), select=self.select)
-        if self.select == 'collisions' and not 1 <= self.measure <= self.epochs: raise ValueError(
-            f"select='collisions' compares measurements, and measure={self.measure} takes none in "
-            f'{self.epochs} epochs; set it between 1 and epochs.')
+        if self.select == 'collisions' and not (self.measure and self.epochs//self.measure*self.measure > self.warm):
+            raise ValueError(f"select='collisions' compares measurements, and measure={self.measure} takes none in "
+                f'{self.epochs} epochs, {self.warm} of them without codebooks; set it between 1 and the others.')
+        first = min(self.epochs, max(1, self.epochs - self.keep_last + 1), *self.save_at)
+        if self.warm and not self.warm < first: raise ValueError(
+            f'there are no codebooks before epoch {self.warm + 1}, and epoch {first} is to be used; lower warm.')
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #74c9e60b
 class RQVAE(Tokenizer):
@@ -192,15 +196,28 @@ def losses(self:RQVAE,
     codes, reconstruction, quantisation = self(x)
     return dict(reconstruction=F.mse_loss(reconstruction, x), quantisation=quantisation)
 
+@patch
+def alone(self:RQVAE, x:Tensor)->dict[str, Tensor]: # b w -> name -> one number
+    "The loss while the autoencoder warms up: nothing is quantised"
+    return dict(reconstruction=F.mse_loss(self.decoder(self.encoder(x)), x))
+
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #943f7aef
 @patch
 @torch.no_grad()
 def start(self:RQVAE,
           x:Tensor # n d: all items, as in the table
          ):
-    "Whitening and codebooks, from all items and the untrained encoder"
+    "Whitening and, unless the autoencoder warms up first, the codebooks"
     if self.whitening: self.whitening.fit(x)
-    self.quantizer.initialise(self.encoder(self.inputs(x)), seed=self.config.seed)
+    if not self.fit_config.warm: self.place(self.inputs(x))
+
+@patch
+@torch.no_grad()
+def place(self:RQVAE,
+          inputs:Tensor # n w: all items, as the encoder sees them
+         ):
+    "The codebooks begin at the centres of the latents"
+    self.quantizer.initialise(self.encoder(inputs), seed=self.config.seed)
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #1c9c9ea1
 @patch
@@ -222,7 +239,7 @@ def train_epoch(self:RQVAE,
     total = {}
     with seeded(self.config.seed, epoch):
         for rows in torch.randperm(len(x)).to(x.device).split(self.fit_config.batch_size):
-            terms = self.losses(x[rows], rows)
+            terms = self.losses(x[rows], rows) if epoch > self.fit_config.warm else self.alone(x[rows])
             optimizer.zero_grad()
             sum(terms.values()).backward()
             optimizer.step()
@@ -240,7 +257,7 @@ def digest_of(x:Tensor, # n d
 @patch
 def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict:
     "All that the numbers of a run depend on: to go on, a run must agree in it"
-    free = {'epochs', 'every', 'keep_last', 'save_at'}
+    free = {'epochs', 'every', 'keep_last', 'save_at', *(() if self.fit_config.warm else ('warm',))}
     settings = asdict(self.config) | {k: v for k, v in asdict(self.fit_config).items() if k not in free}
     found = dict(tokenizer=type(self).__name__, **settings, data=f'{len(x):,} items, {digest_of(x, ids)}')
     return json.loads(json.dumps(found))
@@ -253,7 +270,7 @@ def measured(self:RQVAE, record:dict, inputs:Tensor)->dict:
     c = self.fit_config
     if not all(value == value for value in record.values()): raise ValueError(
         f'The loss is not a number at epoch {record["epoch"]}; lower lr (now {c.lr}).')
-    if c.measure and record['epoch'] % c.measure == 0:
+    if c.measure and record['epoch'] % c.measure == 0 and record['epoch'] > c.warm:
         codes = torch.cat([self.quantizer.encode(self.encoder(part)) for part in inputs.split(8192)])
         record['collisions'] = health(codes.cpu(), self.sizes).collision_rate
     return record
@@ -294,6 +311,7 @@ def learn(self:RQVAE,
     self.fitted.fill_(True)
     inputs = self.inputs(x)
     for epoch in progress(len(self.history) + 1, self.fit_config.epochs, self.history):
+        if 1 < epoch == self.fit_config.warm + 1: self.place(inputs)
         record = dict(epoch=epoch, **self.train_epoch(inputs, optimizer, epoch))
         self.history.append(self.measured(record, inputs))
         if self.is_best(): best = clones(self.state_dict())

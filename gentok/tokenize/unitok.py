@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ExpertsConfig', 'UniTok', 'draw_balance', 'one_more']
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #d9d5a87c
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #a16919a8
 import json
 from dataclasses import asdict, dataclass, replace
 
@@ -23,7 +23,7 @@ from .hsic import calibration_loss, domain_hsic
 from .rqvae import RQVAE, FitConfig, RQVAEConfig
 from .tokenizer import sizes_of
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #3065059b
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #e726936c
 @dataclass(frozen=True)
 class ExpertsConfig:
     "Which experts there are, and what keeps the domains alike (UniTok)"
@@ -48,13 +48,13 @@ class ExpertsConfig:
         at_least(0, calibration=self.calibration, mean=self.mean)
         at_least(4, fewest=self.fewest)
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #9249d29d
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #b011779c
 class UniTok(RQVAE):
     "One autoencoder for all domains, with experts for codebooks (UniTok)"
     def __init__(self,
                  experts:ExpertsConfig,
                  config:RQVAEConfig=RQVAEConfig(whiten=0), # `levels` and `K` are those of an expert
-                 fit_config:FitConfig=FitConfig() # how it is fitted
+                 fit_config:FitConfig=FitConfig(warm=100) # how it is fitted
                 ):
         super().__init__(config, fit_config)
         self.settings, self.experts = dict(self.settings, experts=asdict(experts)), experts
@@ -73,7 +73,7 @@ class UniTok(RQVAE):
         experts, of_rqvae = ExpertsConfig(**settings['experts']), RQVAE.from_settings(settings)
         return cls(experts, of_rqvae.config, of_rqvae.fit_config)
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #d419c4f7
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #05e64989
 @patch
 def numbers(self:UniTok, ids:list # n: 'domain/id'
            )->Tensor: # n: position of each item's domain in `experts.domains`
@@ -84,25 +84,26 @@ def numbers(self:UniTok, ids:list # n: 'domain/id'
         f'the items are of {names}, and there are experts for {known}; name these domains in ExpertsConfig.')
     return torch.tensor([known.index(name) for name in names])[number]
 
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #6cc26da2
 @patch
 def identity(self:UniTok, x:Tensor, ids:list)->dict: # n d, n
     "What a run must agree in to be continued: an RQ-VAE's, and the experts"
     return json.loads(json.dumps(dict(RQVAE.identity(self, x, ids), **asdict(self.experts))))
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #c8500a63
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #e5167cfc
 @patch
 def learn(self:UniTok, x:Tensor, ids:list, out=None): # n d, n
     "As an RQ-VAE learns, and knowing where the items are from"
     self.at = self.numbers(ids).to(x.device)
     RQVAE.learn(self, x, ids, out)
 
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #7d13c70d
 @patch
 @torch.no_grad()
-def start(self:UniTok, x:Tensor): # n d
-    "Every expert begins with the latents of its domain"
-    if self.whitening: self.whitening.fit(x)
+def place(self:UniTok, inputs:Tensor): # n w
+    "Every expert begins with the latents of its domain, the router at their means"
     groups = dict(domains=self.at, start=self.experts.start) if self.experts.use else {}
-    self.quantizer.initialise(self.encoder(self.inputs(x)), self.config.seed, **groups)
+    self.quantizer.initialise(self.encoder(inputs), self.config.seed, **groups)
 
 @patch
 def losses(self:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b
@@ -115,14 +116,14 @@ def losses(self:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b
         if len(found): terms['calibration'] = e.calibration*calibration_loss(found, e.mean)
     return terms
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #9cf25efa
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #1cd88131
 @patch
 def vectors_of(self:UniTok, codes:Tensor)->Tensor: # b l -> b d
     "What the decoder makes of the codewords of the expert that is named, in the table's own space"
     y = self.decoder(self.quantizer.decode(codes))
     return self.whitening.inverse(y) if self.whitening else y
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #90f49a4b
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #2da8ff1e
 @patch
 @torch.no_grad()
 def latents(self:UniTok, table:EmbeddingTable)->Tensor: # n d -> n D
@@ -137,6 +138,7 @@ def balance(self:UniTok, table:EmbeddingTable # ids 'domain/id'
     z = self.latents(table)
     return self.quantizer.balance(z, domains_of(table.ids).number)
 
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #d8f12b5d
 def draw_balance(balance:Balance, domains:tuple, # names, in alphabetical order
                  experts:tuple, # names, in the order of the experts
                  title:str='', ax=None):
@@ -150,7 +152,7 @@ def draw_balance(balance:Balance, domains:tuple, # names, in alphabetical order
     ax.grid(False)
     return ax
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #2b88c2f3
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #daadf4c2
 def one_more(router:Router, # of M experts
              new:Tensor, known:Tensor, # n d: vectors for the new expert; m d: vectors that stay with theirs
              calm:float=1e-3 # weight of the row's squared length, in units of the vectors' spread
@@ -178,7 +180,7 @@ def one_more(router:Router, # of M experts
     longer.ready.fill_(True)
     return longer
 
-# %% ../../nbs/04_tokenize/04_unitok.ipynb #9a7ebfd5
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #b7f0d4df
 @patch
 @torch.no_grad()
 def with_domain(self:UniTok,
