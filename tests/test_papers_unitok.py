@@ -94,3 +94,23 @@ def test_from_the_command_line(shops, tmp_path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
     assert metrics['items'] == 40 and load(folders[0]).name == list(shops)[0]
+
+# --- the theorems
+
+def test_bits_obey_the_chain_rule_wherever_the_number_stands(shops):
+    from gentok.embed.table import together
+    from gentok.papers.unitok_theorems import bits
+    tokens = learn(shops, small)
+    table, made = together(tokens.tables), tokens.tokenizers[list(shops)[0]]
+    last = type(made)(replace(made.experts, identity='suffix'), made.config, made.fit_config).fit(table)
+    one, other = bits(made, table), bits(last, table)
+    assert one == pytest.approx(other) and 0 < one.expert <= 1.585 and one.identifier <= one.ceiling
+    plain = bits(learn(shops, replace(small, tokenizer='shared')).tokenizers[list(shops)[0]], table)
+    assert plain.expert == 0 and plain.within == plain.identifier
+
+def test_a_sweep_of_the_calibration_is_resumed(shops, tmp_path, monkeypatch):
+    from gentok.papers.unitok_theorems import sweep_calibration
+    from gentok.tokenize.rqvae import RQVAE
+    rows = sweep_calibration(shops, small, (0., 9.), tmp_path)
+    monkeypatch.setattr(RQVAE, 'train_epoch', lambda *args: pytest.fail('trained again'))
+    assert sweep_calibration(shops, small, (0., 9.), tmp_path) == rows and rows[0] != rows[1]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from gentok.data.toyshop import toyshop
 from gentok.embed.table import EmbeddingTable, domains_of, together
 from gentok.embed.text import TextEncoder
-from gentok.quantize.experts import Router
+from gentok.quantize.experts import Router, one_more
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from gentok.tokenize.tokenizer import Tokenizer
-from gentok.tokenize.unitok import ExpertsConfig, UniTok, one_more
+from gentok.tokenize.unitok import ExpertsConfig, UniTok
 
 sizes, plan = RQVAEConfig(hidden=(16,), latent=8, levels=2, K=8, whiten=0), FitConfig(epochs=6, batch_size=64, every=2, measure=2)
 
@@ -29,7 +29,7 @@ def two(tables): return together(dict(list(tables.items())[:2]))
 @pytest.fixture(scope='module')
 def experts(two): return ExpertsConfig(domains_of(two.ids).names)
 
-switches = {'paper': {}, 'no experts': dict(use=False), 'no shared': dict(shared=False), 'no calibration': dict(calibration=0.),
+switches = {'paper': {}, 'no experts': dict(use=False), 'no shared': dict(shared_weight=0.), 'no calibration': dict(calibration=0.),
             'suffix': dict(identity='suffix'), 'two of them': dict(top=2), 'published': dict(mode='level_mixture', top=2), 'means': dict(start='mean')}
 
 @pytest.mark.parametrize('name', switches)
@@ -77,6 +77,8 @@ def test_refuses_what_it_does_not_know(two, tables, experts):
     with pytest.raises(ValueError, match='name no domain'): UniTok(experts, sizes, plan).fit(next(iter(tables.values())))
     with pytest.raises(ValueError, match='not been fitted'): UniTok(experts, sizes).balance(two)
     with pytest.raises(ValueError, match='each once'): ExpertsConfig(())
+    with pytest.raises(ValueError, match='no gradient'): ExpertsConfig(('a', 'b'), mode='level_mixture')
+    with pytest.raises(ValueError, match='attached=False'): UniTok(experts, replace(sizes, attached=True))
 
 # --- a domain that comes later
 
@@ -91,7 +93,7 @@ def test_a_further_domain_leaves_everything_as_it_was(tables, two, experts, tmp_
     again = UniTok.from_pretrained(tmp_path)
     assert torch.equal(again.encode(table), more.encode(table)) and again.experts.domains == (*experts.domains, name)
 
-@pytest.mark.parametrize('change', [dict(use=False), dict(mode='level_mixture')])
+@pytest.mark.parametrize('change', [dict(use=False), dict(mode='level_mixture', top=2)])
 def test_a_further_domain_wants_experts_that_code_by_themselves(change, tables, two, experts):
     model = UniTok(replace(experts, **change), sizes, replace(plan, epochs=1)).fit(two)
     with pytest.raises(ValueError, match='code by themselves'): model.with_domain('new', list(tables.values())[2], two)
