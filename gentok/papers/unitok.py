@@ -57,7 +57,7 @@ def tokenizer_of(config:UnitokConfig, names:Sequence[str], # of the domains that
                 )->Tokenizer: # not fitted
     "The tokenizer that the configuration names"
     c = config
-    fit = FitConfig(c.tokenizer_epochs, c.tokenizer_warm, max(1, round(share*FitConfig.batch_size)))
+    fit = FitConfig(c.tokenizer_epochs, max(1, round(share*FitConfig.batch_size)), warm=c.tokenizer_warm)
     copies = len(names)*c.experts + (c.shared or not c.experts) if c.tokenizer == 'shared' else 1
     sizes = RQVAEConfig(K=copies*c.codebook_size, levels=c.levels, seed=c.seed, whiten=0)
     if c.tokenizer != 'unitok': return RQVAE(sizes, fit)

@@ -62,7 +62,6 @@ class RQVAEConfig:
 class FitConfig:
     "How an RQ-VAE is fitted, and what is kept of it"
     epochs: int = 1000
-    warm: int = 0 # of these, how many the autoencoder learns alone, before the codebooks are placed
     batch_size: int = 1024 # items per step
     lr: float = 1e-3
     weight_decay: float = 1e-4
@@ -72,6 +71,7 @@ class FitConfig:
     save_at: tuple = () # further epochs to keep
     select: str = 'last' # which epoch to use: the 'last', or that of fewest 'collisions'
     measure: int = 20 # epochs between measurements of the collision rate; 0: never
+    warm: int = 0 # of the epochs, how many the autoencoder learns alone, before the codebooks are placed
     def __post_init__(self):
         object.__setattr__(self, 'save_at', tuple(self.save_at))
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
