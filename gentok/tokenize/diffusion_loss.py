@@ -117,9 +117,9 @@ class DenoisingEnd(nn.Module):
     def forward(self, x:Tensor, y:Tensor)->Tensor: # n c
         return self.out(modulated(self.norm(x), *self.modulation(y).chunk(2, -1)))
 
-# %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #b02bb833
+# %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #113198ee
 class DenoisingNetwork(nn.Module):
-    "What guesses the noise on a patch from the patch, the step and a state (UTGRec, section 2.2.3)"
+    "What guesses the noise on a patch from the patch, the step and a state (UTGRec, section 2.3.1)"
     def __init__(self,
                  channels:int=16, # c: of a latent
                  width:int=1024, # w
@@ -243,7 +243,7 @@ def draw_rows(n:int, c:int,
     epsilon = torch.randn(n, c, generator=generator, device=device, dtype=like.dtype)
     return Draw(t.to(like.device), epsilon.to(like.device))
 
-# %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #2e2c7812
+# %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #99a86cc3
 class DiffusionLoss(nn.Module):
     "The loss of a picture decoder: how well its states clean noisy latents (UTGRec, equation 9)"
     def __init__(self,
@@ -267,6 +267,8 @@ class DiffusionLoss(nn.Module):
         x = tiled(working(x), self.repeats)
         draw = draw_rows(*x.shape, x, generator)
         t, epsilon = draw.t if t is None else t, draw.epsilon if epsilon is None else epsilon
+        if (t.shape, epsilon.shape) != (x.shape[:1], x.shape): raise ValueError(
+            f'steps are {tuple(t.shape)}, noise {tuple(epsilon.shape)}; give ({len(x)}) and {tuple(x.shape)}.')
         counts = slice(None) if mask is None else tiled(mask.bool(), self.repeats)
         rows = row_losses(self.network, x[counts], t[counts], tiled(z, self.repeats)[counts], epsilon[counts])
         return (rows.error + rows.bits).sum()/max(len(rows.bits), 1)

@@ -6,7 +6,8 @@
 __all__ = ['to_patches', 'from_patches', 'cropped', 'as_pixels', 'as_picture', 'Latents', 'PixelLatents', 'need_diffusers',
            'load_kl', 'small_kl', 'KLLatents']
 
-# %% ../../nbs/04_tokenize/13_latents.ipynb #e470fde0
+# %% ../../nbs/04_tokenize/13_latents.ipynb #5381eb61
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -30,16 +31,17 @@ def to_patches(x:Tensor, # b k h w
     x = x.unflatten(2, (-1, q)).unflatten(4, (-1, q))  # b k rows q columns q
     return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
-# %% ../../nbs/04_tokenize/13_latents.ipynb #97c0d6c4
+# %% ../../nbs/04_tokenize/13_latents.ipynb #35958bd4
 def from_patches(x:Tensor, # b p c
                  q:int=1, # side of a patch
                  columns:int|None=None # patches in a row; None: the picture is square
                 )->Tensor: # b k h w
     "Put patches together again; ValueError if they fill no such picture"
-    columns = columns or round(x.shape[1]**.5)
-    if x.shape[1] % columns or x.shape[2] % q**2 or not columns: raise ValueError(
-        f'{x.shape[1]} patches of {x.shape[2]} numbers fill no rows of {columns}, {q} × {q} each; give columns, or another side.')
-    x = x.unflatten(1, (-1, columns)).unflatten(3, (-1, q, q))  # b rows columns k q q
+    p = x.shape[1]
+    rows, columns = (p//columns, columns) if columns else (math.isqrt(p),)*2
+    if rows*columns != p or x.shape[2] % q**2: raise ValueError(
+        f'{p} patches of {x.shape[2]} numbers fill no {rows} × {columns} field, {q} × {q} each; give columns, or another side.')
+    x = x.unflatten(1, (rows, columns)).unflatten(3, (-1, q, q))  # b rows columns k q q
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #5632542e
@@ -163,9 +165,9 @@ def small_kl(folder:str|Path|None=None, # where it is saved; None: nowhere
     if folder is not None: model.save_pretrained(folder)
     return model
 
-# %% ../../nbs/04_tokenize/13_latents.ipynb #dfa942fe
+# %% ../../nbs/04_tokenize/13_latents.ipynb #e2470fdf
 class KLLatents(Latents):
-    "The latents of a frozen autoencoder (UTGRec, section 2.2.3)"
+    "The latents of a frozen autoencoder (UTGRec, section 2.3.1)"
     def __init__(self,
                  autoencoder:str|Path|nn.Module, # an `AutoencoderKL`, its folder or its name on the hub
                  scale:float=.2325, # of its latents; .2325 for UTGRec's
