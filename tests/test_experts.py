@@ -296,3 +296,16 @@ def test_half_precision_comes_in_and_float32_goes_out():
 def test_faults_are_one_sentence(call, words):
     with pytest.raises(ValueError, match=words) as found: call()
     assert '\n' not in str(found.value)
+
+def test_the_routers_loss_does_not_move_the_vectors():
+    moe, z = TokenMoE.of(3, (4, 4), 5, shared=False), torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    moe.initialise(z, domains=torch.arange(40) % 3)
+    far = z.clone().requires_grad_()
+    found = moe(far)
+    pull, = torch.autograd.grad(found.loss, far)
+    assert pull.abs().max() > 0
+    router = [p for p in moe.router.parameters()]
+    for p in router: p.data.mul_(50.)  # a router that is surer of the same choices pulls no harder
+    surer = z.clone().requires_grad_()
+    again, = torch.autograd.grad(moe(surer).loss, surer)
+    torch.testing.assert_close(again, pull)

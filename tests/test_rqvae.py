@@ -383,3 +383,28 @@ def test_another_warm_up_is_another_run(tmp_path):
 @pytest.mark.parametrize('change', [dict(warm=12), dict(warm=-1), dict(warm=5, save_at=(5,)), dict(warm=5, keep_last=8), dict(warm=10, select='collisions', measure=5)])
 def test_a_warm_up_that_leaves_nothing_is_refused(change):
     with pytest.raises(ValueError): replace(quick, **change)
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(-50, 50), st.floats(.01, 50), st.integers(0, 99))
+def test_another_scale_for_the_latents_changes_nothing_that_is_said(shift, size, seed):
+    from gentok.tokenize.rqvae import mlp, rescale
+    torch.manual_seed(seed)
+    encoder, decoder, x = mlp((6, 8, 3)).double(), mlp((3, 8, 6)).double(), torch.randn(50, 6).double()
+    with torch.no_grad():
+        encoder[-1].weight.mul_(size), encoder[-1].bias.add_(shift)
+        said = decoder(encoder(x))
+        rescale(encoder[-1], decoder[0], encoder(x), .7)
+        torch.testing.assert_close(decoder(encoder(x)), said)
+        z = encoder(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3).double(), atol=1e-9, rtol=0)
+    assert abs(z.square().mean().sqrt() - .7) < 1e-9
+
+def test_a_warm_up_ends_with_an_empty_memory(tmp_path):
+    tokenizer, x = RQVAE(RQVAEConfig(hidden=(8,), latent=4, levels=2, K=4), FitConfig(epochs=4, warm=3, measure=0)), torch.randn(64, 6)
+    seen, old = [], tokenizer.train_epoch
+    def watched(inputs, optimizer, epoch):
+        seen.append(len(optimizer.state))
+        return old(inputs, optimizer, epoch)
+    tokenizer.train_epoch = watched
+    tokenizer.fit(x)
+    assert seen[0] == 0 and seen[2] > 0 and seen[3] == 0

@@ -129,11 +129,14 @@ def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=N
 
 def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),
                 out:str|Path|None=None, # a folder for each domain, and one for what they share
-                only:Sequence[str]=() # names of the domains to recommend in; none: all that have histories
+                only:Sequence[str]=(), # names of the domains to recommend in; none: all that have histories
+                epochs:dict[str, int]|None=None # name -> epochs of its recommender, where they are not the config's
                )->dict[str, Result]: # name -> what its run leaves
     "One tokenizer for all data sets, and a recommender for each that has histories"
     found, out = by_name(datasets), Path(out) if out else None
     config = replace(config, others=','.join(found))
     tokens = first_process(lambda: learn(found, config, out and out/'_common'), out)
-    wanted = only or [name for name, d in found.items() if len(d.histories.items)]
-    return {name: recommend(found[name], tokens, config, out and out/name) for name in wanted}
+    wanted, own = only or [name for name, d in found.items() if len(d.histories.items)], dict(epochs or {})
+    plans = {name: replace(config, epochs=own.pop(name, config.epochs)) for name in found}
+    if own: raise ValueError(f'epochs names {", ".join(own)}, expected names of {list(found)}; correct it.')
+    return {name: recommend(found[name], tokens, plans[name], out and out/name) for name in wanted}

@@ -119,7 +119,7 @@ def forward(self:TokenMoE,
     "Codes of the likeliest expert, the straight-through mixture, the losses of router and experts"
     if not self.M: return self.shared(z)
     if self.mode == 'level_mixture': return self.mixed(z)
-    g = self.router(z)
+    g = self.router(z.detach())  # an encoder must not move to be routed
     chosen, weights = top_experts(g, self.top)
     codes = torch.stack([expert.encode(z) for expert in self.experts], 1)  # b m l
     vectors = torch.stack([e.decode(codes[:, m]) for m, e in enumerate(self.experts)], 1)  # b m d
@@ -352,12 +352,15 @@ def mixed(self:TokenMoE, z:Tensor)->Quantized: # b d
 # %% ../../nbs/03_quantize/07_experts.ipynb #df6319a4
 def one_more(router:Router, # of M experts
              new:Tensor, known:Tensor, # n d: vectors for the new expert; m d: vectors that stay with theirs
-             calm:float=1e-3 # weight of the row's squared length, in units of the vectors' spread
+             calm:float=1e-3 # weight of the row's squared length, in units of what the other rows have, at least of the vectors' spread
             )->Router: # of M + 1 experts; the first M rows are the same
     "A router with one more expert, which takes new vectors and none that were known"
     (weight, bias), n = (p.detach().double() for p in router.linear.parameters()), len(new)
     both = torch.cat([new, known]).double()
+    sharp = (30/F.linear(both, weight, bias).std()).clamp(min=1.)  # so that a softmax is nearly a maximum
+    weight, bias = weight*sharp, bias*sharp
     spread, old = both.std(), F.linear(both, weight, bias)  # old: n+m M
+    calm = calm/(weight*spread).square().sum(1).mean().clamp(min=1.)
     row = both.new_zeros(both.shape[1] + 1).requires_grad_()
     optimizer, offset = torch.optim.LBFGS([row], max_iter=200, line_search_fn='strong_wolfe'), old.logsumexp(1)
     def ahead(): return both @ row[:-1]/spread + row[-1]
@@ -370,8 +373,8 @@ def one_more(router:Router, # of M experts
     with torch.enable_grad(): optimizer.step(loss)
     longer = Router(both.shape[1], len(router.linear.bias) + 1).to(new)
     with torch.no_grad():
-        lead = (ahead() - old.max(1).values)[n:].max().clamp(min=-.01) + .01  # nobody moves, with room for rounding
-        for part, last in dict(weight=row[:-1]/spread, bias=row[-1] - lead).items():
+        lead = (ahead() - old.max(1).values)[n:].max().clamp(min=-.01*sharp) + .01*sharp  # nobody moves, with room for rounding
+        for part, last in dict(weight=row[:-1]/spread/sharp, bias=(row[-1] - lead)/sharp).items():
             ours = getattr(router.linear, part)
             getattr(longer.linear, part).copy_(torch.cat([ours, last[None].to(ours)]))
     longer.ready.fill_(True)
