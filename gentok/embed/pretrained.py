@@ -146,15 +146,17 @@ def model_folder(name:str|Path # a folder, or a name on the hub
 # %% ../../nbs/02_embed/07_pretrained.ipynb #928ab205
 def load_whole(kind:type, # of transformers, such as `AutoModel`
                folder:Path, # of the model
-               config=None # of transformers; the folder's own by default
-              )->nn.Module: # in float32, for inference
+               config=None, # of transformers; the folder's own by default
+               dtype:torch.dtype=torch.float32 # of the weights
+              )->nn.Module: # for inference
     "A model of transformers; ValueError if weights are missing, where transformers would draw them"
-    more = dict(dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
+    more = dict(dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
     if config is not None: more['config'] = config
     logs = need_transformers().utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity_error(), logs.disable_progress_bar()
-    try: model, report = kind.from_pretrained(folder, **more)
+    try:
+        with torch.random.fork_rng(devices=[]): model, report = kind.from_pretrained(folder, **more)
     except Exception as e:
         why = (str(e).strip() or type(e).__name__).split('\n')[0]
         raise ValueError(
