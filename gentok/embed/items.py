@@ -40,7 +40,8 @@ class ItemTable(EmbeddingTable):
         text, images = list(text), Pictures([(None, 0)]*len(table)) if images is None else images
         if not len(text) == len(images) == len(table): raise ValueError(
             f'there are {len(text):,} texts and {len(images):,} pictures for {len(table):,} items; give one of each, or no pictures at all.')
-        self.text, self.images = text, images if isinstance(images, Pictures) else Pictures([(images, r) for r in range(len(text))])
+        self.text = text
+        self.images = images if isinstance(images, Pictures) else Pictures([(images, r) for r in range(len(text))])
     def __getitem__(self, index:slice|int|Sequence|Tensor)->'ItemTable':
         rows = row_positions(index, len(self)).tolist()
         return ItemTable(super().__getitem__(rows), [self.text[r] for r in rows], self.images.pick(rows))
