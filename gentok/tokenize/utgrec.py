@@ -32,8 +32,8 @@ from .picture_decoder import PictureDecoder
 from .rqvae import digest_of
 from .text_decoder import BidirectionalLayer, TextDecoder, corrupt, fresh
 from .tokenizer import Tokenizer, check_tensors
-from .utgrec_parts import (Content, UTGRecConfig, UTGRecFit, check_items, check_training, content_of, descend,
-                                          encoder_from, encoder_settings, latents_of, setting_of, spread, two_groups)
+from .utgrec_parts import Content, UTGRecConfig, UTGRecFit, check_items, check_training, content_of
+from .utgrec_parts import descend, encoder_from, encoder_settings, latents_of, setting_of, spread, two_groups
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0005
 class UTGRecTokenizer(Tokenizer):
@@ -41,7 +41,7 @@ class UTGRecTokenizer(Tokenizer):
     def __init__(self,
                  config:UTGRecConfig=UTGRecConfig(),
                  fit_config:UTGRecFit=UTGRecFit(),
-                 encoder:ItemEncoder|LightConfig=LightConfig(width=64) # or the sizes of a light one, made from the texts
+                 encoder:ItemEncoder|LightConfig=LightConfig(width=64) # or sizes of a light one, made from the texts
                 ):
         self.light = encoder if isinstance(encoder, LightConfig) else None
         super().__init__(dict(config=asdict(config), fit_config=asdict(fit_config),
@@ -207,9 +207,10 @@ def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimize
 def identity(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None)->dict:
     "All that the numbers of a run depend on: to go on, a run must agree in it"
     s, near = self.settings, 'none' if positives is None else digest_of(positives.items, positives.offsets.tolist())
-    what = {k: v for k, v in s['fit_config'].items() if k != 'every'} | s['config'] | dict(sizes=list(self.config.sizes))
-    return dict(what, tokenizer=type(self).__name__, frozen=self.frozen, items=content_digest(items), positives=near,
-                vectors=digest_of(items.matrix, items.ids), encoder=fingerprint(json_text(s['encoder'], 'encoder')),
+    what = {k: v for k, v in s['fit_config'].items() if k != 'every'} | s['config']
+    return dict(what, sizes=list(self.config.sizes), tokenizer=type(self).__name__, frozen=self.frozen, positives=near,
+                items=content_digest(items), vectors=digest_of(items.matrix, items.ids),
+                encoder=fingerprint(json_text(s['encoder'], 'encoder')),
                 start=tensor_digest(*self.trained().values()))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0033
