@@ -19,6 +19,7 @@ sizes, plan = UTGRecConfig(sizes=(4, 6), width=8, patch=8, codes=20.), UTGRecFit
 shops = toyshop(n_items=10, n_users=30, domains=3)
 vectors = TextEncoder('lsa', 6).fit([t for s in shops for t in s.catalogue.text])
 tables = {s.name: items_of(s.catalogue, vectors.embed(s.catalogue)) for s in shops}
+tables = {name: ItemTable(table, table.text, list(table.images)) for name, table in tables.items()}  # drawn once
 
 @pytest.fixture(scope='module')
 def items(): return items_together(dict(list(tables.items())[:2]))

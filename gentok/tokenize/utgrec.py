@@ -209,9 +209,9 @@ def identity(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None)->d
     s, near = self.settings, 'none' if positives is None else digest_of(positives.items, positives.offsets.tolist())
     what = {k: v for k, v in s['fit_config'].items() if k != 'every'} | s['config']
     return dict(what, sizes=list(self.config.sizes), tokenizer=type(self).__name__, frozen=self.frozen, positives=near,
-                items=content_digest(items), vectors=digest_of(items.matrix, items.ids),
+                items=content_digest(items), table=digest_of(items.matrix, items.ids),
                 encoder=fingerprint(json_text(s['encoder'], 'encoder')),
-                start=tensor_digest(*self.trained().values()))
+                weights=tensor_digest(*self.trained().values()))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0033
 @patch
