@@ -33,7 +33,8 @@ from .rqvae import digest_of
 from .text_decoder import BidirectionalLayer, TextDecoder, corrupt, fresh
 from .tokenizer import Tokenizer, check_tensors
 from .utgrec_parts import Content, UTGRecConfig, UTGRecFit, check_items, check_training, content_of
-from .utgrec_parts import descend, encoder_from, encoder_settings, latents_of, setting_of, spread, two_groups
+from .utgrec_parts import descend, encoder_from, encoder_settings, latents_of, setting_of
+from .utgrec_parts import spread, two_groups
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0005
 class UTGRecTokenizer(Tokenizer):
