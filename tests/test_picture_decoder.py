@@ -1,37 +1,12 @@
-"The picture decoder: raster order both ways, hidden patches that nobody sees, and no loss without a picture."
+"The picture decoder: hidden patches that nobody sees, and no loss without a picture."
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from gentok.tokenize.picture_decoder import PictureDecoder, hidden_patches, patches, unpatch
+from gentok.tokenize.picture_decoder import PictureDecoder, hidden_patches
 from gentok.tokenize.text_decoder import BidirectionalLayer
-
-# ---------------------------------------------------------------- patches
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
-def test_patches_there_and_back(b, c, rows, columns, size):
-    pictures = torch.randn(b, c, rows*size, columns*size)
-    squares = patches(pictures, size)
-    assert squares.shape == (b, rows*columns, c*size**2) and torch.equal(unpatch(squares, size, rows), pictures)
-    for y in range(rows):
-        for x in range(columns):
-            assert torch.equal(squares[:, y*columns + x], pictures[:, :, y*size:(y+1)*size, x*size:(x+1)*size].flatten(1))
-
-@pytest.mark.parametrize('size', [1, 2, 4])
-def test_order_of_mar(size):
-    "As its autoregressive model cuts latents: nchpwq to nhwcpq."
-    x = torch.randn(2, 16, 8, 8)
-    theirs = torch.einsum('nchpwq->nhwcpq', x.reshape(2, 16, 8//size, size, 8//size, size)).reshape(2, (8//size)**2, -1)
-    assert torch.equal(patches(x, size), theirs) and torch.equal(unpatch(theirs, size), x)
-
-def test_patches_that_do_not_fit():
-    with pytest.raises(ValueError, match='multiples of 3'): patches(torch.randn(1, 3, 6, 8), 3)
-    with pytest.raises(ValueError, match=r'give \(b, c, h, w\)'): patches(torch.randn(3, 6, 6), 3)
-    for squares, how in ((torch.randn(1, 6, 12), {}), (torch.randn(1, 6, 12), dict(rows=4)), (torch.randn(1, 4, 3), {})):
-        with pytest.raises(ValueError, match='do not make'): unpatch(squares, 2, **how)
 
 # ---------------------------------------------------------------- what is hidden
 
