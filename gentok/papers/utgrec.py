@@ -153,9 +153,9 @@ def mixed(examples:Sequence[Examples], # of each domain
     rows = before([len(t) - 1 for t in tables])
     flat = before([len(e.items) for e in examples])
     users = before([int(e.users.max()) + 1 if e.n else 0 for e in examples])
-    parts = dict(items=[e.items + r for e, r in zip(examples, rows)], start=[e.start + f for e, f in zip(examples, flat)],
-                 stop=[e.stop + f for e, f in zip(examples, flat)], users=[e.users + u for e, u in zip(examples, users)])
-    every = Examples(**{k: torch.cat(v) for k, v in parts.items()}, skipped=sum(e.skipped for e in examples))
+    def moved(name, by): return torch.cat([getattr(e, name) + b for e, b in zip(examples, by)])
+    parts = dict(items=moved('items', rows), start=moved('start', flat), stop=moved('stop', flat), users=moved('users', users))
+    every = Examples(**parts, skipped=sum(e.skipped for e in examples))
     return every, torch.cat([*(t[:-1] for t in tables), tables[0][-1:]])
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #279f83e7
@@ -218,7 +218,8 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
                 )->Result:
     "UTGRec from other domains to its numbers on every test user of the target"
     if out is None:
-        with TemporaryDirectory() as folder: return run_transfer(datasets, target, config, folder, common)._replace(out=None)
+        with TemporaryDirectory() as folder:
+            return run_transfer(datasets, target, config, folder, common)._replace(out=None)
     c = config if config.others else replace(config, others=','.join(d.name for d in datasets))
     if c.pretraining and not len(datasets): raise ValueError(
         f'there is nothing to pre-train on before {target.name}; name other data sets in others, or set pretraining=off.')
@@ -258,6 +259,7 @@ def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(), out:str|Path|
         return table, make_tokenizer(config, table).fit(table, out and out/'tokenizer')
     table, tokenizer = first_process(make, out)
     item_ids = unique_ids(tokenizer, table, config.policy, config.seed)
-    seconds = first_time(out, time.time() - start)
+    before = first_time(out, time.time() - start)
     fitted = fit_recommender(split, item_ids, config, out and out/'training')
-    return conclude('TIGER_M', dataset, split, fitted, tokenizer.health(table), config, seconds + fitted.result.seconds, out)
+    health, seconds = tokenizer.health(table), before + fitted.result.seconds
+    return conclude('TIGER_M', dataset, split, fitted, health, config, seconds, out)
