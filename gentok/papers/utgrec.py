@@ -154,7 +154,8 @@ def mixed(examples:Sequence[Examples], # of each domain
     flat = before([len(e.items) for e in examples])
     users = before([int(e.users.max()) + 1 if e.n else 0 for e in examples])
     def moved(name, by): return torch.cat([getattr(e, name) + b for e, b in zip(examples, by)])
-    parts = dict(items=moved('items', rows), start=moved('start', flat), stop=moved('stop', flat), users=moved('users', users))
+    parts = dict(items=moved('items', rows), start=moved('start', flat), stop=moved('stop', flat),
+                 users=moved('users', users))
     every = Examples(**parts, skipped=sum(e.skipped for e in examples))
     return every, torch.cat([*(t[:-1] for t in tables), tables[0][-1:]])
 
