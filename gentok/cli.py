@@ -114,7 +114,8 @@ def tokenize_text(r:dict)->str:
                       *r['warnings'], f'Written to {r["out"]}'])
 
 # %% ../nbs/12_cli.ipynb #3eddc5f5
-methods = dict(tiger='TigerConfig', mtgrec='MtgrecConfig', etegrec='EtegrecConfig', unitok='UnitokConfig')
+methods = dict(tiger='TigerConfig', mtgrec='MtgrecConfig', etegrec='EtegrecConfig', unitok='UnitokConfig',
+               utgrec='UtgrecConfig')
 
 def method_of(name:str)->tuple: # run, the default configuration
     "A method by its name; `ValueError` if there is none"
