@@ -49,6 +49,10 @@ class UTGRecConfig:
     def of_levels(self)->tuple: # L: K of each level
         return self.sizes if len(self.sizes) == self.levels else (self.sizes[0], *self.sizes[1:]*(self.levels - 1))
     @property
+    def blocks(self)->tuple: # L: levels with the same number share their codebook, and their tokens
+        own = len(self.sizes) == self.levels > 2
+        return tuple(range(self.levels)) if own else (0, *(1,)*(self.levels - 1))
+    @property
     def draws(self)->bool: # does it draw pictures?
         return self.patch > 0 and self.alpha > 0
     @property
