@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gentok.data.dataset import Catalogue, Dataset
+from gentok.data.prepared import CatalogueOnly
 from gentok.data.splits import hold_out, training_items
 from gentok.data.toyshop import toyshop
 from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment, co_occurrences, concat_positives, gather_rows,
@@ -78,6 +79,10 @@ def test_a_single_training_entry_is_no_error():
 
 def test_an_item_repeated_is_its_own_positive():
     assert listed(co_occurrences(shop({'u': [1, 1, 2, 0, 0]}, n=3))) == [[0], [1, 2], [1]]
+
+def test_a_catalogue_without_histories_has_itself():
+    found = co_occurrences(CatalogueOnly('shelf', Catalogue(list('abc'), list('abc'))))
+    assert found.items.tolist() == [0, 1, 2] and found.counts.tolist() == [1, 1, 1]
 
 def test_held_out_users_teach_nothing():
     data = hold_out(toyshop(n_items=40, n_users=60, domains=1)[0], .3)
