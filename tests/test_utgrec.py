@@ -164,6 +164,22 @@ def test_every_switch_learns_saves_and_comes_back(items, near, changes, tmp_path
     assert [book.K for book in t.quantizer.codebooks] == list(c.of_levels)
     assert len(t.quantizer.books) == len(c.sizes) and t.history[-1]['text'] < t.history[0]['text']
 
+def test_dropout_of_the_way_to_code_space(items):
+    part = made(items).content(items)
+    def spread_of(t):  # of one item's vector, over draws
+        with torch.no_grad(): return torch.stack([t.project(t.encoder(**part.inputs)) for _ in range(8)]).std(0).max()
+    still, shaken = (made(items, small, dropout=p) for p in (0., .3))
+    assert spread_of(still.eval()) == 0
+    for t in (still, shaken): t.project.train()
+    assert spread_of(still) == 0 and spread_of(shaken) > 0
+    with pytest.raises(ValueError, match='dropout'): UTGRecConfig(dropout=-.1)
+
+@pytest.mark.parametrize('side', (2, 4, 8))
+def test_the_noise_of_a_patch_fits_through_the_network(items, side):
+    network = made(items, patch=side).diffusion.network
+    width = min(p.shape[0] for name, p in network.named_parameters() if name.endswith('weight') and p.dim() == 2)
+    assert network.channels == 3*side**2 and width >= network.channels
+
 def test_the_loss_is_what_the_terms_say(items):
     t = made(items)
     own, other = t.content(items[:6]), t.content(items[6:12])

@@ -56,6 +56,7 @@ class TransferPlan(TigerConfig):
     tokenizer_batch: int = 64 # items
     tokenizer_lr: float = 1e-3 # a third of it on the target, as in the paper
     tokenizer_warm: int = 300 # steps before anything is quantised
+    tokenizer_dropout: float = .1 # in the light encoder, and on the way to code space
     tuning_epochs: int = 20 # of the tokenizer on the target
     pretraining_epochs: int = 15 # of the recommender on the other domains
     pretraining_lr: float = 3e-3
@@ -74,6 +75,7 @@ class UtgrecConfig(TransferPlan):
     "A plan, and what UTGRec is made of"
     tree: bool = True # False: a codebook for each level
     alpha: float = 3. # of pictures against words
+    codes: float = 200. # lambda, of the codebooks' loss
     mu: float = .01 # of the alignment of items taken together; 0: none
     eta: float = .03 # of the reconstruction of items taken together; 0: none
     tokenizer_tuning: str = 'frozen' # on the target: E stays | 'full': it learns, too | 'none': nothing does
@@ -105,8 +107,8 @@ def tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
     c = config
     K, L = c.codebook_size, c.levels
     sizes = (K, (L - 1)*K) if c.tree else (K,)*L
-    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, mu=c.mu, seed=c.seed)
-    encoder = LightConfig(width=c.width)
+    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, c.tokenizer_dropout, seed=c.seed)
+    encoder = LightConfig(width=c.width, dropout=c.tokenizer_dropout)
     if c.encoder:
         from gentok.embed.qwen import QwenEncoder
         encoder = QwenEncoder(c.encoder, L)

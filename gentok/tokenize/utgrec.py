@@ -75,14 +75,15 @@ def build(self:UTGRecTokenizer, dim:int):
     c, d = self.config, self.encoder.width
     def decoder(): return spread(BidirectionalLayer(d, max(4, d//128), 2))
     with seeded(c.seed):
-        self.project, self.back = spread(projection(d, c.width, seed=c.seed)), spread(fresh(nn.Linear(c.width, d)))
+        self.project, self.back = spread(projection(d, c.width, c.dropout, c.seed)), spread(fresh(nn.Linear(c.width, d)))
         self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook, self.fit_config.warm,
                                           revival=self.revival, frozen=self.frozen)
         self.register_buffer('settled', torch.tensor(False)) # have the codebooks been placed?
         self.text, self.latents = TextDecoder(decoder()), latents_of(c, self.encoder)
         if self.latents is None: return
         self.picture = PictureDecoder(decoder(), self.latents.channels)
-        self.diffusion = DiffusionLoss(DenoisingNetwork(self.latents.channels, min(1024, 2*d), d))
+        k = self.latents.channels # numbers of a patch, whose noise has to fit through the network
+        self.diffusion = DiffusionLoss(DenoisingNetwork(k, min(1024, 2*(d + k)), d))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0014
 @patch
