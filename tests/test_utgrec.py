@@ -9,7 +9,8 @@ from gentok.data.toyshop import toyshop
 from gentok.embed.items import ItemTable, items_of, items_together
 from gentok.embed.multimodal import LightConfig
 from gentok.embed.text import TextEncoder
-from gentok.tokenize.co_occurrence import co_occurrences, concat_positives
+from gentok.tokenize.co_occurrence import Positives, co_occurrences, concat_positives
+from gentok.tokenize.latents import small_kl
 from gentok.tokenize.tokenizer import Tokenizer
 from gentok.tokenize.utgrec import UTGRecConfig, UTGRecFit, UTGRecTokenizer
 from gentok.tokenize.utgrec_parts import content_of, two_groups
@@ -173,6 +174,20 @@ def test_dropout_of_the_way_to_code_space(items):
     for t in (still, shaken): t.project.train()
     assert spread_of(still) == 0 and spread_of(shaken) > 0
     with pytest.raises(ValueError, match='dropout'): UTGRecConfig(dropout=-.1)
+
+def test_pictures_through_an_autoencoder(items, tmp_path):
+    small_kl(tmp_path/'kl')
+    table, alone = items[:4], Positives(torch.arange(4), torch.arange(5))
+    c = replace(sizes, autoencoder=str(tmp_path/'kl'), patch=16)  # 256 pixels a side, 64 latents, 16 patches
+    t = UTGRecTokenizer(c, replace(plan, epochs=1, batch_size=4, warm=1), small).fit(table, tmp_path/'run', alone)
+    assert not any('model' in name or 'latents' in name for name in t.state_dict())  # the autoencoder is not saved again
+    seen = t.contents_of(table)
+    def draw(seed): return seen(torch.arange(4), torch.Generator().manual_seed(seed)).latents
+    assert draw(0).shape == (4, 16, 4*16**2)
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1)) and torch.equal(seen(torch.arange(4)).latents, seen(torch.arange(4)).latents)
+    codes, again = t.encode(table), UTGRecTokenizer.from_pretrained(tmp_path/'run')
+    painted = [p.pictures_of(codes[:1], steps=4)[0] for p in (t, again)]
+    assert painted[0].size == (256, 256) and painted[0].tobytes() == painted[1].tobytes()
 
 @pytest.mark.parametrize('side', (2, 4, 8))
 def test_the_noise_of_a_patch_fits_through_the_network(items, side):

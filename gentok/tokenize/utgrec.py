@@ -152,7 +152,7 @@ def losses(self:UTGRecTokenizer, own:Content, other:Content|None, # of items, an
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0026
 @patch
-def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor], Content], # rows -> the items
+def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator], Content], # rows -> the items
                 n:int, positives:Positives|None, optimizer:torch.optim.Optimizer, epoch:int # from 1
                )->dict[str, float]: # mean of each term of the loss
     "One pass over all items, in an order and with neighbours of its own"
@@ -161,18 +161,20 @@ def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor], Content], # ro
     self.train()
     with seeded(self.config.seed, epoch):
         for step, rows in enumerate(torch.randperm(n).split(f.batch_size), (epoch - 1)*each):
-            other = contents(positives.draw(rows, own)) if self.config.pairs else None
-            terms = self.losses(contents(rows), other, own, self.gather)
+            other = contents(positives.draw(rows, own), own) if self.config.pairs else None
+            terms = self.losses(contents(rows, own), other, own, self.gather)
             descend(self, sum(terms.values()), optimizer, f.rate(step, f.epochs*each), f.clip)
             for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
     return {name: (value/n).item() for name, value in total.items()}
 
 @patch
-def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor], Content]:
-    "The items by their rows: made at once for a light encoder, batch by batch for others"
-    if not isinstance(self.encoder, LightEncoder): return lambda rows: self.content(items[rows])
-    return self.content(items).rows
+def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], Content]:
+    "The items by their rows: made at once where they stay the same, else batch by batch, latents drawn anew"
+    if not isinstance(self.encoder, LightEncoder) or self.config.autoencoder:
+        return lambda rows, generator=None: self.content(items[rows], generator)
+    whole = self.content(items)
+    return lambda rows, generator=None: whole.rows(rows)
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0029
 @patch
