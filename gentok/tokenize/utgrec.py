@@ -75,7 +75,8 @@ def build(self:UTGRecTokenizer, dim:int):
     c, d = self.config, self.encoder.width
     def decoder(): return spread(BidirectionalLayer(d, max(4, d//128), 2))
     with seeded(c.seed):
-        self.project, self.back = spread(projection(d, c.width, c.dropout, c.seed)), spread(fresh(nn.Linear(c.width, d)))
+        self.project = spread(projection(d, c.width, setting_of(self.encoder, 'dropout', .1), c.seed))
+        self.back = spread(fresh(nn.Linear(c.width, d)))
         self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook, self.fit_config.warm,
                                           revival=self.revival, frozen=self.frozen)
         self.register_buffer('settled', torch.tensor(False)) # have the codebooks been placed?
@@ -278,7 +279,7 @@ def vectors_of(self:UTGRecTokenizer, codes:Tensor # b l: the first l of L codes
 @patch
 @torch.no_grad()
 def words_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L codes
-             length:int=16 # tokens asked for
+             length:int=16 # tokens asked for; the decoder knows texts of the lengths it has read
             )->list[str]: # b
     "The likeliest word at each place of the text"
     e, states = self.encoder, self.back(self.sums(codes))

@@ -34,7 +34,6 @@ class UTGRecConfig:
     eta: float = .03 # of the neighbour's words and picture; 0: none
     codes: float = 200. # lambda: of the codebooks' loss, a mean over elements
     mu: float = .01 # of the alignment with the neighbour; 0: none
-    dropout: float = .1 # before each layer of the way to code space
     masking: str = 'mask' # of the decoder's words: 'mask' all (paper) | 'bert' (published code)
     autoencoder: str = '' # folder of an AutoencoderKL for pictures; '': their pixels
     vectors: bool = True # does the light encoder also see the table's vectors?
@@ -42,7 +41,7 @@ class UTGRecConfig:
     def __post_init__(self):
         object.__setattr__(self, 'sizes', tuple(self.sizes))
         at_least(2, levels=self.levels)
-        at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta, codes=self.codes, mu=self.mu, dropout=self.dropout)
+        at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta, codes=self.codes, mu=self.mu)
         one_of(('mask', 'bert'), masking=self.masking)
         if len(self.sizes) not in (2, self.levels): raise ValueError(
             f'sizes are {self.sizes} for {self.levels} levels; give two, of root and leaf, or one for each level.')
@@ -101,9 +100,9 @@ def spread(module:nn.Module # of linear maps N(0, .02)
     return module
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0015
-def setting_of(encoder:ItemEncoder, name:str, default:int # where it has none
-              )->int:
-    "A size that the encoder keeps, itself or in its `config`"
+def setting_of(encoder:ItemEncoder, name:str, default:float # where it has none
+              )->float:
+    "A number that the encoder keeps, itself or in its `config`"
     return getattr(encoder, name, getattr(getattr(encoder, 'config', None), name, default))
 
 def encoder_settings(encoder:ItemEncoder)->dict: # plain JSON
