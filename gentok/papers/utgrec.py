@@ -56,7 +56,7 @@ class TransferPlan(TigerConfig):
     tokenizer_batch: int = 64 # items
     tokenizer_lr: float = 1e-3 # a third of it on the target, as in the paper
     tokenizer_warm: int = 300 # steps before anything is quantised
-    tokenizer_dropout: float = .1 # in the light encoder, and on the way to code space
+    tokenizer_dropout: float = .1 # in a light encoder, and on the way to code space
     tuning_epochs: int = 20 # of the tokenizer on the target
     pretraining_epochs: int = 15 # of the recommender on the other domains
     pretraining_lr: float = 3e-3
@@ -107,7 +107,7 @@ def tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
     c = config
     K, L = c.codebook_size, c.levels
     sizes = (K, (L - 1)*K) if c.tree else (K,)*L
-    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, c.tokenizer_dropout, seed=c.seed)
+    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, seed=c.seed)
     encoder = LightConfig(width=c.width, dropout=c.tokenizer_dropout)
     if c.encoder:
         from gentok.embed.qwen import QwenEncoder
