@@ -132,6 +132,8 @@ def from_dict(cls:Histories,
 # %% ../../nbs/01_data/02_dataset.ipynb #04858fa4
 class Dataset:
     "A catalogue and its users' histories, under one name"
+    truth = None # of a synthetic shop: who wants what
+    unseen:Tensor|None = None # u: bool, users whom training must not see, of `hold_out`; None: it sees all
     def __init__(self,
                  name:str, # shown in tables and file names
                  catalogue:Catalogue,
@@ -140,8 +142,7 @@ class Dataset:
         if isinstance(histories, dict): histories = Histories.from_dict(histories, catalogue)
         _check_rows(histories, len(catalogue))
         self.name, self.catalogue, self.histories = name, catalogue, histories
-        self.removed, self.truth = dict(removed or {}), None
-        self.unseen = None # u: bool, users whom training must not see, of `hold_out`; None: it sees all
+        self.removed = dict(removed or {})
     def __repr__(self) -> str:
         return (f"Dataset({self.name!r}: {len(self.catalogue):,} items, "
                 f"{len(self.histories):,} users, {len(self.histories.items):,} interactions)")

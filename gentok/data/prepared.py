@@ -36,7 +36,7 @@ def catalogue_of(ids:list, # n: original ids
 class CatalogueOnly(Dataset):
     "A data set that came without interactions: items to tokenise, nobody to recommend to"
     def __init__(self, name:str, catalogue:Catalogue):
-        self.name, self.catalogue, self.removed, self.truth, self.unseen = name, catalogue, {}, None, None
+        self.name, self.catalogue, self.removed = name, catalogue, {}
         self.histories = Histories([], torch.tensor([]), torch.tensor([0]))
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}: {len(self.catalogue):,} items, no histories)"
