@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Words', 'ItemEncoder', 'columns', 'picture_patches', 'Block', 'code_order', 'LightConfig', 'blocks', 'small_rows',
-           'TextTower', 'PictureTower', 'LightEncoder', 'projection', 'read_words', 'encoder_kind', 'fill']
+           'TextTower', 'PictureTower', 'like_lengths', 'LightEncoder', 'projection', 'read_words', 'encoder_kind',
+           'fill']
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #252218f6
 import importlib, json, re
@@ -231,6 +232,17 @@ class PictureTower(nn.Module):
         there = torch.cat([first, pictured[:, None].expand(-1, x.shape[1] - 1)], 1)
         return torch.where(pictured[:, None, None], x, marker), there
 
+# %% ../../nbs/02_embed/06_multimodal.ipynb #len00002
+def like_lengths(lengths:Tensor, # b: long
+                 longest:int, # places that each row has now
+                 size:int=16 # rows in a group
+                )->list[tuple[Tensor, int]]: # rows, and the places they need; each row once
+    "Rows in groups of like length, the longest first; one group of all, if that saves less than a quarter"
+    rows = lengths.argsort(descending=True, stable=True)
+    groups = list(zip(rows.split(size), [max(1, n) for n in lengths[rows][::size].tolist()]))
+    places = sum(len(group)*n for group, n in groups)
+    return groups if places < .75*len(lengths)*longest else [(torch.arange(len(lengths), device=rows.device), longest)]
+
 # %% ../../nbs/02_embed/06_multimodal.ipynb #d62d9d17
 class LightEncoder(ItemEncoder):
     "A small transformer over patches, words and code tokens, to be trained from scratch"
@@ -256,6 +268,15 @@ class LightEncoder(ItemEncoder):
                 patches:Tensor, pictured:Tensor, # b p c: bytes; b: True where there is a picture
                 vectors:Tensor|None=None # b v: known of each item
                )->Tensor: # b l d
+        parts = [tokens, patches, pictured, *([] if vectors is None else [vectors])]
+        groups = like_lengths((tokens != self.words.pad).sum(1), tokens.shape[1])
+        if len(groups) == 1: return self.together(*parts)
+        found = [self.together(*(part[rows] for part in parts)) for rows, _ in groups]
+        return torch.cat(found)[torch.cat([rows for rows, _ in groups]).argsort()]
+
+    def together(self, tokens:Tensor, patches:Tensor, pictured:Tensor, vectors:Tensor|None=None # as in `forward`
+                )->Tensor: # b l d
+        "The states of rows that all get as many places as the longest"
         sure = torch.ones_like(pictured)[:, None]  # b 1
         known = [] if vectors is None else [(self.from_vector(F.rms_norm(vectors, vectors.shape[-1:]))[:, None], sure)]
         parts = [self.picture(patches, pictured), *known, self.text(tokens),

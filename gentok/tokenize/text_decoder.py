@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from ..embed.multimodal import like_lengths
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #cbe3016e
 def rotary(x:Tensor, # ... t e: queries or keys of one head
@@ -174,18 +175,29 @@ class TextDecoder(nn.Module):
                 rows:int=2048 # positions whose logits are held at a time
                )->Tensor: # scalar
         "Mean cross-entropy of all words asked for, each at its own position"
-        asked = text.labels >= 0
-        return word_loss(self.read(states, text, embedding, head)[asked], text.labels[asked], head, rows)
+        self.check(states, text, embedding, head)
+        found = []
+        for group, n in like_lengths(text.there.sum(1), text.there.shape[1]):
+            part = Corrupted(*(t[group, :n] for t in text))
+            asked = part.labels >= 0
+            found.append((self.read(states[group], part, embedding, head)[asked], part.labels[asked]))
+        return word_loss(*(torch.cat(pieces) for pieces in zip(*found)), head, rows)
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #414b17da
 @patch
-def read(self:TextDecoder, states:Tensor, text:Corrupted, embedding:Tensor, head:Tensor # as in `forward`
-        )->Tensor: # b t d
-    "What the decoder makes of codes and text, at the positions of the text"
+def check(self:TextDecoder, states:Tensor, text:Corrupted, embedding:Tensor, head:Tensor # as in `forward`
+         )->None:
+    "ValueError if they do not belong together"
     widths = {states.shape[-1], embedding.shape[1], head.shape[1], self.width}
     if len(widths) > 1 or len(states) != len(text.inputs): raise ValueError(
         f'states are {tuple(states.shape)}, texts {tuple(text.inputs.shape)}, embeddings {tuple(embedding.shape)} and '
         f'head {tuple(head.shape)}; give states (b, l, {self.width}), texts (b, t), and (v, {self.width}) for both.')
+
+@patch
+def read(self:TextDecoder, states:Tensor, text:Corrupted, embedding:Tensor, head:Tensor # as in `forward`
+        )->Tensor: # b t d
+    "What the decoder makes of codes and text, at the positions of the text"
+    self.check(states, text, embedding, head)
     L, words = states.shape[1], F.embedding(text.inputs, embedding)
     x = self.into(torch.cat([states, words.to(states.dtype)], 1))
     return self.back(self.layer(x, F.pad(text.there, (L, 0), value=True))[:, L:])
