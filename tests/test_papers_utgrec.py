@@ -18,6 +18,7 @@ from gentok.papers import utgrec
 from gentok.papers.tiger import TigerConfig
 from gentok.papers.unitok import by_name
 from gentok.papers.utgrec import UtgrecConfig, ablations, learn, mixed, run, run_tiger_m, run_transfer, tokenizer_of
+from two import torchrun
 
 tiny = UtgrecConfig(text_dim=8, codebook_size=8, width=16, patch=0, tokenizer_epochs=3, tokenizer_batch=20, tokenizer_warm=2, tuning_epochs=2,
                     pretraining_epochs=2, epochs=1, validate_every=1, d_model=8, layers=1, batch_size=64, beams=10)
@@ -177,3 +178,31 @@ def test_from_the_command_line(shops, tmp_path, capsys):
     assert metrics['items'] == 20 and metrics['config']['others'] == f'{folders[0]},{folders[1]}'
     assert gentok('alone') == 2 and 'pretraining=off' in capsys.readouterr().err and not (tmp_path/'alone').exists()
     assert gentok('alone', '--set', 'pretraining=off') == 0 and (tmp_path/'alone'/'metrics.json').exists()
+
+# ---------------------------------------------------------------- two processes
+
+def all_of_it(folder):
+    "Every stage by all processes; what each ends with is left in the folder"
+    from safetensors.torch import save_file
+    from gentok.train.scale_out import processes_here
+    shops = [bare(d) for d in toyshop(n_items=20, n_users=16, domains=3)]
+    done = run_transfer(shops[:2], shops[2], tiny, f'{folder}/run')
+    weights = {name: p.detach().clone() for name, p in done.fitted.model.named_parameters()}
+    save_file(dict(codes=done.fitted.item_ids.table, **weights), f'{folder}/{processes_here().process_index}.safetensors')
+
+@pytest.mark.filterwarnings('ignore:.*left their prefix')
+def test_two_processes_end_with_one_result(tmp_path, shops):
+    from safetensors.torch import load_file
+    torchrun(tmp_path, f'from test_papers_utgrec import all_of_it; all_of_it({str(tmp_path)!r})')
+    one, two = (load_file(tmp_path/f'{k}.safetensors') for k in (0, 1))
+    assert one.keys() == two.keys() and all(torch.equal(t, two[name]) for name, t in one.items())
+    assert len(one['codes'].unique(dim=0)) == 20
+    read = run_transfer(shops[:2], shops[2], tiny, tmp_path/'run')  # finished: nothing is trained
+    assert torch.equal(read.fitted.item_ids.table, one['codes']) and read.metrics['invalid_rate'] == 0
+
+def test_a_domain_contributes_so_many_examples(shops):
+    train = leave_one_out(shops[0]).train
+    few = utgrec.some(train, 5, 0)
+    assert few.n == 5 and set(few.stop.tolist()) <= set(train.stop.tolist()) and utgrec.some(train, 10**6, 0) is train
+    assert not torch.equal(few.stop, utgrec.some(train, 5, 1).stop)
+    with pytest.raises(ValueError, match='pretraining_examples is -1'): replace(tiny, pretraining_examples=-1)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gentok.data.toyshop import toyshop
 from gentok.embed.items import ItemTable, items_of, items_together
@@ -14,6 +15,7 @@ from gentok.tokenize.latents import small_kl
 from gentok.tokenize.tokenizer import Tokenizer
 from gentok.tokenize.utgrec import UTGRecConfig, UTGRecFit, UTGRecTokenizer
 from gentok.tokenize.utgrec_parts import content_of, two_groups
+from two import torchrun
 
 small = LightConfig(width=16, heads=2, text_layers=0, image_layers=0, joint_layers=1, max_tokens=8, size=16, patch=8)
 sizes, plan = UTGRecConfig(sizes=(4, 6), width=8, patch=8, codes=20.), UTGRecFit(epochs=3, batch_size=10, warm=4, lr=3e-3)
@@ -298,3 +300,58 @@ def test_a_batch_for_a_qwen_has_no_row_per_item(base, items):
     assert batch.latents.shape == (2, 4, 768) and torch.equal(batch.words, content_of(t.encoder, items[[3, 1]]).words)
     bare = t.content(ItemTable(items, items.text)[:2])
     assert 'pixels' not in bare.inputs and bare.latents is None
+
+# ---------------------------------------------------------------- two processes
+
+def leave(folder, n=20, **changes):
+    "Fit and tune with all processes there are; what each has is left in the folder"
+    from accelerate import PartialState
+    k, folder = PartialState(cpu=True).process_index, str(folder)
+    shared, near = items_together(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
+    if n < 20: shared, near = shared[:n], Positives(torch.arange(n), torch.arange(n + 1))
+    c, f = replace(sizes, patch=0, **changes), replace(plan, epochs=4, batch_size=7, revive=False)
+    t = UTGRecTokenizer(c, f, replace(small, dropout=0.)).across().fit(shared, f'{folder}/first', near)
+    new = t.tune(*new_domain()[:1], replace(f, epochs=2), f'{folder}/second', new_domain()[1])
+    losses = torch.tensor([[row['text'], row['alignment'], row['codes']] for row in [*t.history, *new.history]])
+    save_file({'losses': losses, **{f'{name}/{key}': v.float().contiguous() for name, m in (('first', t), ('second', new)) for key, v in m.state_dict().items()}}, f'{folder}/{k}.safetensors')
+
+def draw_together(folder):
+    "With pictures, revived codes and dropout, each process has noise of its own"
+    from accelerate import PartialState
+    k = PartialState(cpu=True).process_index
+    shared = items_together(dict(list(tables.items())[:2]))
+    shared = ItemTable(shared, shared.text, [shared.images[r] if r < 3 else None for r in range(20)])  # many parts without a picture
+    t = UTGRecTokenizer(sizes, replace(plan, epochs=6, batch_size=4), small).across()
+    t.fit(shared, f'{folder}/run', concat_positives([co_occurrences(s) for s in shops[:2]]))
+    save_file({**t.state_dict(), 'curve': torch.tensor([row['text'] for row in t.history])}, f'{folder}/{k}.safetensors')
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "All that two processes do, by one torchrun; the run in 'cut' was begun by one process and killed after two epochs"
+    folder = tmp_path_factory.mktemp('two')
+    for name in ('20', '15', 'drawn'): (folder/name).mkdir()
+    items, near = items_together(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
+    cut = UTGRecTokenizer(replace(sizes, patch=0), replace(plan, epochs=4, batch_size=7, revive=False), replace(small, dropout=0.))
+    with pytest.raises(Killed): dies_in(cut, 3).fit(items, folder/'cut'/'first', near)
+    torchrun(folder, f"from test_utgrec import draw_together, leave\nleave({str(folder/'20')!r})\nleave({str(folder/'15')!r}, 15)\n"
+                     f"leave({str(folder/'cut')!r})\ndraw_together({str(folder/'drawn')!r})")
+    return folder
+
+def close(a, b, share=.02): return (a.float() - b.float()).norm() <= share*b.float().norm() + 1e-3
+
+@pytest.mark.parametrize('name, n', [('20', 20), ('15', 15), ('cut', 20)])
+def test_two_processes_learn_what_one_does(name, n, two, tmp_path):
+    "With 15 items the last batch has one row, which both take"
+    leave(tmp_path, n)
+    one, both = load_file(tmp_path/'0.safetensors'), [load_file(two/name/f'{k}.safetensors') for k in (0, 1)]
+    assert one['losses'][:, 2].max() > 0 and torch.allclose(both[0]['losses'], one['losses'], atol=.02, rtol=.005)
+    for key, expected in one.items():
+        assert torch.equal(both[0][key], both[1][key]), key
+        assert close(both[0][key], expected), key
+    a, b = (UTGRecTokenizer.from_pretrained(folder/'second') for folder in (tmp_path, two/name))
+    assert (a.encode(tables[shops[2].name]) == b.encode(tables[shops[2].name])).float().mean() > .9
+
+def test_two_processes_stay_together(two):
+    one, other = (load_file(two/'drawn'/f'{k}.safetensors') for k in (0, 1))
+    for name, t in one.items(): assert torch.equal(t, other[name]), name
+    assert one['curve'].isfinite().all() and one['curve'][-1] < one['curve'][0]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ablations', 'TransferPlan', 'UtgrecConfig', 'fit_plan', 'tokenizer_of', 'Learnt', 'learn', 'identifiers',
-           'vocabulary_of', 'mixed', 'teaches', 'pretrain', 'Target', 'adapt', 'fit_target', 'run_transfer', 'run',
-           'both_modalities', 'run_tiger_m']
+           'vocabulary_of', 'mixed', 'teaches', 'some', 'pretrain', 'Target', 'adapt', 'fit_target', 'run_transfer',
+           'run', 'both_modalities', 'run_tiger_m']
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #1ec6bb3a
 import time
@@ -40,7 +40,7 @@ from ..recommend.t5 import GenerativeRecommender, load_weights
 from ..tokenize.co_occurrence import co_occurrences, concat_positives
 from ..tokenize.utgrec import UTGRecConfig, UTGRecFit, UTGRecTokenizer
 from ..train.loop import Trainer, TrainResult, weights_at
-from ..train.scale_out import first_process
+from ..train.scale_out import first_process, processes_here
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #d92b611a
 @dataclass(frozen=True)
@@ -74,17 +74,20 @@ class TransferPlan(TigerConfig):
 class UtgrecConfig(TransferPlan):
     "A plan, and what UTGRec is made of"
     tree: bool = True # False: a codebook for each level
+    autoencoder: str = '' # folder of an AutoencoderKL, whose latents are drawn; '': pixels
     alpha: float = 3. # of pictures against words
     codes: float = 200. # lambda, of the codebooks' loss
     mu: float = .01 # of the alignment of items taken together; 0: none
     eta: float = .03 # of the reconstruction of items taken together; 0: none
     tokenizer_tuning: str = 'frozen' # on the target: E stays | 'full': it learns, too | 'none': nothing does
     recommender_pretraining: bool = True # False: the recommender starts on the target
+    pretraining_examples: int = 0 # of each domain, drawn once, of which the recommender is pre-trained; 0: all
     pretraining: bool = True # False: nothing is learnt from other domains
 
     def __post_init__(self):
         super().__post_init__()
         one_of(('frozen', 'full', 'none'), tokenizer_tuning=self.tokenizer_tuning)
+        at_least(0, pretraining_examples=self.pretraining_examples)
         self.sketch()
 
     def sketch(self)->UTGRecTokenizer:
@@ -107,7 +110,7 @@ def tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
     c = config
     K, L = c.codebook_size, c.levels
     sizes = (K, (L - 1)*K) if c.tree else (K,)*L
-    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, seed=c.seed)
+    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, autoencoder=c.autoencoder, seed=c.seed)
     encoder = LightConfig(width=c.width, dropout=c.tokenizer_dropout)
     if c.encoder:
         from gentok.embed.qwen import QwenEncoder
@@ -127,13 +130,15 @@ def learn(datasets:dict[str, Dataset], # name -> data set
           config:UtgrecConfig, out:Path|None=None # folder to resume in
          )->Learnt:
     "Fit text encoder and tokenizer on all domains (UTGRec, item tokenizer pre-training)"
-    start = time.time()
+    start, device = time.time(), processes_here().device
     encoder = encoder_of(config).fit([text for d in datasets.values() for text in d.catalogue.text])
     items = {name: items_of(d.catalogue, encoder.embed(d.catalogue)) for name, d in datasets.items()}
     positives = concat_positives([co_occurrences(d) for d in datasets.values()])
-    tokenizer = tokenizer_of(config).fit(items_together(items), out and out/'tokenizers'/'all', positives)
+    tokenizer = tokenizer_of(config).across().to(device if device.type == 'cuda' else 'cpu')
+    tokenizer.fit(items_together(items), out and out/'tokenizers'/'all', positives)
     item_ids = {name: identifiers(tokenizer, table, config.seed) for name, table in items.items()}
-    return Learnt(encoder, items, tokenizer, item_ids, first_time(out, time.time() - start))
+    seconds = first_process(lambda: first_time(out, time.time() - start), out)
+    return Learnt(encoder, items, tokenizer, item_ids, seconds)
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #833a8a9d
 def identifiers(tokenizer:UTGRecTokenizer, items:ItemTable, seed:int=0)->ItemIds:
@@ -166,6 +171,13 @@ def teaches(dataset:Dataset)->bool: # False for a catalogue without histories
     "Can a recommender learn from it?"
     return bool((dataset.histories.lengths >= 4).any())
 
+def some(examples:Examples, most:int, seed:int # 0: all
+        )->Examples: # in their order
+    "At most so many examples of a domain, so that a large one does not take all the time"
+    if not most or examples.n <= most: return examples
+    drawn = torch.randperm(examples.n, generator=torch.Generator().manual_seed(seed))[:most]
+    return examples.select(drawn.sort().values)
+
 def pretrain(datasets:dict[str, Dataset], learnt:Learnt, config:UtgrecConfig,
              out:str|Path # folder of the run; it holds the weights for `weights_at`
             )->TrainResult:
@@ -174,7 +186,7 @@ def pretrain(datasets:dict[str, Dataset], learnt:Learnt, config:UtgrecConfig,
     known = {name: d for name, d in datasets.items() if teaches(d)}
     if not known: raise ValueError(
         f'none of {", ".join(datasets)} has a user with 4 items or more; add such a data set, or set recommender_pretraining=off.')
-    parts = [leave_one_out(d).train for d in known.values()]
+    parts = [some(leave_one_out(d).train, c.pretraining_examples, c.seed) for d in known.values()]
     examples, table = mixed(parts, [item_tokens(learnt.item_ids[name], v) for name in known])
     data = Sequences(examples, table, c.batch_size, c.seed)
     e = c.pretraining_epochs
@@ -197,7 +209,8 @@ def adapt(dataset:Dataset, learnt:Learnt, config:UtgrecConfig, out:Path|None=Non
         plan, frozen = fit_plan(c, c.tuning_epochs, 1/3), c.tokenizer_tuning == 'frozen'
         tokenizer = tokenizer.tune(items, plan, out and out/'tokenizer', co_occurrences(dataset), frozen)
     item_ids = identifiers(tokenizer, items, c.seed)
-    return Target(items, tokenizer, item_ids, first_time(out, time.time() - start))
+    seconds = first_process(lambda: first_time(out, time.time() - start), out)
+    return Target(items, tokenizer, item_ids, seconds)
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #cb632b17
 def fit_target(split:Split, item_ids:ItemIds, vocabulary:Vocabulary, config:UtgrecConfig,
@@ -221,6 +234,7 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
                 )->Result:
     "UTGRec from other domains to its numbers on every test user of the target"
     if out is None:
+        first_process(lambda: None, out) # several processes are refused
         with TemporaryDirectory() as folder:
             return run_transfer(datasets, target, config, folder, common)._replace(out=None)
     c = config if config.others else replace(config, others=','.join(d.name for d in datasets))
@@ -230,10 +244,10 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
     known, split = by_name(datasets if c.pretraining else [target]), leave_one_out(target)
     out = claim(out, 'utgrec', asdict(c), target)
     before = Path(common or out/'before')
-    learnt = first_process(lambda: learn(known, c, before), before)
+    learnt = learn(known, c, before)
     first = pretrain(known, learnt, c, before/'recommender') if c.pretraining and c.recommender_pretraining else None
     weights = weights_at(before/'recommender', c.pretraining_epochs) if first else None
-    found = first_process(lambda: adapt(target, learnt, c, out), out)
+    found = adapt(target, learnt, c, out)
     fitted = fit_target(split, found.item_ids, vocabulary_of(found.tokenizer), c, weights, out/'training')
     seconds = learnt.seconds + found.seconds + fitted.result.seconds + (first.seconds if first else 0)
     return conclude('UTGRec', target, split, fitted, found.tokenizer.health(found.items), c, seconds, out)

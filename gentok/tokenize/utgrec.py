@@ -26,10 +26,11 @@ from ..quantize.linear_codebook import LinearCodebook
 from ..quantize.prefix_residual import prefix_residual, prefix_sum
 from ..quantize.revival import Revival
 from ..quantize.tree_codebooks import TreeCodebooks
-from .co_occurrence import Positives, co_occurrence_alignment
+from .co_occurrence import Positives, co_occurrence_alignment, gather_rows
 from .diffusion_loss import DenoisingNetwork, DiffusionLoss, sample
 from .picture_decoder import PictureDecoder
 from .rqvae import digest_of
+from .team import Team, average, same_
 from .text_decoder import BidirectionalLayer, TextDecoder, corrupt, fresh
 from .tokenizer import Tokenizer, check_tensors
 from .utgrec_parts import Content, UTGRecConfig, UTGRecFit, check_items, check_training, content_of
@@ -48,9 +49,12 @@ class UTGRecTokenizer(Tokenizer):
         super().__init__(dict(config=asdict(config), fit_config=asdict(fit_config),
                               light=self.light and asdict(self.light)), config.of_levels)
         self.config, self.fit_config, self.history, self.frozen = config, fit_config, [], False
-        self.encoder = None if self.light else encoder
+        self.encoder, self.team = None if self.light else encoder, Team(False)
 
-    gather = staticmethod(alone) # or `gather_rows`, where several processes train
+    def across(self)->'UTGRecTokenizer': # itself
+        "Let all processes train it; every one of them must call whatever is called then"
+        self.team = Team()
+        return self
 
     @property
     def revival(self)->Revival|None: # None: dead codes stay dead
@@ -79,6 +83,7 @@ def build(self:UTGRecTokenizer, dim:int):
         self.back = spread(fresh(nn.Linear(c.width, d)))
         self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook, self.fit_config.warm,
                                           revival=self.revival, frozen=self.frozen)
+        if self.team.n > 1: self.quantizer.across(gather_rows)
         self.register_buffer('settled', torch.tensor(False)) # have the codebooks been placed?
         self.text, self.latents = TextDecoder(decoder()), latents_of(c, self.encoder)
         if self.latents is None: return
@@ -130,10 +135,11 @@ def decoded(self:UTGRecTokenizer, states:Tensor, # b l d: of some items
     e, c, to = self.encoder, self.config, states.device
     words = corrupt(content.words.to(to), content.there.to(to), e.words.special, e.words.mask, c.masking,
                     e.words.size, generator=generator)
-    found = dict(text=self.text(states, words, e.embedding, e.head))
+    share = self.team.shares((words.labels >= 0).sum(), content.pictured.sum().to(to))
+    found = dict(text=share[0]*self.text(states, words, e.embedding, e.head))
     if content.latents is None or not c.draws: return found
     seen = self.picture(states, content.latents.to(to), content.pictured.to(to), generator)
-    return dict(found, picture=c.alpha*self.diffusion(seen.z, content.latents.to(to), seen.hidden, generator))
+    return dict(found, picture=share[1]*c.alpha*self.diffusion(seen.z, content.latents.to(to), seen.hidden, generator))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0021
 @patch
@@ -145,7 +151,7 @@ def losses(self:UTGRecTokenizer, own:Content, other:Content|None, # of items, an
     _, codewords, loss = self.quantizer(prefix_residual(h))
     states = self.states(codewords)
     terms = self.decoded(states, own, generator)
-    if c.codes: terms['codes'] = c.codes*loss
+    if c.codes: terms['codes'] = c.codes*loss*self.team.shares(torch.tensor(len(h), device=h.device))[0]
     if c.eta: terms |= {f'{k} of neighbour': c.eta*v for k, v in self.decoded(states, other, generator).items()}
     if not c.mu: return terms
     near = self.vectors_in_code_space(other.inputs)
@@ -158,16 +164,25 @@ def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator
                )->dict[str, float]: # mean of each term of the loss
     "One pass over all items, in an order and with neighbours of its own"
     f, total, own = self.fit_config, {}, torch.Generator().manual_seed(self.config.seed*10_007 + epoch)
-    each = math.ceil(n/f.batch_size)
+    each, team = math.ceil(n/f.batch_size), self.team
+    noise = torch.Generator().manual_seed(own.initial_seed() + team.k*1_000_003) if team.n > 1 else own
     self.train()
-    with seeded(self.config.seed, epoch):
-        for step, rows in enumerate(torch.randperm(n).split(f.batch_size), (epoch - 1)*each):
-            other = contents(positives.draw(rows, own), own) if self.config.pairs else None
-            terms = self.losses(contents(rows, own), other, own, self.gather)
-            descend(self, sum(terms.values()), optimizer, f.rate(step, f.epochs*each), f.clip)
+    with seeded(self.config.seed, epoch, *[team.k]*(team.n > 1)):
+        for step, rows in enumerate(self.order(n, epoch).split(f.batch_size), (epoch - 1)*each):
+            near = positives.draw(rows, own) if self.config.pairs else None
+            place, gather = team.part(len(rows))
+            other = None if near is None else contents(near[place], noise)
+            terms = self.losses(contents(rows[place], noise), other, noise, gather)
+            descend(self, sum(terms.values()), optimizer, f.rate(step, f.epochs*each), f.clip, team)
             for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
-    return {name: (value/n).item() for name, value in total.items()}
+    return average(team, {name: value/n for name, value in total.items()})
+
+@patch
+def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
+    "The order of an epoch, the same in every process"
+    if self.team.n == 1: return torch.randperm(n)
+    with seeded(self.config.seed, epoch): return torch.randperm(n)
 
 @patch
 def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], Content]:
@@ -205,6 +220,7 @@ def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimize
     "Once the warm-up is over: codebooks among the residuals, and an empty memory for the optimizer"
     if self.settled or self.quantizer.warming: return
     if self.fit_config.start == 'kmeans': self.quantizer.initialise(self.residuals(items), self.config.seed)
+    same_(self.team, self.trained().values())
     optimizer.state.clear()
     self.settled.fill_(True)
 
@@ -229,10 +245,11 @@ def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None,
     self.history = []
     if found: take_up(self, optimizer, found, who, f.epochs, out)
     self.fitted.fill_(True)
+    same_(self.team, self.trained().values())
     for epoch in progress(len(self.history) + 1, f.epochs, self.history):
         self.settle(items, optimizer)
         self.history.append(dict(epoch=epoch, **self.train_epoch(contents, len(items), positives, optimizer, epoch)))
-        if out is None or epoch % f.every and epoch < f.epochs: continue
+        if out is None or not self.team.leads or epoch % f.every and epoch < f.epochs: continue
         save_checkpoint(folder, Checkpoint(epoch, packed(model=self.trained(), optimizer=moments(self, optimizer)),
                                            dict(identity=who, history=self.history)))
 
@@ -248,7 +265,13 @@ def fit(self:UTGRecTokenizer,
     self.meet(items)
     self.build(items.dim)
     self.to(self.fitted.device).learn_items(items, positives, out)
-    if out is not None: self.save_pretrained(out)
+    return self.leave(out)
+
+@patch
+def leave(self:UTGRecTokenizer, out:str|Path|None)->UTGRecTokenizer: # itself
+    "Save what has been learnt; the others wait for it"
+    if out is not None and self.team.leads: self.save_pretrained(out)
+    self.team.wait()
     return self.eval()
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0036
@@ -354,5 +377,4 @@ def tune(self:UTGRecTokenizer,
     new.hold(frozen)
     new.settings = dict(self.settings, fit_config=asdict(new.fit_config), frozen=frozen)
     new.learn_items(items, positives, out)
-    if out is not None: new.save_pretrained(out)
-    return new.eval()
+    return new.leave(out)

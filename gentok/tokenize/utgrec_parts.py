@@ -21,6 +21,7 @@ from ..embed.items import ItemTable
 from ..embed.multimodal import ItemEncoder, encoder_kind
 from .co_occurrence import Positives
 from .latents import KLLatents, Latents, PixelLatents
+from .team import Team, average_
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0005
 @dataclass(frozen=True)
@@ -175,12 +176,14 @@ def two_groups(model:nn.Module, decay:float)->list: # of parameters, for an opti
     return [dict(params=[p for p in learns if id(p) not in spared], weight_decay=decay),
             dict(params=[p for p in learns if id(p) in spared], weight_decay=0.)]
 
-def descend(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer, lr:float, clip:float=1. # of this step
+def descend(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer, lr:float, clip:float=1., # of this step
+            team:Team|None=None # the processes that take it together; None: this one alone
            )->None:
     "One step; ValueError if the loss is not a number"
     if not loss.isfinite(): raise ValueError(f'The loss is {loss.item()}; lower lr (now {lr:g}).')
     for group in optimizer.param_groups: group['lr'] = lr
     optimizer.zero_grad()
     loss.backward()
+    if team: average_(team, model)
     nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()

@@ -273,11 +273,12 @@ def load_best(self:Trainer)->None:
 # %% ../../nbs/08_train/01_loop.ipynb #19991484
 @patch
 def keep_epoch(self:Trainer, epoch:int)->None:
-    "Write the weights of an epoch that was asked for, on the first process"
+    "Write the weights of an epoch that was asked for, on the first process; the others wait for it"
     if epoch not in self.config.save_at: return
     if not self.out: raise ValueError(f'save_at asks for the weights of epoch {epoch}, but there is no folder for them; give out.')
     weights = {name: t.detach().cpu() for name, t in self.weights().items()}
     if self.leads: atomic_write(weights_file(self.out, epoch), tensor_bytes(weights, ''))
+    self.accelerator.wait_for_everyone()
 
 def weights_file(out:str|Path, epoch:int)->Path: # of a run with this epoch in `save_at`
     "Where the weights of an epoch lie"
