@@ -206,3 +206,21 @@ def test_a_domain_contributes_so_many_examples(shops):
     assert few.n == 5 and set(few.stop.tolist()) <= set(train.stop.tolist()) and utgrec.some(train, 10**6, 0) is train
     assert not torch.equal(few.stop, utgrec.some(train, 5, 1).stop)
     with pytest.raises(ValueError, match='pretraining_examples is -1'): replace(tiny, pretraining_examples=-1)
+
+# ---------------------------------------------------------------- at the paper's architecture, small
+
+@pytest.mark.filterwarnings('ignore:.*left their prefix')
+def test_with_a_qwen_and_an_autoencoder(tmp_path):
+    "All stages with the paper's classes, small and with random weights"
+    pytest.importorskip('peft'), pytest.importorskip('diffusers')
+    from gentok.embed.qwen import small_qwen
+    from gentok.tokenize.latents import small_kl
+    pair = toyshop(n_items=6, n_users=12, domains=2)
+    small_qwen(tmp_path/'qwen', [t for d in pair for t in d.catalogue.text], width=64, layers=1), small_kl(tmp_path/'kl')
+    config = replace(tiny, encoder=str(tmp_path/'qwen'), autoencoder=str(tmp_path/'kl'), patch=16, tokenizer_epochs=1, tokenizer_batch=8, tokenizer_warm=1, tuning_epochs=1)
+    done = run_transfer(pair[:1], pair[1], config, tmp_path/'run')
+    tokenizer = utgrec.UTGRecTokenizer.from_pretrained(tmp_path/'run'/'tokenizer')
+    assert type(tokenizer.encoder).__name__ == 'QwenEncoder' and tokenizer.frozen and tokenizer.history == []
+    assert len(done.fitted.item_ids.table.unique(dim=0)) == 6 and done.metrics['invalid_rate'] == 0
+    assert tokenizer.pictures_of(done.fitted.item_ids.table[:1], steps=2)[0].size == (256, 256)
+    assert run_transfer(pair[:1], pair[1], config, tmp_path/'run').metrics == done.metrics

@@ -33,7 +33,7 @@ from .rqvae import digest_of
 from .team import Team, average, same_
 from .text_decoder import BidirectionalLayer, TextDecoder, corrupt, fresh
 from .tokenizer import Tokenizer, check_tensors
-from .utgrec_parts import Content, UTGRecConfig, UTGRecFit, check_items, check_training, content_of
+from .utgrec_parts import Content, Rows, UTGRecConfig, UTGRecFit, check_items, check_training, content_of
 from .utgrec_parts import descend, encoder_from, encoder_settings, latents_of, setting_of
 from .utgrec_parts import spread, two_groups
 
@@ -105,7 +105,7 @@ def states(self:UTGRecTokenizer, codewords:Tensor # b l w: of each level
     return self.back(prefix_sum(codewords))
 
 @patch
-def content(self:UTGRecTokenizer, items:ItemTable, generator:torch.Generator|None=None # as in `content_of`
+def content(self:UTGRecTokenizer, items:ItemTable|Rows, generator:torch.Generator|None=None # as in `content_of`
            )->Content:
     "All that is needed of some items"
     return content_of(self.encoder, items, self.latents, generator)
@@ -188,7 +188,7 @@ def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
 def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], Content]:
     "The items by their rows: made at once where they stay the same, else batch by batch, latents drawn anew"
     if not isinstance(self.encoder, LightEncoder) or self.config.autoencoder:
-        return lambda rows, generator=None: self.content(items[rows], generator)
+        return lambda rows, generator=None: self.content(Rows(items, rows), generator)
     whole = self.content(items)
     return lambda rows, generator=None: whole.rows(rows)
 

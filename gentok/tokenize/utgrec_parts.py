@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UTGRecConfig', 'UTGRecFit', 'spread', 'setting_of', 'encoder_settings', 'encoder_from', 'latents_of', 'Content',
-           'content_of', 'check_items', 'check_training', 'two_groups', 'descend']
+           'Rows', 'content_of', 'check_items', 'check_training', 'two_groups', 'descend']
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0002
 import math
@@ -139,7 +139,16 @@ class Content(NamedTuple):
                        self.pictured[index])
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0022
-def content_of(encoder:ItemEncoder, items:ItemTable, latents:Latents|None=None, # None: nothing is drawn
+class Rows:
+    "Some rows of a table, in any order, also more than once, as neighbours come"
+    def __init__(self, items:ItemTable, rows:Tensor # b
+                ):
+        self.rows = rows.tolist()
+        self.text, self.matrix = [items.text[r] for r in self.rows], items.matrix[rows]
+        self.images = [items.images[r] for r in self.rows]
+    def __len__(self)->int: return len(self.rows)
+
+def content_of(encoder:ItemEncoder, items:ItemTable|Rows, latents:Latents|None=None, # None: nothing is drawn
                generator:torch.Generator|None=None # of latents that are sampled; None: none are
               )->Content:
     "All that is needed of some items; each picture is opened once"
