@@ -54,9 +54,9 @@ class TransferPlan(TigerConfig):
     patch: int = 4 # pixels of a side of what the picture decoder draws at once; 0: it draws nothing
     tokenizer_epochs: int = 30 # on the other domains
     tokenizer_batch: int = 64 # items
-    tokenizer_lr: float = 1e-3 # a third of it on the target, as in the paper
+    tokenizer_lr: float = 3e-3 # a light encoder's, a Qwen2-VL's is 3e-4; a third of it on the target, as in the paper
     tokenizer_warm: int = 300 # steps before anything is quantised
-    tokenizer_dropout: float = .1 # in a light encoder, and on the way to code space
+    tokenizer_dropout: float = 0. # in a light encoder, and on the way to code space
     tuning_epochs: int = 20 # of the tokenizer on the target
     pretraining_epochs: int = 15 # of the recommender on the other domains
     pretraining_lr: float = 3e-3
@@ -74,6 +74,7 @@ class TransferPlan(TigerConfig):
 class UtgrecConfig(TransferPlan):
     "A plan, and what UTGRec is made of"
     tree: bool = True # False: a codebook for each level
+    max_tokens: int = 32 # of a text, that a light encoder reads; its vector knows the rest
     autoencoder: str = '' # folder of an AutoencoderKL, whose latents are drawn; '': pixels
     alpha: float = 3. # of pictures against words
     codes: float = 200. # lambda, of the codebooks' loss
@@ -111,7 +112,7 @@ def tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
     K, L = c.codebook_size, c.levels
     sizes = (K, (L - 1)*K) if c.tree else (K,)*L
     parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, autoencoder=c.autoencoder, seed=c.seed)
-    encoder = LightConfig(width=c.width, dropout=c.tokenizer_dropout)
+    encoder = LightConfig(width=c.width, max_tokens=c.max_tokens, dropout=c.tokenizer_dropout)
     if c.encoder:
         from gentok.embed.qwen import QwenEncoder
         encoder = QwenEncoder(c.encoder, L)
