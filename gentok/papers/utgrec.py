@@ -74,7 +74,7 @@ class TransferPlan(TigerConfig):
 class UtgrecConfig(TransferPlan):
     "A plan, and what UTGRec is made of"
     tree: bool = True # False: a codebook for each level
-    max_tokens: int = 32 # of a text, that a light encoder reads; its vector knows the rest
+    max_tokens: int = 32 # of a text, which a light encoder reads; its vector knows the rest
     autoencoder: str = '' # folder of an AutoencoderKL, whose latents are drawn; '': pixels
     alpha: float = 3. # of pictures against words
     codes: float = 200. # lambda, of the codebooks' loss
@@ -100,18 +100,21 @@ ablations = {'w/o TreeCode': dict(tree=False), 'w/o alignment': dict(mu=0.), 'w/
              'w/o PT(R)': dict(recommender_pretraining=False), 'w/o PT': dict(pretraining=False)} # UTGRec, table 3
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #23f4a827
-def fit_plan(config:UtgrecConfig, epochs:int, share:float=1. # of the learning rate
+def fit_plan(config:UtgrecConfig, epochs:int, share:float=1., # of the learning rate
+             revive:bool=True # are dead codes brought back?
             )->UTGRecFit:
     "How the tokenizer is fitted"
     c = config
-    return UTGRecFit(epochs, c.tokenizer_batch, share*c.tokenizer_lr, warm=c.tokenizer_warm, every=max(1, epochs//10))
+    return UTGRecFit(epochs, c.tokenizer_batch, share*c.tokenizer_lr, warm=c.tokenizer_warm, revive=revive,
+                     every=max(1, epochs//10))
 
 def tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
     "The tokenizer that the configuration names"
     c = config
     K, L = c.codebook_size, c.levels
     sizes = (K, (L - 1)*K) if c.tree else (K,)*L
-    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, autoencoder=c.autoencoder, seed=c.seed)
+    parts = UTGRecConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, autoencoder=c.autoencoder,
+                         seed=c.seed)
     encoder = LightConfig(width=c.width, max_tokens=c.max_tokens, dropout=c.tokenizer_dropout)
     if c.encoder:
         from gentok.embed.qwen import QwenEncoder
@@ -143,7 +146,7 @@ def learn(datasets:dict[str, Dataset], # name -> data set
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #833a8a9d
 def identifiers(tokenizer:UTGRecTokenizer, items:ItemTable, seed:int=0)->ItemIds:
-    "Codes, made unique by moving last codes to the nearest free leaf (UTGRec, section 2.2.2)"
+    "Codes, made unique by moving last codes to the nearest free leaf (UTGRec, section 2.4.1)"
     residuals, q = tokenizer.residuals(items), tokenizer.quantizer
     codes = q.encode(residuals.to(tokenizer.fitted.device)).cpu()
     return resolve(codes, 'reassign', tokenizer.sizes, residuals[:, -1], q.codebooks[-1].weight.detach(), seed=seed)
@@ -207,7 +210,7 @@ def adapt(dataset:Dataset, learnt:Learnt, config:UtgrecConfig, out:Path|None=Non
     start, c, tokenizer = time.time(), config, learnt.tokenizer
     items = items_of(dataset.catalogue, learnt.encoder.embed(dataset.catalogue))
     if c.pretraining and c.tokenizer_tuning != 'none':
-        plan, frozen = fit_plan(c, c.tuning_epochs, 1/3), c.tokenizer_tuning == 'frozen'
+        plan, frozen = fit_plan(c, c.tuning_epochs, 1/3, revive=False), c.tokenizer_tuning == 'frozen'
         tokenizer = tokenizer.tune(items, plan, out and out/'tokenizer', co_occurrences(dataset), frozen)
     item_ids = identifiers(tokenizer, items, c.seed)
     seconds = first_process(lambda: first_time(out, time.time() - start), out)

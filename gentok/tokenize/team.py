@@ -29,13 +29,13 @@ class Team:
         return self.k == 0
 
     def part(self, rows:int # of the batch
-            )->tuple[slice, Callable]: # this process's; what puts the rows of all together
+            )->tuple[slice, Callable]: # this process's; what puts the rows of all together, process by process
         "Every n-th row; all of them where there are fewer rows than processes"
         return (slice(self.k, None, self.n), gather_rows) if rows >= self.n else (slice(None), alone)
 
     def shares(self, *counts:Tensor # one number each, on one device
               )->Tensor: # as many: n c_k over the sum of all
-        "What a mean over so many is worth in the mean over all; 1 where there are none"
+        "What a mean over so many is worth in the mean over all; 1 if nobody has any"
         own = torch.stack(counts).float()
         if self.n == 1: return torch.ones_like(own)
         total = own.clone()

@@ -157,18 +157,53 @@ def losses(self:UTGRecTokenizer, own:Content, other:Content|None, # of items, an
     near = self.vectors_in_code_space(other.inputs)
     return dict(terms, alignment=c.mu*co_occurrence_alignment(h, near, gather=gather))
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0029
+@patch
+def trained(self:UTGRecTokenizer)->dict[str, Tensor]: # by name, as in `state_dict`
+    "All that training may have changed: a checkpoint below the encoder is not written again"
+    full = nn.Module.state_dict(self, keep_vars=True)
+    ours = {id(t) for t in self.encoder.weights().values()} if self.encoder is not None else set()
+    return {name: t.detach() for name, t in full.items() if not name.startswith('encoder.') or id(t) in ours}
+
+@patch
+def state_dict(self:UTGRecTokenizer, *args, **kwargs)->dict[str, Tensor]:
+    "As `trained`"
+    return self.trained()
+
+@patch
+@torch.no_grad()
+def load_state_dict(self:UTGRecTokenizer, tensors:dict, strict:bool=True):
+    "Copy what `trained` gave; ValueError if something is missing or of another shape"
+    own = self.trained()
+    check_tensors(own, tensors, 'the state')
+    for name, t in tensors.items(): own[name].copy_(t)
+
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0025b
+@patch
+@torch.no_grad()
+def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimizer)->None:
+    "Once the warm-up is over: codebooks among the residuals, and an empty memory for the optimizer"
+    if self.settled or self.quantizer.warming: return
+    self.settled.fill_(True)
+    if self.fit_config.start != 'kmeans': return
+    self.quantizer.initialise(self.residuals(items), self.config.seed)
+    same_(self.team, self.trained().values())
+    optimizer.state.clear()
+
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0026
 @patch
 def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator], Content], # rows -> the items
-                n:int, positives:Positives|None, optimizer:torch.optim.Optimizer, epoch:int # from 1
+                items:ItemTable, # n
+                positives:Positives|None, optimizer:torch.optim.Optimizer, epoch:int # from 1
                )->dict[str, float]: # mean of each term of the loss
     "One pass over all items, in an order and with neighbours of its own"
-    f, total, own = self.fit_config, {}, torch.Generator().manual_seed(self.config.seed*10_007 + epoch)
+    f, n, total, own = self.fit_config, len(items), {}, torch.Generator().manual_seed(self.config.seed*10_007 + epoch)
     each, team = math.ceil(n/f.batch_size), self.team
     noise = torch.Generator().manual_seed(own.initial_seed() + team.k*1_000_003) if team.n > 1 else own
     self.train()
     with seeded(self.config.seed, epoch, *[team.k]*(team.n > 1)):
         for step, rows in enumerate(self.order(n, epoch).split(f.batch_size), (epoch - 1)*each):
+            self.settle(items, optimizer)
             near = positives.draw(rows, own) if self.config.pairs else None
             place, gather = team.part(len(rows))
             other = None if near is None else contents(near[place], noise)
@@ -192,38 +227,7 @@ def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.
     whole = self.content(items)
     return lambda rows, generator=None: whole.rows(rows)
 
-# %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0029
-@patch
-def trained(self:UTGRecTokenizer)->dict[str, Tensor]: # by name, as in `state_dict`
-    "All that training may have changed: a checkpoint below the encoder is not written again"
-    full = nn.Module.state_dict(self, keep_vars=True)
-    ours = {id(t) for t in self.encoder.weights().values()} if self.encoder is not None else set()
-    return {name: t.detach() for name, t in full.items() if not name.startswith('encoder.') or id(t) in ours}
-
-@patch
-def state_dict(self:UTGRecTokenizer, *args, **kwargs)->dict[str, Tensor]:
-    "As `trained`"
-    return self.trained()
-
-@patch
-@torch.no_grad()
-def load_state_dict(self:UTGRecTokenizer, tensors:dict, strict:bool=True):
-    "Copy what `trained` gave; ValueError if something is missing or of another shape"
-    own = self.trained()
-    check_tensors(own, tensors, 'the state')
-    for name, t in tensors.items(): own[name].copy_(t)
-
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0032
-@patch
-@torch.no_grad()
-def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimizer)->None:
-    "Once the warm-up is over: codebooks among the residuals, and an empty memory for the optimizer"
-    if self.settled or self.quantizer.warming: return
-    if self.fit_config.start == 'kmeans': self.quantizer.initialise(self.residuals(items), self.config.seed)
-    same_(self.team, self.trained().values())
-    optimizer.state.clear()
-    self.settled.fill_(True)
-
 @patch
 def identity(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None)->dict:
     "All that the numbers of a run depend on: to go on, a run must agree in it"
@@ -247,8 +251,7 @@ def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None,
     self.fitted.fill_(True)
     same_(self.team, self.trained().values())
     for epoch in progress(len(self.history) + 1, f.epochs, self.history):
-        self.settle(items, optimizer)
-        self.history.append(dict(epoch=epoch, **self.train_epoch(contents, len(items), positives, optimizer, epoch)))
+        self.history.append(dict(epoch=epoch, **self.train_epoch(contents, items, positives, optimizer, epoch)))
         if out is None or not self.team.leads or epoch % f.every and epoch < f.epochs: continue
         save_checkpoint(folder, Checkpoint(epoch, packed(model=self.trained(), optimizer=moments(self, optimizer)),
                                            dict(identity=who, history=self.history)))
