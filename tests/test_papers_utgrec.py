@@ -58,6 +58,14 @@ def test_killed_between_stages_it_continues(stage, shops, whole, tmp_path, monke
     written = json.loads((tmp_path/'metrics.json').read_text())
     assert written['ndcg@10'] == whole.metrics['ndcg@10']
 
+@pytest.mark.filterwarnings('ignore:.*left their prefix')
+def test_identifiers_stay_as_they_were_made_first(shops, tmp_path, monkeypatch):
+    first = run_transfer(shops[:2], shops[2], tiny, tmp_path)
+    def others(tokenizer, items, seed=0): # what rounding may do to a tie
+        return ItemIds(first.fitted.item_ids.table.flip(0), first.fitted.item_ids.sizes)
+    monkeypatch.setattr(utgrec, 'identifiers', others)
+    assert equal(run_transfer(shops[:2], shops[2], tiny, tmp_path), first)
+
 def test_a_finished_run_trains_nothing(shops, whole, common, monkeypatch):
     monkeypatch.setattr(utgrec.UTGRecTokenizer, 'train_epoch', lambda *args: pytest.fail('trained again'))
     assert equal(run_transfer(shops[:2], shops[2], tiny, whole.out, common), whole)
