@@ -11,6 +11,7 @@ __all__ = ['traits', 'counts', 'shops', 'makers', 'templates', 'N', 'steps', 'ta
 # %% ../../nbs/01_data/01_toyshop.ipynb #f77886bb
 import colorsys, zlib
 from collections.abc import Sequence, Iterable
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -133,6 +134,7 @@ def backdrop(name:str # domain
     return page
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #b1bed21f
+@lru_cache(maxsize=None)
 def fabric(colour:int, pattern:int, # trait values
            shop:Shop
           )->Image.Image:
