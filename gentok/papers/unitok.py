@@ -20,7 +20,7 @@ from ..data.runs import one_of
 from ..data.splits import leave_one_out
 from ..embed.table import together
 from .protocol import Result, claim, conclude, fit_recommender
-from .tiger import TigerConfig, encoder_of, unique_ids
+from .tiger import TigerConfig, encoder_of, kept_ids, unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import Tokenizer
 from ..tokenize.unitok import ExpertsConfig, UniTok
@@ -114,7 +114,8 @@ def recommend(dataset:Dataset, tokens:Tokens, config:UnitokConfig,
     name, split = dataset.name, leave_one_out(dataset)
     if out: out = claim(out, 'unitok', asdict(config), dataset)
     table, tokenizer = tokens.tables[name], tokens.tokenizers[name]
-    item_ids = unique_ids(tokenizer, table, config.policy, config.seed)
+    def unique(): return unique_ids(tokenizer, table, config.policy, config.seed)
+    item_ids = kept_ids(unique, out and out/'identifiers')
     fitted = fit_recommender(split, item_ids, config, out/'training' if out else None)
     seconds = tokens.seconds + fitted.result.seconds
     title = dict(unitok='UniTok', own='RQ-VAE per domain', shared='One RQ-VAE for all')[config.tokenizer]
