@@ -22,14 +22,17 @@ def score_batch(model:nn.Module, inputs:Tensor, # b t: histories
                 chunk:int # items at once
                )->Tensor: # b n
     "log p(item | history) for every item"
-    encoded, scores = model.encode(inputs), []
+    encoded, b, found = model.encode(inputs), len(inputs), []
     for part in targets.split(chunk):
-        before = torch.cat([torch.full_like(part[:, :1], model.vocabulary.start), part[:, :-1]], 1)
-        hidden, _ = model.decode(before.expand(len(inputs), -1, -1), encoded)
-        log_probs = model.log_probs(hidden).float()
-        here = part.expand(len(inputs), -1, -1)[..., None]
-        scores.append(log_probs.gather(-1, here)[..., 0].sum(-1))
-    return torch.cat(scores, 1)
+        last, past, own = part.new_tensor([model.vocabulary.start]), [], torch.zeros_like(part[:, 0])
+        scores = torch.zeros(b, 1, device=part.device)
+        for tokens in part.unbind(1):
+            hidden, past = model.decode(last.expand(b, 1, -1).mT, encoded, past)
+            log_probs = model.log_probs(hidden[:, :, 0]).float()  # b m v
+            (before, last), own = torch.stack([own, tokens]).unique(dim=1, return_inverse=True)
+            scores, past = scores[:, before] + log_probs[:, before, last], [p[:, before] for p in past]
+        found.append(scores[:, own])
+    return torch.cat(found, 1)
 
 # %% ../../nbs/07_search/02_exact.ipynb #cbd5ac66
 class Scores(NamedTuple):
