@@ -74,7 +74,7 @@ class TransferPlan(TigerConfig):
 class UtgrecConfig(TransferPlan):
     "A plan, and what UTGRec is made of"
     tree: bool = True # False: a codebook for each level
-    max_tokens: int = 32 # of a text, which a light encoder reads; its vector knows the rest
+    max_tokens: int = 32 # of a text, which a light encoder reads beside the vector of the whole
     autoencoder: str = '' # folder of an AutoencoderKL, whose latents are drawn; '': pixels
     alpha: float = 3. # of pictures against words
     codes: float = 200. # lambda, of the codebooks' loss
