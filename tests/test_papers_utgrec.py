@@ -226,7 +226,7 @@ def test_with_a_qwen_and_an_autoencoder(tmp_path):
     from gentok.tokenize.latents import small_kl
     pair = toyshop(n_items=6, n_users=12, domains=2)
     small_qwen(tmp_path/'qwen', [t for d in pair for t in d.catalogue.text], width=64, layers=1), small_kl(tmp_path/'kl')
-    config = replace(tiny, encoder=str(tmp_path/'qwen'), autoencoder=str(tmp_path/'kl'), patch=16, tokenizer_epochs=1, tokenizer_batch=8, tokenizer_warm=1, tuning_epochs=1)
+    config = replace(tiny, encoder=str(tmp_path/'qwen'), autoencoder=str(tmp_path/'kl'), patch=16, tokenizer_epochs=1, tokenizer_batch=8, tokenizer_warm=0, tuning_epochs=1)
     done = run_transfer(pair[:1], pair[1], config, tmp_path/'run')
     tokenizer = utgrec.UTGRecTokenizer.from_pretrained(tmp_path/'run'/'tokenizer')
     assert type(tokenizer.encoder).__name__ == 'QwenEncoder' and tokenizer.frozen and tokenizer.history == []

@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_weights_and_no_number_outside_is_drawn(fit
     first = {name: t.clone() for name, t in other.state_dict().items()}
     other.fit(items, positives=near)
     assert all(torch.equal(t, first[name]) for name, t in other.state_dict().items())
-    assert not same(UTGRecTokenizer(replace(sizes, seed=1), replace(plan, epochs=1), small).fit(items, positives=near), fitted)
+    assert not same(UTGRecTokenizer(replace(sizes, seed=1), replace(plan, epochs=1, warm=1), small).fit(items, positives=near), fitted)
 
 def test_saved_and_read_again(fitted, items, tmp_path):
     codes = fitted.encode(items)
@@ -101,7 +101,7 @@ def test_killed_between_epochs_it_goes_on(fitted, items, near, tmp_path, epoch):
     assert same(rest, fitted) and rest.history == fitted.history and int(rest.quantizer.steps) == 6
 
 def test_another_run_does_not_go_on(items, near, tmp_path):
-    one = replace(plan, epochs=1)
+    one = replace(plan, epochs=1, warm=1)
     UTGRecTokenizer(sizes, one, small).fit(items, tmp_path, near)
     for said, other, table in (('encoder', UTGRecTokenizer(sizes, one, replace(small, dropout=.2)), items),
                                ('codes', UTGRecTokenizer(replace(sizes, codes=1.), one, small), items),
@@ -116,8 +116,8 @@ def test_warm_up_counts_optimiser_steps_and_nothing_else(items, near):
     assert int(t.quantizer.steps) == 4
 
 def test_codebooks_rest_while_it_warms_up(items, near):
-    start = made(items)
-    t = UTGRecTokenizer(sizes, replace(plan, epochs=1, warm=99), small).fit(items, positives=near)
+    start, t = made(items), dies_in(UTGRecTokenizer(sizes, replace(plan, warm=5), small), 3)
+    with pytest.raises(Killed): t.fit(items, positives=near)
     assert all(torch.equal(a.W, b.W) or abs(float((a.W/b.W).std())) < 1e-4 for a, b in zip(t.quantizer.books, start.quantizer.books))
     assert not torch.equal(t.back.weight, start.back.weight) and not t.settled
 
@@ -180,7 +180,7 @@ def test_pictures_through_an_autoencoder(items, tmp_path):
     small_kl(tmp_path/'kl')
     table, alone = items[:4], Positives(torch.arange(4), torch.arange(5))
     c = replace(sizes, autoencoder=str(tmp_path/'kl'), patch=16)  # 256 pixels a side, 64 latents, 16 patches
-    t = UTGRecTokenizer(c, replace(plan, epochs=1, batch_size=4, warm=1), small).fit(table, tmp_path/'run', alone)
+    t = UTGRecTokenizer(c, replace(plan, epochs=1, batch_size=4, warm=0), small).fit(table, tmp_path/'run', alone)
     assert not any('model' in name or 'latents' in name for name in t.state_dict())  # the autoencoder is not saved again
     seen = t.contents_of(table)
     def draw(seed): return seen(torch.arange(4), torch.Generator().manual_seed(seed)).latents
@@ -248,6 +248,7 @@ def test_refused_in_one_sentence(fitted, items, near):
                        (lambda: UTGRecTokenizer(sizes, plan, small).fit(items), 'co_occurrences'),
                        (lambda: UTGRecTokenizer(sizes, plan, small).fit(items[:5], positives=near), 'same order'),
                        (lambda: UTGRecTokenizer(sizes, plan, small).fit(items[:0], positives=near), 'no rows'),
+                       (lambda: UTGRecTokenizer(sizes, replace(plan, warm=999), small).fit(items, positives=near), 'nothing would ever be quantised'),
                        (lambda: UTGRecTokenizer(sizes, plan, small).encode(items), 'not been fitted'),
                        (lambda: UTGRecTokenizer(replace(sizes, levels=4), plan, fitted.encoder).fit(items, positives=near), '3 states'),
                        (lambda: fitted.encode(plain), 'items_of'), (lambda: fitted.tune(items, plan), 'co_occurrences'),

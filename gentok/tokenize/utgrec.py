@@ -6,7 +6,6 @@
 __all__ = ['UTGRecTokenizer']
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0002
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -198,17 +197,17 @@ def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator
                )->dict[str, float]: # mean of each term of the loss
     "One pass over all items, in an order and with neighbours of its own"
     f, n, total, own = self.fit_config, len(items), {}, torch.Generator().manual_seed(self.config.seed*10_007 + epoch)
-    each, team = math.ceil(n/f.batch_size), self.team
+    steps, team = f.steps(n), self.team
     noise = torch.Generator().manual_seed(own.initial_seed() + team.k*1_000_003) if team.n > 1 else own
     self.train()
     with seeded(self.config.seed, epoch, *[team.k]*(team.n > 1)):
-        for step, rows in enumerate(self.order(n, epoch).split(f.batch_size), (epoch - 1)*each):
+        for step, rows in enumerate(self.order(n, epoch).split(f.batch_size), (epoch - 1)*steps//f.epochs):
             self.settle(items, optimizer)
             near = positives.draw(rows, own) if self.config.pairs else None
             place, gather = team.part(len(rows))
             other = None if near is None else contents(near[place], noise)
             terms = self.losses(contents(rows[place], noise), other, noise, gather)
-            descend(self, sum(terms.values()), optimizer, f.rate(step, f.epochs*each), f.clip, team)
+            descend(self, sum(terms.values()), optimizer, f.rate(step, steps), f.clip, team)
             for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
     return average(team, {name: value/n for name, value in total.items()})
@@ -263,7 +262,7 @@ def fit(self:UTGRecTokenizer,
         positives:Positives|None=None # of the same items; none if neither neighbour nor alignment has a weight
        )->UTGRecTokenizer: # itself
     "Learn from all items, and save if `out` is given"
-    check_training(self.config, items, positives)
+    check_training(self.config, self.fit_config, items, positives)
     self.dim, self.source = items.dim, items.source
     self.meet(items)
     self.build(items.dim)
@@ -372,10 +371,11 @@ def tune(self:UTGRecTokenizer,
          frozen:bool=True # False: E learns, too (the paper's ablation "full fine-tuning")
         )->UTGRecTokenizer: # a new one; this one stays as it is
     "Go on with the items of another domain (UTGRec, section 2.4)"
-    check_training(self.config, items, positives)
+    fit_config = replace(fit_config, warm=0)
+    check_training(self.config, fit_config, items, positives)
     self.checked(items)
     new = deepcopy(self)
-    new.fit_config, new.source, new.quantizer.warmup = replace(fit_config, warm=0), items.source, 0
+    new.fit_config, new.source, new.quantizer.warmup = fit_config, items.source, 0
     new.settled.fill_(True)
     new.hold(frozen)
     new.settings = dict(self.settings, fit_config=asdict(new.fit_config), frozen=frozen)

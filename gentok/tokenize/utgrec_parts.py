@@ -83,6 +83,16 @@ class UTGRecFit:
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0009
 @patch
+def steps(self:UTGRecFit, n:int # items
+         )->int:
+    "All optimiser steps; ValueError if the warm-up takes them all"
+    steps = self.epochs*math.ceil(n/self.batch_size)
+    if self.warm >= steps: raise ValueError(
+        f'warm is {self.warm} and a whole fit has {steps} steps ({self.epochs} epochs of {n:,} items, {self.batch_size} a step), '
+        'so nothing would ever be quantised; lower warm or raise epochs.')
+    return steps
+
+@patch
 def rate(self:UTGRecFit, step:int, steps:int # from 0; of all
         )->float:
     "The learning rate of a step"
@@ -165,8 +175,8 @@ def check_items(items:ItemTable)->None:
     if not isinstance(items, ItemTable): raise ValueError(
         f'UTGRec reads words and pictures, found {type(items).__name__}; give items_of(catalogue, table).')
 
-def check_training(config:UTGRecConfig, items:ItemTable, positives:Positives|None)->None:
-    "ValueError for items that nothing can be learnt from, or weights that have nothing to weigh"
+def check_training(config:UTGRecConfig, fit_config:UTGRecFit, items:ItemTable, positives:Positives|None)->None:
+    "ValueError for items that nothing can be learnt from, a warm-up without an end, or weights that have nothing to weigh"
     check_items(items)
     if not len(items): raise ValueError('The table has no rows; give at least one item to fit on.')
     if positives is None and config.pairs: raise ValueError(
@@ -175,6 +185,7 @@ def check_training(config:UTGRecConfig, items:ItemTable, positives:Positives|Non
     if positives is not None and positives.n != len(items): raise ValueError(
         f'there are positives of {positives.n:,} items and {len(items):,} items; '
         'give those of the same items, in the same order.')
+    fit_config.steps(len(items))
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0028
 def two_groups(model:nn.Module, decay:float)->list: # of parameters, for an optimizer
