@@ -124,6 +124,18 @@ def test_half_precision_is_proven_too():
     assert (found.bound <= found.scores[:, -1]).all() and (found.items >= 0).all()
     assert all(len(set(r)) == 10 for r in found.items.tolist())
 
+@pytest.mark.parametrize('chunk', (7, 60))
+def test_brute_force_reads_a_common_prefix_once(chunk, monkeypatch):
+    model, trie, histories = shop(60, (8, 8, 8))
+    seen, decode = [], Reader.decode
+    def counted(self, tokens, *rest):
+        seen.append(tokens.shape[1:].numel())
+        return decode(self, tokens, *rest)
+    monkeypatch.setattr(Reader, 'decode', counted)
+    score_items(model, trie, histories, chunk=chunk)
+    parts = trie.codes(torch.arange(60)).split(chunk)
+    assert seen == [len({tuple(code[:l]) for code in part.tolist()}) for part in parts for l in range(trie.L)]
+
 def test_chunks_and_batches_change_no_score():
     model, trie, histories = shop()
     whole = score_items(model, trie, histories)
