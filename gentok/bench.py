@@ -216,10 +216,12 @@ class Padded(Sequences):
         return Batch(F.pad(inputs, (0, self.width - inputs.shape[1])), labels)
 
 def trainer_of(kind:type, # GenerativeRecommender or Usual
-               field:Field, data:Sequences, lr:float=1e-4)->Trainer:
+               field:Field, data:Sequences, lr:float=1e-4,
+               out:str|Path|None=None # as in `Trainer`
+              )->Trainer:
     "A trainer of an untrained model of the field's shape"
     model = kind(field.model.vocabulary, field.model.config, data.seed)
-    return Trainer(model, data, TrainConfig(1, data.batch_size, lr, warmup=.1, seed=data.seed))
+    return Trainer(model, data, TrainConfig(1, data.batch_size, lr, warmup=.1, seed=data.seed), out)
 
 # %% ../nbs/13_bench.ipynb #32ece0f7
 def training_row(field:Field, repeats:int=5, batches:int=12)->Row:
@@ -424,7 +426,7 @@ alone = ('codes', 'memory', 'large')  # need no data and no model
 asked = ('free', 'trie', 'exact')  # need a trained model
 
 def bench(dataset:Dataset|None=None, # None: a toy shop
-          names:tuple=rows_known, users:int=256, repeats:int=5, epochs:int=1, vectors:int=1_000_000,
+          names:tuple=rows_known, users:int=128, repeats:int=5, epochs:int=1, vectors:int=1_000_000,
           say:Callable=print)->list: # Rows
     "Every row, side by side in one process"
     odd = [name for name in names if name not in rows_known]

@@ -313,7 +313,7 @@ def add_bench(commands)->None:
                     'gentok bench --data data/Office_Products')
     p.add_argument('--data', type=Path, help='a folder or a file; without it, a toy shop')
     p.add_argument('--rows', default='free,trie,exact,training,codes,rqvae,influence,memory,large', help='which of these, comma-separated (default: all, %(default)s)')
-    for name, default, text in (('users', 256, 'test users that are searched'), ('repeats', 5, 'runs of each'),
+    for name, default, text in (('users', 128, 'test users that are searched'), ('repeats', 5, 'runs of each'),
                                 ('epochs', 1, 'of training before the search'), ('vectors', 1_000_000, 'that are coded')):
         p.add_argument(f'--{name}', type=at_least_one, default=default, help=text)
 
