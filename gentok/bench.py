@@ -234,7 +234,9 @@ def training_row(field:Field, repeats:int=5, batches:int=12)->Row:
         with kept_memory(): return [ours.step(i).item() for i in batched]
     def train_theirs(): return [theirs.step(i).item() for i in mixed]
     def same(a, b):
-        one, peer = data.batch(batched[0]), Usual(field.model.vocabulary, field.model.config).eval()
+        device = next(field.model.parameters()).device
+        one = [t.to(device) for t in data.batch(batched[0])]
+        peer = Usual(field.model.vocabulary, field.model.config).eval().to(device)
         peer.load_state_dict(field.model.state_dict())
         x, y = field.model(*one).item(), peer(*one).item()
         if abs(x - y) > 1e-3: raise ValueError(

@@ -358,6 +358,9 @@ def main(argv:Sequence[str]|None=None # without the program's name; None reads t
         except KeyboardInterrupt:
             print(f'gentok {args.command}: stopped; the same command goes on from here.', file=sys.stderr)
             return 130
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+        from gentok.train.scale_out import end_processes
+        end_processes()
     if os.environ.get('RANK', '0') == '0': print(json.dumps(result) if args.json else args.text(result))
     return 0
 
