@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,9 @@ tiny = [*small, 'epochs=12', 'd_model=16', 'layers=1', 'batch_size=32', 'validat
 
 def settings(values): return [word for v in values for word in ('--set', v)]
 
-def gentok(*words):
+def gentok(*words, **env):
     "Exit code, standard output, standard error."
-    done = subprocess.run([*program, *map(str, words)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*program, *map(str, words)], capture_output=True, text=True, timeout=300, env={**os.environ, **env})
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 def succeed(*words):
@@ -163,7 +164,165 @@ def test_evaluate_exactly_and_on_validation(ask, trained, shop):
     code, text, _ = ask('evaluate', '--model', out, shop, '--split', 'valid')
     assert code == 0 and '30 users, 12 items' in text
 
+# ---------------------------------------------------------------- only new items
+
+def answers(out): return [i['id'] for i in json.loads(out)['items']]
+
+def test_recommend_unseen(ask, trained):
+    model, _ = trained
+    def ids(*words): return answers(ask('recommend', '--model', model, *words, '--json')[1])
+    everything, new = ids('--history', '10,14', '-k', '12'), ids('--history', '10,14', '-k', '12', '--unseen')
+    assert new == [i for i in everything if i not in ('10', '14')] and len(new) == 10
+    assert ids('--history', '10,14', '-k', '3', '--unseen') == new[:3]
+    long = ','.join(map(str, range(10, 21))) + ',11'*30  # the model reads the last twenty only
+    assert ids('--history', long, '-k', '5', '--unseen') == ['21']
+    code, text, _ = ask('recommend', '--model', model, '--history', f'{long},21', '--unseen')
+    assert code == 0 and text.splitlines()[1:] == ['no item is left']
+
+def test_evaluate_unseen_is_a_miss_for_what_they_had(ask, trained, shop):
+    "Everybody's last item is their second one again."
+    model, said = trained
+    kept = (model/'metrics.json').read_bytes()
+    code, out, err = ask('evaluate', '--model', model, shop, '--unseen', '--json')
+    found = json.loads(out)
+    assert code == 0 and found['recall@10'] == 0 and found['repeats'] == 1 and found['config']['unseen'] is True, err
+    assert (model/'metrics.json').read_bytes() == kept and set(found) == set(said) - {'report'} | {'repeats'}
+    code, text, _ = ask('evaluate', '--model', model, shop, '--unseen', '--exact', '--split', 'valid')
+    assert code == 0 and 'those new to a user ranked' in text and '100.0% of the targets are in their history' in text
+
+@pytest.mark.parametrize('command, words', [('recommend', 'leave out the items of the history'), ('evaluate', 'counts as a miss')])
+def test_help_says_what_unseen_does(ask, command, words):
+    _, out, _ = ask(command, '--help')
+    assert words in ' '.join(out.split('--unseen')[2].split())
+
+# ---------------------------------------------------------------- ids and titles of the world
+
+@pytest.fixture
+def renamed(trained, tmp_path):
+    "The model, as if its catalogue had had other ids or titles."
+    def rename(**new):
+        out = shutil.copytree(trained[0], tmp_path/'renamed', dirs_exist_ok=True, ignore=shutil.ignore_patterns('training'))
+        items = json.loads((out/'items.json').read_text())
+        order = sorted(range(12), key=lambda row: int(items['ids'][row]))
+        for name, values in new.items():
+            for row, value in zip(order, values): items[name][row] = value
+        (out/'items.json').write_text(json.dumps(items))
+        return out
+    return rename
+
+odd_ids = ['Game p001, Part 1', '-p001', '-p002', '"Heroes"', ' p004', '-k', '--json', 'a', 'b', 'a,b']
+same_history = [
+    (['10'], ['Game p001, Part 1']), (['10'], ['"Game p001, Part 1"']), (['10,11'], ['"Game p001, Part 1" , -p001']),
+    (['10,11'], ['Game p001, Part 1', '-p001']), (['11,12'], ['-p001,-p002']), (['12', '11'], ['-p002', '-p001']),
+    (['13,14'], ['"""Heroes""",p004']), (['13'], ['"Heroes"']), (['14'], [' p004 ']), (['19'], ['a,b']), (['17,18'], ['a', 'b'])]
+
+@pytest.mark.parametrize('plain, odd', same_history, ids=[' + '.join(o) for _, o in same_history])
+def test_any_id_can_be_named(ask, trained, renamed, plain, odd):
+    def scores(model, texts):
+        code, out, err = ask('recommend', '--model', model, '--json', *(w for t in texts for w in ('--history', t)))
+        assert code == 0, err
+        return [i['log_prob'] for i in json.loads(out)['items']]
+    assert scores(renamed(ids=odd_ids), odd) == scores(trained[0], plain)
+
+def test_what_looks_like_an_option_needs_an_equals_sign(ask, renamed):
+    model = renamed(ids=odd_ids)
+    for text in ('-k', '--json'):
+        one_sentence(ask('recommend', '--model', model, '--history', text), 'expected one argument', '--history=-p001')
+        assert ask('recommend', '--model', model, f'--history={text}')[0] == 0
+    one_sentence(ask('recommend', '--model', model, '--history'), '--history=-p001')
+    assert succeed('recommend', '--model', model, '--history', '-p001,-p002', '-k', '2').count('\n') == 2
+
+def test_an_unknown_id_with_a_comma(ask, renamed):
+    one_sentence(ask('recommend', '--model', renamed(ids=odd_ids), '--history', 'Game p009, Part 9'), "'Game p009'", 'double quotes')
+
+def test_one_line_for_each_item(ask, renamed):
+    long = ['amber mug number 0\nSecond line,\t "quoted"   <b>bold</b> ' + 'and more '*90, 'x'*61, 'y'*60]
+    code, out, _ = ask('recommend', '--model', renamed(titles=long), '--history', '10', '-k', '12')
+    _, *rows = out.splitlines()
+    shown = [re.split(r'% +\d+  ', r, maxsplit=1)[1] for r in rows]
+    assert code == 0 and len(rows) == 12 and max(map(len, shown)) == 60
+    assert any(t.startswith('amber mug number 0 Second line, "quoted" <b>') and t.endswith('…') for t in shown)
+    assert 'x'*59 + '…' in shown and 'y'*60 in shown
+    whole = [i['title'] for i in json.loads(ask('recommend', '--model', renamed(titles=long), '--history', '10', '-k', '12', '--json')[1])['items']]
+    assert set(long) <= set(whole)
+
+# ---------------------------------------------------------------- who speaks
+
+def test_a_rank_alone_silences_nobody(trained, catalogue, tmp_path):
+    words = 'recommend', '--model', trained[0], '--history', '10,14', '-k', '3'
+    spoken = gentok(*words)
+    assert gentok(*words, RANK='1') == spoken and len(spoken[1].splitlines()) == 4
+    assert gentok(*words, RANK='1', WORLD_SIZE='2') == spoken
+    code, out, err = gentok('tokenize', catalogue, '--out', tmp_path/'ids', *settings(small), RANK='1', WORLD_SIZE='2')
+    assert code == 0 and '12 items' in out, err
+
+def test_run_with_a_rank_but_no_world(ask, trained, shop, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    code, out, _ = ask('run', 'tiger', shop, '--out', trained[0], *settings(tiny))
+    assert code == 0 and '30 users, 12 items' in out
+
+@pytest.mark.parametrize('command', ['run', 'demo', 'recommend', 'evaluate', 'tokenize'])
+@pytest.mark.parametrize('rank', ['0', '1'])
+def test_only_what_is_split_has_one_speaker(ask, shop, monkeypatch, command, rank):
+    from gentok import cli
+    from gentok.train import scale_out
+    ended, knows = [], []
+    def work(args): return knows.append(os.environ.get('WORLD_SIZE')) or {'done': True}
+    for name in ('run_method', 'demo', 'recommend', 'evaluate_model', 'tokenize'): monkeypatch.setattr(cli, name, work)
+    monkeypatch.setattr(scale_out, 'end_processes', lambda: ended.append(1))
+    for name, value in dict(RANK=rank, WORLD_SIZE='2').items(): monkeypatch.setenv(name, value)
+    words = dict(run=['tiger', shop, '--out', 'o'], recommend=['--model', 'm', '--history', '1'], evaluate=['--model', 'm', shop],
+                 tokenize=[shop, '--out', 'o'], demo=[])[command]
+    split = command in ('run', 'demo')
+    assert ask(command, *words, '--json') == (0, '' if split and rank == '1' else '{"done": true}', '')
+    assert ended == [1]*split and knows == ['2' if split else None] and os.environ['RANK'] == rank
+
+# ---------------------------------------------------------------- how data is read
+
+options = {
+    '--user buyer --item sku --time at': dict(user='buyer', item='sku', time='at'),
+    '--text title,brand --title title --image photo': dict(text=['title', 'brand'], title='title', image='photo'),
+    '--rating stars --min-rating 3.5': dict(rating='stars', min_rating=3.5),
+    '--min-rating 0 --core 5 --max-users 100 --dedupe --strict': dict(min_rating=0., core=5, max_users=100, dedupe=True, strict=True),
+    '--where price>3': dict(where='price>3'), '': {}}
+
+@pytest.mark.parametrize('typed, given', options.items(), ids=options)
+@pytest.mark.parametrize('command', ['tokenize', 'run', 'evaluate', 'bench'])
+def test_every_reader_understands_the_same_options(ask, monkeypatch, command, typed, given):
+    from gentok.data import formats
+    def load(path, **kw):
+        assert (path, kw) == (Path('shop'), given)
+        raise ValueError('read as asked.')
+    monkeypatch.setattr(formats, 'load', load)
+    words = dict(tokenize=['shop', '--out', 'o'], run=['tiger', 'shop', '--out', 'o'], evaluate=['--model', 'm', 'shop'],
+                 bench=['--data', 'shop', '--rows', 'codes'])[command]
+    one_sentence(ask(command, *words, *typed.split()), 'read as asked')
+
+@pytest.mark.parametrize('typed', ['--core -1', '--core two', '--max-users -1', '--min-rating high', '--text'])
+def test_options_that_no_data_could_meet(ask, shop, typed):
+    one_sentence(ask('tokenize', shop, '--out', 'o', *typed.split()), typed.split()[0].lstrip('-'))
+
+def test_data_read_as_asked_from_end_to_end(ask, trained, tmp_path):
+    "Other names of columns and rows that are no interaction: the same shop, and the same numbers."
+    home = tmp_path/'export'
+    home.mkdir()
+    pieces = [f'{c} {k}' for c in ('red', 'blue', 'green') for k in ('cup', 'plate', 'bowl', 'jug')]
+    (home/'items.csv').write_text('sku,colour,kind\n' + ''.join(f'{10 + i},{t.replace(" ", ",")}\n' for i, t in enumerate(pieces)))
+    rows = [f'u{u},{10 + (u + 4*t) % 12},{t},buy\nu{u},{10 + (u + 1) % 12},{t},look\n' for u in range(30) for t in range(5)]
+    (home/'interactions.csv').write_text('buyer,sku,at,event\n' + ''.join(rows))
+    how = ['--user', 'buyer', '--item', 'sku', '--time', 'at', '--text', 'colour,kind', '--where', "event = 'buy'"]
+    code, out, err = ask('evaluate', '--model', trained[0], home, *how, '--json')
+    assert code == 0, err
+    assert {k: json.loads(out)[k] for k in ('recall@10', 'ndcg@10', 'users')} == {k: trained[1][k] for k in ('recall@10', 'ndcg@10', 'users')}
+
+def test_a_bench_without_data_has_nothing_to_read(ask):
+    one_sentence(ask('bench', '--max-users', '9', '--rows', 'codes'), '--max-users', 'no data is named')
+
 # ---------------------------------------------------------------- tokenize
+
+def test_tokenize_says_what_it_read(ask, catalogue, tmp_path):
+    code, out, err = ask('tokenize', catalogue, '--out', tmp_path/'ids', *settings(small))
+    assert code == 0 and err.startswith("Dataset('catalogue': 12 items") and 'Dataset' not in out
 
 def test_tokenize_needs_no_histories(catalogue, tmp_path):
     out = tmp_path/'ids'
@@ -226,15 +385,16 @@ def test_a_catalogue_alone_cannot_train(ask, catalogue, tmp_path):
     one_sentence(ask('run', 'tiger', catalogue, '--out', tmp_path/'out'), 'without histories', 'gentok tokenize')
     assert not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('rows, words', [
-    (['ann,10,1', 'ann,11,2', 'ann,12,3'], ['3 items', '4 or more']),  # too short to be split
-    (['ann,10,1', 'ann,99,2'], ['interactions.csv', '99'])])  # an item that is not there
-def test_a_fault_in_the_histories_is_named(ask, shop, tmp_path, rows, words):
+@pytest.mark.parametrize('rows, options, words', [
+    (['ann,10,1', 'ann,11,2', 'ann,12,3'], [], ['3 items', '4 or more']),  # too short to be split
+    (['ann,10,1', 'ann,99,2'], [], ['1 items', '4 or more']),  # of an item that is not there nothing is left
+    (['ann,10,1', 'ann,99,2'], ['--strict'], ['interactions.csv', '99'])])
+def test_a_fault_in_the_histories_is_named(ask, shop, tmp_path, rows, options, words):
     home = tmp_path/'hasty'
     home.mkdir()
     (home/'items.csv').write_text((shop/'items.csv').read_text())
     (home/'interactions.csv').write_text('\n'.join(['user,item,time', *rows, '']))
-    one_sentence(ask('run', 'tiger', home, '--out', tmp_path/'out'), *words)
+    one_sentence(ask('run', 'tiger', home, '--out', tmp_path/'out', *options), *words)
     assert not (tmp_path/'out').exists()
 
 def test_out_is_a_file(ask, shop, tmp_path):

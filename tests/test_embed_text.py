@@ -2,6 +2,7 @@
 import json
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from gentok.data.dataset import Catalogue
 from gentok.data.files import write_folder
 from gentok.embed.pretrained import (SentenceModel, batches_by_length, load_whole, masked_mean, pooled,
                                      read_layout, read_pooling, small_model)
-from gentok.embed.text import Lsa, TextEncoder, tfidf
+from gentok.embed.table import EmbeddingTable
+from gentok.embed.text import Lsa, TextEncoder, characters_for, lost_texts, terms, tfidf, unspaced, vectoriser, words_of
+from gentok.tokenize.tokenizer import ResidualKMeans
 
 colours, shapes = ['red', 'amber', 'green', 'blue'], ['circle', 'square', 'star', 'heart']
 texts = [f'{c} {s} number {i}' for i, (c, s) in enumerate((c, s) for c in colours for s in shapes)]
@@ -113,6 +116,143 @@ def test_embed_keeps_ids_and_does_not_fit_again():
     assert table.ids == catalogue.ids and table.source == 'lsa'
     part = Catalogue([10], texts[:1])
     assert torch.equal(encoder.embed(part).matrix, table.matrix[:1])
+
+# texts without spaces
+
+hues, sizes = dict(zh=['红色', '蓝色', '白色', '黑色', '粉色'], ja=['赤い', '青い', '白い', '黒い', '緑の'], th=['สีแดง', 'สีฟ้า', 'สีขาว', 'สีดำ', 'สีเขียว'],
+                   en=['red', 'blue', 'white', 'black', 'pink']), dict(zh=['小号', '中号', '大号', '套装'], ja=['小', '中', '大', 'セット'],
+                   th=['เล็ก', 'กลาง', 'ใหญ่', 'ชุด'], en=['small', 'medium', 'large', 'set'])
+things = dict(zh=['玻璃花瓶', '棉质衬衫', '登山帐篷', '电动牙刷', '儿童雨伞', '皮革钱包'], ja=['ガラス花瓶', 'シャツ', '登山用テント', '電動歯ブラシ', '子供傘', '革財布'],
+              th=['แจกันแก้ว', 'เสื้อเชิ้ต', 'เต็นท์เดินป่า', 'แปรงสีฟันไฟฟ้า', 'ร่มเด็ก', 'กระเป๋าหนัง'],
+              en=['glass vase', 'cotton shirt', 'hiking tent', 'electric toothbrush', 'child umbrella', 'leather wallet'])
+shelf = [kind for kind in range(6) for _ in range(20)]
+
+def titles(language):
+    "120 titles of six kinds of thing; English ones without spaces are 'joined'"
+    at, space = ('en', '') if language == 'joined' else (language, ' ' if language == 'en' else '')
+    return [space.join((h, t if space else t.replace(' ', ''), s)) for t in things[at] for h in hues[at] for s in sizes[at]]
+
+def fitted(some, dim=32):
+    "The encoder, and the warnings that fitting gave"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        return TextEncoder('lsa', dim=dim).fit(some), [str(w.message) for w in told]
+
+def purity(vectors, kinds, K=32):
+    "Share of items whose first code is that of more items of their kind than of any other"
+    tokenizer = ResidualKMeans(levels=2, K=K).fit(EmbeddingTable(range(len(vectors)), vectors, 'lsa'))
+    code = tokenizer.encode(EmbeddingTable(range(len(vectors)), vectors, 'lsa'))[:, 0].tolist()
+    votes = {c: Counter(kind for kind, own in zip(kinds, code) if own == c) for c in set(code)}
+    return sum(max(v.values()) for v in votes.values())/len(kinds)
+
+def like(vectors, kinds):
+    "Share of items whose nearest neighbour is of their kind"
+    z, kinds = nn.functional.normalize(vectors, dim=1), torch.tensor(kinds)
+    return (kinds[(z @ z.T).fill_diagonal_(-2).argmax(1)] == kinds).float().mean().item()
+
+def read_case(folder): return [line.split(',', 1)[1] for line in (folder/'items.csv').read_text(encoding='utf-8').split('\n')[1:] if line]
+
+@pytest.mark.parametrize('language', ['zh', 'ja', 'th', 'joined'])
+def test_titles_without_spaces_show_their_kinds(language):
+    encoder, told = fitted(titles(language))
+    assert encoder.model.characters == (('spaced',) if language == 'joined' else ('unspaced',))
+    assert 'character n-grams (1-2)' in repr(encoder) and ' words' not in repr(encoder)
+    assert len(told) == 1 and told[0].startswith('120 of 120 texts') and told[0].endswith('.')
+    z = encoder.encode(titles(language))
+    assert purity(z, shelf) >= .9 and like(z, shelf) >= .9
+    words = tfidf(titles(language)).transform(titles(language)).toarray()
+    if language in ('zh', 'joined'): np.testing.assert_allclose(words @ words.T, np.eye(120), atol=1e-6)
+
+def test_the_case_of_chinese_titles(shared):
+    if not (shared/'cases'/'cjk_titles').is_dir(): pytest.skip('the case cjk_titles is not there')
+    en, zh = (read_case(shared/'cases'/'cjk_titles'/n) for n in ('en', 'zh'))
+    kinds = [' '.join(t.split()[1:-1]) for t in en]
+    assert len(set(kinds)) == 12
+    for some, of, chosen in ((en, kinds, ()), (zh, kinds, ('unspaced',)), (zh[::2] + en[1::2], kinds[::2] + kinds[1::2], ('unspaced',))):
+        encoder, told = fitted(some)
+        assert encoder.model.characters == chosen and bool(told) == bool(chosen)
+        assert purity(encoder.encode(some), of) >= .9
+
+def test_the_english_half_keeps_its_words():
+    both, kinds = titles('zh') + titles('en'), shelf*2
+    encoder, told = fitted(both)
+    assert encoder.model.characters == ('unspaced',) and told[0].startswith('120 of 240 texts')
+    alone = set(tfidf(titles('en')*2).get_feature_names_out())
+    assert alone <= set(encoder.model.words.get_feature_names_out()) | {w for w in alone if ' ' in w}
+    z = encoder.encode(both)
+    assert purity(z, kinds) >= .9 and like(z[:120], shelf) >= .9
+    assert like(z[120:], shelf) >= like(fitted(titles('en'))[0].encode(titles('en')), shelf) >= .9
+
+@pytest.mark.parametrize('some', [texts, ['red mug', 'blue star', 'a lamp', 'green chair', 'two spoons'], ['Unforgettable', 'Heat', 'Alien', 'Seven', 'Big'],
+                                  [f'only{i}' for i in range(250)], [f'B{i:012d}' for i in range(50)],
+                                  [' '.join((h, t[:2], t[2:], s)) for t in things['zh'] for h in hues['zh'] for s in sizes['zh']],
+                                  titles('en') + titles('zh')[:9], ['', '', 'red'], ['빨간 머그컵 작은', '파란 유리꽃병 큰'], ['Donaudampfschifffahrt auf der schönen blauen Donau', 'Fahrt im Boot']])
+def test_words_are_kept_where_there_are_spaces(some):
+    encoder, told = fitted(some)
+    assert encoder.model.characters == () and not told and 'words' in repr(encoder)
+    assert set(encoder.model.words.get_feature_names_out()) == set(tfidf(some).get_feature_names_out())
+
+def test_a_tiny_catalogue_without_spaces_has_neighbours():
+    encoder, _ = fitted(['红色陶瓷杯', '蓝色陶瓷杯', '羊毛围巾'])
+    z = nn.functional.normalize(encoder.encode(['红色陶瓷杯', '蓝色陶瓷杯', '羊毛围巾', '白色陶瓷杯']), dim=1)
+    assert z[0] @ z[1] > .4 and z[0] @ z[3] > .4 and z[0] @ z[2] < .1
+
+@pytest.mark.parametrize('some', [['茶杯', '水杯', '茶壶'], ['红 杯', '蓝 鞋'], ['红'], ['木椅'], ['木椅']*5, ['木椅 chair', '木桌 table']])
+def test_the_shortest_titles_without_spaces_work_too(some):
+    encoder, told = fitted(some)
+    z = encoder.encode(some)
+    assert len(told) == (encoder.model.characters == ('unspaced',)) == 1 and torch.isfinite(z).all() and (z != 0).any(1).all()
+
+def test_copies_do_not_make_words_shared():
+    assert lost_texts(titles('zh')*3) == dict(unspaced=120, spaced=0) and characters_for(titles('zh')*3) == ('unspaced',)
+    assert characters_for([]) == () and lost_texts(['', '!', '7']) == dict(unspaced=0, spaced=0)
+
+@given(st.text('ab 红色杯ーกำ,-7é_', max_size=30))
+def test_terms_are_those_of_scikit_learn_where_words_are_kept(text):
+    plain = unspaced.sub(' ', text)
+    assert terms(plain, ['unspaced']) == vectoriser().build_analyzer()(plain)
+    runs, grams = words_of(text)['unspaced'], [t for t in terms(text, ['unspaced']) if unspaced.fullmatch(t)]
+    assert len(grams) == sum(2*len(w) - 1 for w in runs) and set(''.join(runs)) == set(''.join(grams))
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(['zh', 'ja', 'en', 'joined', 'mixed']), st.integers(2, 120), st.randoms(use_true_random=False))
+def test_the_order_of_texts_changes_nothing(language, n, random):
+    some = (titles('zh')[::2] + titles('en')[::2] if language == 'mixed' else titles(language))[:n]
+    other = random.sample(some, len(some))
+    (a, told), (b, again) = fitted(some, 16), fitted(other, 16)
+    assert np.array_equal(a.model.directions, b.model.directions) and np.array_equal(a.model.words.idf_, b.model.words.idf_)
+    assert a.model.words.vocabulary_ == b.model.words.vocabulary_ and a.model.characters == b.model.characters and told == again
+    assert torch.equal(a.encode(some), b.encode(some))
+
+@pytest.mark.parametrize('some', [titles('zh'), titles('joined'), titles('zh') + titles('en'), titles('en')])
+def test_characters_survive_saving(some, tmp_path):
+    encoder, new = fitted(some)[0], ['红色杯 red vase', 'bluecottonshirt', '衬衫']
+    encoder.save(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    assert config.get('characters', []) == list(encoder.model.characters) and ('characters' in config) == bool(encoder.model.characters)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='(?!.*say nothing)')
+        loaded = TextEncoder.load(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*say nothing')
+        assert torch.equal(loaded.encode(some + new), encoder.encode(some + new)) and repr(loaded) == repr(encoder)
+    loaded.save(tmp_path/'again')
+    assert repr(TextEncoder.load(tmp_path/'again')) == repr(encoder)
+
+def test_an_older_folder_means_words(tmp_path):
+    tensors = dict(idf=torch.ones(2), directions=torch.eye(2))
+    config = dict(kind='TextEncoder', name='lsa', normalise=False, dim=2, seed=0)
+    write_folder(tmp_path, config, tensors, dict(vocabulary=['blue', 'red']))
+    assert repr(TextEncoder.load(tmp_path)) == "TextEncoder('lsa', d=2, 2 words)"
+    assert TextEncoder.load(tmp_path).encode(['red']).tolist() == [[0, 1]]
+    write_folder(tmp_path, dict(config, characters=['letters']), tensors, dict(vocabulary=['blue', 'red']))
+    with pytest.raises(ValueError, match=r"\['letters'\], expected some of \['unspaced', 'spaced'\]; save .*\.$"): TextEncoder.load(tmp_path)
+
+def test_a_failed_fit_leaves_the_encoder_as_it_was():
+    encoder = fitted(titles('zh'))[0]
+    before = repr(encoder), encoder.encode(titles('zh'))
+    with pytest.raises(ValueError, match='no word'): encoder.fit(['', '!'])
+    assert repr(encoder) == before[0] and torch.equal(encoder.encode(titles('zh')), before[1])
 
 # pretrained encoders
 
