@@ -6,18 +6,27 @@
 __all__ = ['rows_known', 'alone', 'asked', 'Row', 'timed', 'race', 'limited', 'Field', 'lay_out', 'allowed_after', 'Written',
            'generate', 'same_ten', 'search_row', 'exact_row', 'Usual', 'Padded', 'trainer_of', 'training_row',
            'same_codes', 'codes_row', 'Given', 'usual_epoch', 'rqvae_row', 'same_tokenizer', 'many_tables',
-           'influence_row', 'held', 'peak_memory', 'memory_job', 'memory_row', 'large_row', 'machine', 'bench']
+           'influence_row', 'held', 'peak_memory', 'memory_job', 'memory_row', 'large_row', 'write_log', 'rows_in',
+           'checked_cells', 'read_by_rows', 'load_job', 'fresh_load', 'load_rows', 'machine', 'bench']
 
 # %% ../nbs/13_bench.ipynb #9c4057bc
+import csv
+import gzip
+import json
+import math
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +34,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import gentok
 from .data.dataset import Dataset
+from .data.formats import load
 from .data.memory import kept_memory
 from .data.splits import Examples, Split, leave_one_out
 from .data.toyshop import toyshop
@@ -412,6 +422,93 @@ def large_row(n:int=10_000_000, L:int=4, K:int=256, seed:int=0)->Row:
     note = f'{trie.n_items:,} items built in {seconds:.0f} s, {len(some)/looked:,.0f} look-ups/s'
     return limited('a trie of ten million', (bytes_per_item,), 16., 'bytes an item', note)
 
+# %% ../nbs/13_bench.ipynb #aecc5c96
+def write_log(folder:Path, n:int, kind:str, # csv, parquet or jsonl (gzipped, as Amazon Reviews 2023)
+              seed:int=0)->Path:
+    "A log of n interactions with n/10 items and as many users, and a text for each item"
+    rng, m = np.random.default_rng(seed), max(n//10, 10)
+    item = np.minimum((m*rng.random(n)**2).astype(np.int64), m - 1)
+    log = pl.DataFrame(dict(user=rng.integers(0, m, n), item=item, time=1_500_000_000 + rng.integers(0, 10**8, n)))
+    name = lambda c: pl.format('{}{}', pl.lit(c[0].upper()), pl.col(c).cast(pl.String).str.zfill(9)).alias(c)
+    log, items = log.with_columns(name('user'), name('item')), pl.DataFrame(dict(item=np.arange(m)))
+    items = items.select(name('item'), text=pl.format('red pine thing number {}', 'item'))
+    if kind == 'csv': log.write_csv(folder/'interactions.csv'); items.write_csv(folder/'items.csv')
+    elif kind == 'parquet': log.write_parquet(folder/'interactions.parquet'); items.write_parquet(folder/'items.parquet')
+    else:
+        reviews = log.select(user_id='user', parent_asin='item', timestamp=pl.col('time')*1000, rating=pl.lit(5.))
+        for file, frame in {'Shop': reviews, 'meta_Shop': items.rename(dict(item='parent_asin', text='title'))}.items():
+            with gzip.open(folder/f'{file}.jsonl.gz', 'wb', 1) as f: frame.write_ndjson(f)
+    return folder
+
+# %% ../nbs/13_bench.ipynb #2e23f140
+def rows_in(folder:Path, kind:str)->Iterator[tuple]: # user, item, time
+    "The interactions, each cell judged alone"
+    if kind == 'jsonl':
+        with gzip.open(folder/'Shop.jsonl.gz', 'rt', encoding='utf-8') as f:
+            rows = ([row.get(c) for c in ('user_id', 'parent_asin', 'timestamp')] for row in map(json.loads, f))
+            yield from checked_cells(rows)
+    else:
+        with open(folder/'interactions.csv', newline='', encoding='utf-8') as f:
+            rows = csv.reader(f, strict=True)
+            next(rows)
+            yield from checked_cells(rows)
+
+def checked_cells(rows:Iterator[list])->Iterator[tuple]: # user, item, time
+    "Rows whose ids name something and whose time is a number"
+    for user, item, time in rows:
+        if not all(isinstance(c, (str, int, float)) and c != '' and c == c for c in (user, item)): raise ValueError(f'{user!r}, {item!r}: not both are ids.')
+        if not math.isfinite(when := float(time)): raise ValueError(f'time {time!r} is no number.')
+        yield user, item, when
+
+def read_by_rows(folder:Path, kind:str, k:int=5)->dict: # user -> items in time order
+    "The peer: the histories of the k-core, read row by row"
+    users, items, u, i, time = {}, {}, array('q'), array('q'), array('d')
+    for user, item, t in rows_in(folder, kind):
+        u.append(users.setdefault(user, len(users)))
+        i.append(items.setdefault(item, len(items)))
+        time.append(t)
+    u, i, time = (np.array(a) for a in (u, i, time))
+    if kind == 'jsonl':
+        order = np.lexsort((time, u))
+        order = order[np.sort(np.unique(u[order]*len(items) + i[order], return_index=True)[1])]
+        u, i, time = u[order], i[order], time[order]
+    while (thin := (np.bincount(u)[u] < k) | (np.bincount(i)[i] < k)).any(): u, i, time = u[~thin], i[~thin], time[~thin]
+    order, names, things = np.lexsort((time, u)), list(users), list(items)
+    found = {}
+    for a, b in zip(u[order].tolist(), i[order].tolist()): found.setdefault(names[a], []).append(things[b])
+    return found
+
+# %% ../nbs/13_bench.ipynb #2e086ebd
+def load_job(folder:str)->list: # seconds, bytes beyond what was held before
+    "One load with the 5-core, in a process of its own"
+    import polars
+    polars.DataFrame(dict(a=['b'])).lazy().collect()
+    start = time.perf_counter()
+    peak, _ = peak_memory(lambda: load(folder, core=5))
+    return [time.perf_counter() - start, peak]
+
+def fresh_load(folder:Path)->tuple: # seconds, bytes
+    "`load_job` in a new process"
+    command = 'import sys, json; from gentok.bench import load_job; print(json.dumps(load_job(sys.argv[1])))'
+    done = subprocess.run([sys.executable, '-c', command, str(folder)], capture_output=True, text=True, check=True)
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
+
+def load_rows(n:int=10_000_000, repeats:int=5)->Iterator[Row]:
+    "Interactions per second and bytes of each, for CSV, Parquet and gzipped JSON lines; the peer reads a tenth"
+    with tempfile.TemporaryDirectory() as home:
+        for kind in ('csv', 'parquet', 'jsonl'):
+            large, small = Path(home)/kind, Path(home)/f'{kind}-small'
+            for folder, size in ((large, n), (small, n//10)): folder.mkdir(); write_log(folder, size, kind)
+            runs = [fresh_load(large) for _ in range(repeats)]
+            yield limited(f'memory to load {kind}', tuple(peak/n for _, peak in runs), 100, 'bytes an interaction')
+            if kind == 'parquet': continue
+            data, peer = load(small, core=5), read_by_rows(small, kind)
+            same = {u: [data.catalogue.ids[r] for r in h] for u, h in zip(data.histories.users, data.histories)} == peer
+            if not same: raise ValueError(f'{kind}: the two readers end with different histories; this is a bug.')
+            theirs = tuple(n/10/timed(lambda: read_by_rows(small, kind))[0] for _ in range(repeats))
+            yield Row(f'load {kind}', 'a reader row by row', 'interactions', tuple(n/s for s, _ in runs), theirs, 10,
+                      f'{n:,} interactions with {n//10:,} items, 5-core; the peer reads a tenth of it, to the same histories')
+
 # %% ../nbs/13_bench.ipynb #eabaf63c
 def machine()->str:
     "Where and with what"
@@ -423,8 +520,8 @@ def machine()->str:
             f'torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}')
 
 # %% ../nbs/13_bench.ipynb #b60a2e54
-rows_known = ('free', 'trie', 'exact', 'training', 'codes', 'rqvae', 'influence', 'memory', 'large')
-alone = ('codes', 'memory', 'large')  # need no data and no model
+rows_known = ('free', 'trie', 'exact', 'training', 'codes', 'rqvae', 'influence', 'memory', 'large', 'load')
+alone = ('codes', 'memory', 'large', 'load')  # need no data and no model
 asked = ('free', 'trie', 'exact')  # need a trained model
 
 def bench(dataset:Dataset|None=None, # None: a toy shop
@@ -447,7 +544,7 @@ def bench(dataset:Dataset|None=None, # None: a toy shop
                 codes=lambda: [codes_row(vectors, repeats=repeats)], rqvae=lambda: [rqvae_row(field, repeats=repeats)],
                 influence=lambda: [influence_row(field, repeats=max(2, repeats))],
                 memory=lambda: [memory_row('tokenize', vectors//10, 64), memory_row('evaluate', 20*users, 512)],
-                large=lambda: [large_row(10*vectors)])
+                large=lambda: [large_row(10*vectors)], load=lambda: load_rows(10*vectors, repeats))
     for row in (row for name in names for row in make[name]()):
         rows.append(row)
         say(str(row))

@@ -3,7 +3,7 @@ import importlib.util
 import json
 import pytest
 import torch
-from gentok.bench import Row, bench, generate, lay_out, race, same_ten
+from gentok.bench import Row, bench, generate, lay_out, load_rows, race, same_ten
 from gentok.cli import main
 from gentok.data.memory import depth, kept_memory
 from gentok.data.toyshop import toyshop
@@ -53,3 +53,8 @@ def test_kept_memory_ends_with_its_block():
     with pytest.raises(RuntimeError):
         with kept_memory(), kept_memory(): raise RuntimeError
     assert depth == [0]
+
+def test_loading_is_raced_to_the_same_histories():
+    rows = list(load_rows(20_000, 1))
+    assert [r.name for r in rows] == ['memory to load csv', 'load csv', 'memory to load parquet', 'memory to load jsonl', 'load jsonl']
+    assert all(r.ratio > 0 for r in rows) and '20,000 interactions with 2,000 items' in rows[1].note

@@ -15,8 +15,8 @@ modules = {'.'.join(f.relative_to(root/'gentok').with_suffix('').parts): f for f
            if not f.name.startswith('_')}
 trees = {name: ast.parse(f.read_text(encoding='utf-8')) for name, f in modules.items()}
 core = ('data', 'quantize', 'ids', 'evaluate')
-allowed = {'torch', 'numpy', 'sklearn', 'threadpoolctl', 'scipy', 'safetensors', 'PIL', 'tqdm', 'fastcore', 'gentok'}
-allowed_inside = allowed | {'matplotlib', 'pandas', 'pyarrow'}
+allowed = {'torch', 'numpy', 'sklearn', 'threadpoolctl', 'scipy', 'safetensors', 'PIL', 'tqdm', 'fastcore', 'gentok', 'polars'}
+allowed_inside = allowed | {'matplotlib'}
 columns = 120
 
 def none(troubles):

@@ -70,20 +70,17 @@ def of(cls:Catalogue,
     self.frame, self.text_columns, self.images, self.domain = frame, tuple(text_columns), images, domain
     return self
 
-def _column(name:str)->cached_property:
-    made = cached_property(lambda self: self.frame[name].to_list())
-    made.__doc__ = f'n: the column {name} as a list'
+def _made_when_asked(self:Catalogue, name:str):
+    "The lists of a frame, and the frame of lists, made when somebody asks for them"
+    columns, own = dict(ids='item', text='text', titles='title'), self.__dict__
+    if name in columns and 'frame' in own: made = self.frame[columns[name]].to_list()
+    elif name == 'frame' and 'ids' in own: made = pl.DataFrame(
+        [pl.Series(c, list(map(str, own[a])), pl.String) for a, c in (('ids', 'item'), ('titles', 'title'), ('text', 'text'))])
+    else: raise AttributeError(f'a catalogue has no {name}.')
+    setattr(self, name, made)
     return made
 
-for attribute, name in dict(ids='item', text='text', titles='title').items():
-    setattr(Catalogue, attribute, _column(name))
-    getattr(Catalogue, attribute).__set_name__(Catalogue, attribute)
-
-def _frame(self:Catalogue)->pl.DataFrame:
-    return pl.DataFrame(dict(item=[str(i) for i in self.ids], title=self.titles, text=self.text), schema=dict.fromkeys(('item', 'title', 'text'), pl.String))
-
-Catalogue.frame = cached_property(_frame)
-Catalogue.frame.__set_name__(Catalogue, 'frame')
+Catalogue.__getattr__ = _made_when_asked
 
 # %% ../../nbs/01_data/02_dataset.ipynb #e0942d20
 @patch
