@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 import gentok
 from .data.dataset import Dataset
 from .data.formats import load
-from .data.memory import kept_memory
+from .store.memory import kept_memory
 from .data.splits import Examples, Split, leave_one_out
 from .data.toyshop import toyshop
 from .embed.table import EmbeddingTable

@@ -138,7 +138,7 @@ def tokenize(args:argparse.Namespace)->dict:
 def write_identifiers(out:Path, ids:Sequence, # of the catalogue
                       item_ids, health)->dict:
     "The table of identifiers, by machine and by eye, and the health report"
-    from gentok.data.files import atomic_write
+    from gentok.store.files import atomic_write
     item_ids.save(out)
     names = {str(i): codes for i, codes in zip(ids, item_ids.table.tolist())}
     atomic_write(out/'identifiers.json', json.dumps(names))
@@ -260,7 +260,7 @@ def evaluate_model(args:argparse.Namespace)->dict:
 
 def config_of(model:Path)->dict: # with a 'seed', None if the run is not known
     "The configuration of the run that left a model"
-    from gentok.data.files import read_json
+    from gentok.store.files import read_json
     path = model/'run.json'
     return dict(dict(seed=None), **(read_json(path)['config'] if path.exists() else {}))
 
@@ -390,7 +390,7 @@ def add_bench(commands)->None:
     p = add_command(commands, 'bench', run_bench, bench_text, 'every row of the speed table, ours against a named peer',
                     'gentok bench --data data/Office_Products')
     p.add_argument('--data', type=Path, help='a folder or a file; without it, a toy shop')
-    p.add_argument('--rows', default='free,trie,exact,training,codes,rqvae,influence,memory,large', help='which of these, comma-separated (default: all, %(default)s)')
+    p.add_argument('--rows', default='free,trie,exact,training,codes,rqvae,influence,memory,large,load', help='which of these, comma-separated (default: all, %(default)s)')
     for name, default, text in (('users', 128, 'test users that are searched'), ('repeats', 5, 'runs of each'),
                                 ('epochs', 1, 'of training before the search'), ('vectors', 1_000_000, 'that are coded')):
         p.add_argument(f'--{name}', type=at_least_one, default=default, help=text)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gentok.bench import Row, bench, generate, lay_out, load_rows, race, same_ten
 from gentok.cli import main
-from gentok.data.memory import depth, kept_memory
+from gentok.store.memory import depth, kept_memory
 from gentok.data.toyshop import toyshop
 from gentok.recommend.t5 import RecommenderConfig
 from gentok.search.beam import beam_search

@@ -14,7 +14,7 @@ exporting = [p for p in book if p.exports]
 modules = {'.'.join(f.relative_to(root/'gentok').with_suffix('').parts): f for f in sorted((root/'gentok').rglob('*.py'))
            if not f.name.startswith('_')}
 trees = {name: ast.parse(f.read_text(encoding='utf-8')) for name, f in modules.items()}
-core = ('data', 'quantize', 'ids', 'evaluate')
+core = ('store', 'data', 'quantize', 'ids', 'evaluate')
 allowed = {'torch', 'numpy', 'sklearn', 'threadpoolctl', 'scipy', 'safetensors', 'PIL', 'tqdm', 'fastcore', 'gentok', 'polars'}
 allowed_inside = allowed | {'matplotlib'}
 columns = 120

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gentok.data.checkpoints import checkpoint_paths
+from gentok.store.checkpoints import checkpoint_paths
 from gentok.data.dataset import Catalogue, Dataset, Histories
 from gentok.data.splits import leave_one_out, windows
 from gentok.embed.collaborative import (CausalBlock, SASRec, SASRecConfig, mean_gain, tokens_of, whole_sequences)

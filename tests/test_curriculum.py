@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 
-from gentok.data.checkpoints import newest_checkpoint
+from gentok.store.checkpoints import newest_checkpoint
 from gentok.train.curriculum import Curriculum, MixedSequences, sampling_probabilities
 from gentok.train.loop import TrainConfig, Trainer
 from test_influence import tokenized

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.data.dataset import Catalogue, Dataset
-from gentok.data.files import read_folder
+from gentok.store.files import read_folder
 from gentok.data.splits import leave_one_out
 from gentok.ids.item_ids import random_ids
 from gentok.ids.sequences import Sequences, batch_tokens, item_tokens

@@ -129,7 +129,7 @@ def test_damaged_folders_are_errors(tmp_path):
     with pytest.raises((ValueError, FileNotFoundError)): EmbeddingTable.load(tmp_path/'nothing')
 
 def test_other_folders_are_refused(tmp_path):
-    from gentok.data.files import write_folder
+    from gentok.store.files import write_folder
     write_folder(tmp_path, dict(kind='Whitening'), {'mean': torch.zeros(2)})
     with pytest.raises(ValueError, match='Whitening'): EmbeddingTable.load(tmp_path)
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from gentok.data.dataset import Catalogue
-from gentok.data.files import write_folder
+from gentok.store.files import write_folder
 from gentok.embed.pretrained import (SentenceModel, batches_by_length, load_whole, masked_mean, pooled,
                                      read_layout, read_pooling, small_model)
 from gentok.embed.table import EmbeddingTable

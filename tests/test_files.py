@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
-from gentok.data import files
-from gentok.data.files import (atomic_write, read_folder, read_json, read_tensors, stage, sweep,
+from gentok.store import files
+from gentok.store.files import (atomic_write, read_folder, read_json, read_tensors, stage, sweep,
                                write_folder, write_together)
 
 class Killed(BaseException): pass
@@ -43,7 +43,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 writer = '''
 import sys
-from gentok.data.files import atomic_write
+from gentok.store.files import atomic_write
 n = 0
 while True:
     n += 1

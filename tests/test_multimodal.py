@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from gentok.data.files import read_folder, write_folder
+from gentok.store.files import read_folder, write_folder
 from gentok.data.toyshop import toyshop
 from gentok.embed.multimodal import (Block, ItemEncoder, LightConfig, LightEncoder, Words, code_order, columns, fill, picture_patches,
                                      projection, read_words)

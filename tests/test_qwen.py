@@ -13,7 +13,7 @@ import transformers as hf  # noqa: E402
 from hypothesis import given, settings, strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from gentok.data.files import read_folder, write_folder  # noqa: E402
+from gentok.store.files import read_folder, write_folder  # noqa: E402
 from gentok.data.toyshop import toyshop  # noqa: E402
 from gentok.embed.multimodal import ItemEncoder  # noqa: E402
 from gentok.embed.pretrained import load_whole  # noqa: E402

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gentok.data.files import read_folder, write_folder
+from gentok.store.files import read_folder, write_folder
 from gentok.ids.item_ids import random_ids
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from gentok.data.checkpoints import checkpoint_paths
+from gentok.store.checkpoints import checkpoint_paths
 from gentok.embed.table import EmbeddingTable
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, Scaler, Whitener, kept_epochs, mlp
 from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans, Tokenizer, random_codes, unexplained
@@ -280,7 +280,7 @@ def test_class_is_found_in_a_fresh_process(tmp_path):
     assert done.stdout.strip() == "RQVAE(12 numbers -> 8 × 8 × 8 codes, fitted on 'cloud')", done.stderr
 
 def edited(folder, **changes):
-    from gentok.data.files import read_folder, write_folder
+    from gentok.store.files import read_folder, write_folder
     config, tensors = read_folder(folder)
     write_folder(folder, {**config, **changes}, tensors)
 

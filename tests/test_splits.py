@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from gentok.data.dataset import Catalogue, Dataset, Histories
 from gentok.data.splits import Examples, hold_out, leave_one_out, shortest_users, training_items, unseen_users
-from gentok.data.files import read_json
+from gentok.store.files import read_json
 
 def naive(sequences, max_history):
     "The three sets as lists of (user, history, target), straight from the definition."

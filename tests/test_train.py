@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gentok.data.checkpoints import checkpoint_name, checkpoint_paths, newest_checkpoint, outdated
+from gentok.store.checkpoints import checkpoint_name, checkpoint_paths, newest_checkpoint, outdated
 from gentok.data.splits import Examples
 from gentok.ids.sequences import Sequences, batch_tokens
 from gentok.train.loop import TrainConfig, Trainer, learning_rate, pick_precision

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from gentok.data.checkpoints import checkpoint_paths, newest_checkpoint
+from gentok.store.checkpoints import checkpoint_paths, newest_checkpoint
 from gentok.train.loop import Trainer
 from test_train import same, train
 

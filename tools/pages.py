@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 root = Path(__file__).resolve().parent.parent
-stations = ('figures', 'data', 'embed', 'quantize', 'tokenize', 'ids', 'recommend', 'search', 'train',
+stations = ('figures', 'store', 'data', 'embed', 'quantize', 'tokenize', 'ids', 'recommend', 'search', 'train',
             'evaluate', 'baselines', 'papers', 'bench', 'cli')
 _number = re.compile(r'^\d+[a-z]?_')
 

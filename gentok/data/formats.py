@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from .columns import ImageFiles, Odd, encode, id_text, joined, paths, pictures, prices, standard_order, texts, times
 from .dataset import Catalogue, Dataset
-from .files import read_json, read_text
+from ..store.files import read_json, read_text
 from .interactions import Log, drop_repeats, first_users, gather, histories, in_order, k_core, keep_first, lost, present, take
 from .layouts import Format, Found, aliases, formats, recognise, role, telling
 from .tables import Table, as_json, check_rows, columns_of, place, read, rows_of

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.dataset import Catalogue
-from ..data.files import read_folder, tensor_digest, write_folder
-from ..data.memory import kept_memory
-from ..data.runs import at_least, clones, moments, packed, progress, seeded, take_up
+from ..store.files import read_folder, tensor_digest, write_folder
+from ..store.memory import kept_memory
+from ..store.runs import at_least, clones, moments, packed, progress, seeded, take_up
 from ..data.splits import Examples
 from .table import EmbeddingTable
 

@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 from tqdm import tqdm
 from ..data.dataset import Catalogue
-from ..data.files import read_folder, write_folder
+from ..store.files import read_folder, write_folder
 from .pretrained import load_whole, model_folder, need_transformers
 from .table import EmbeddingTable
 

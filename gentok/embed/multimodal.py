@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from ..data.files import read_folder, write_folder
+from ..store.files import read_folder, write_folder
 from .image import picture_at, pixels
 from .pretrained import batches_by_length
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from ..data.files import read_json, read_tensors
+from ..store.files import read_json, read_tensors
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #15552502
 def masked_mean(h:Tensor, # b t d: one vector per token

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from ..data.files import read_json, tensor_digest
+from ..store.files import read_json, tensor_digest
 from .multimodal import ItemEncoder, Words, columns
 from .pretrained import load_tokenizer, load_whole, model_folder, need_transformers
 

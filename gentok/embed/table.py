@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..data.files import read_folder, read_json, write_folder
+from ..store.files import read_folder, read_json, write_folder
 
 # %% ../../nbs/02_embed/01_table.ipynb #f70ad6a7
 def plain_ids(ids:Sequence[Hashable]|Tensor # strings or whole numbers, of Python, numpy or torch

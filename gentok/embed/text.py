@@ -22,7 +22,7 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from ..data.dataset import Catalogue
-from ..data.files import read_folder, read_json, write_folder
+from ..store.files import read_folder, read_json, write_folder
 from .pretrained import SentenceModel
 from .table import EmbeddingTable
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..data.files import read_folder, write_folder
+from ..store.files import read_folder, write_folder
 from .table import EmbeddingTable
 
 # %% ../../nbs/02_embed/04_whitening.ipynb #03497a9e

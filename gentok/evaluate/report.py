@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 import gentok
-from ..data.files import atomic_write
+from ..store.files import atomic_write
 from .page import Shelf, curve, esc, fact, identifier, number, page, panel, tile
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #35a893df

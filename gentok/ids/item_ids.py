@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_bytes
 from fastcore.basics import patch
 
-from ..data.files import atomic_write
+from ..store.files import atomic_write
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #904b8853
 def key_columns(codes:Tensor, # n l: identifiers

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.files import tensor_digest
+from ..store.files import tensor_digest
 from ..data.splits import Examples
 from .item_ids import ItemIds
 from .vocabulary import Vocabulary

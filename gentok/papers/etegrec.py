@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..data.dataset import Dataset
-from ..data.files import tensor_digest
+from ..store.files import tensor_digest
 from ..data.splits import Split, leave_one_out
 from ..evaluate.full_ranking import Evaluation, Validation
 from ..ids.item_ids import ItemIds

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..data.dataset import Dataset
-from ..data.files import atomic_write, read_json
+from ..store.files import atomic_write, read_json
 from ..data.splits import Split, leave_one_out
 from ..embed.table import EmbeddingTable
 from ..evaluate.full_ranking import Evaluation, Validation, summarise

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import gentok
 from ..data.dataset import Catalogue, Dataset
-from ..data.files import atomic_write, read_json
+from ..store.files import atomic_write, read_json
 from ..data.splits import Split
 from ..evaluate.full_ranking import Evaluation, Validation, evaluate, popular, summarise
 from ..evaluate.report import report

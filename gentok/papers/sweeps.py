@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..data.files import read_json
+from ..store.files import read_json
 from ..data.splits import Split, unseen_users
 from ..evaluate.full_ranking import Evaluation
 from ..evaluate.long_tail import by_group, popularity_groups, training_counts

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Dataset
-from ..data.files import atomic_write, read_json
+from ..store.files import atomic_write, read_json
 from ..data.splits import leave_one_out
 from ..embed.collaborative import SASRec, SASRecConfig
 from ..embed.table import EmbeddingTable

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.dataset import Dataset
-from ..data.files import atomic_write, read_json
+from ..store.files import atomic_write, read_json
 from ..data.formats import load
-from ..data.runs import one_of
+from ..store.runs import one_of
 from ..data.splits import leave_one_out
 from ..embed.table import together
 from .protocol import Result, claim, conclude, fit_recommender

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.dataset import Catalogue, Dataset
 from ..data.formats import load
-from ..data.runs import at_least, one_of
+from ..store.runs import at_least, one_of
 from ..data.splits import Examples, Split, leave_one_out
 from ..embed.image import ImageEncoder
 from ..embed.items import ItemTable, items_of, items_together

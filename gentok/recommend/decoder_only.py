@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from ..data.files import tensor_digest
+from ..store.files import tensor_digest
 from ..data.splits import Examples
 from ..ids.sequences import Sequences, budget_batches
 from ..ids.vocabulary import Vocabulary

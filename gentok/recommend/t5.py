@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from ..data.files import read_folder, write_folder
+from ..store.files import read_folder, write_folder
 from ..ids.vocabulary import Vocabulary
 from .forward import States, t5_states, tied_logits
 from .reader import Reader

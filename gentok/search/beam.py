@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..data.memory import kept_memory
+from ..store.memory import kept_memory
 from ..data.splits import Examples
 from ..ids.sequences import batch_tokens
 from ..ids.trie import Trie

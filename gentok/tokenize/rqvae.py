@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from fastcore.basics import patch
-from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..data.files import atomic_write, json_text
-from ..data.runs import at_least, clones, moments, one_of, packed, progress, seeded, take_up
+from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from ..store.files import atomic_write, json_text
+from ..store.runs import at_least, clones, moments, one_of, packed, progress, seeded, take_up
 from ..embed.whitening import principal_axes
 from ..quantize.codebook import Quantized
 from ..quantize.health import health

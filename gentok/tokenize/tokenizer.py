@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
-from ..data.files import read_folder, write_folder
+from ..store.files import read_folder, write_folder
 from ..embed.table import EmbeddingTable
 from ..quantize.health import Health, health as health_of
 from ..quantize.residual import ResidualQuantizer

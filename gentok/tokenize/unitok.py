@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..data.runs import at_least, one_of
+from ..store.runs import at_least, one_of
 from ..embed.table import EmbeddingTable, domains_of
 from ..quantize.experts import Balance, TokenMoE
 from ..quantize.revival import Revival

@@ -15,9 +15,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..data.files import fingerprint, json_text, read_folder, tensor_digest
-from ..data.runs import moments, packed, progress, seeded, take_up
+from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from ..store.files import fingerprint, json_text, read_folder, tensor_digest
+from ..store.runs import moments, packed, progress, seeded, take_up
 from ..embed.items import ItemTable, content_digest
 from ..embed.multimodal import ItemEncoder, LightConfig, LightEncoder, Words, projection
 from ..quantize.codebook import alone

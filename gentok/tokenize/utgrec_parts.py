@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..data.runs import at_least, one_of
+from ..store.runs import at_least, one_of
 from ..embed.items import ItemTable
 from ..embed.multimodal import ItemEncoder, encoder_kind
 from .co_occurrence import Positives

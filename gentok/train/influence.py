@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ..data.memory import kept_memory
+from ..store.memory import kept_memory
 from ..ids.sequences import Sequences, even_batches, random_state
 from .loop import Trainer
 

@@ -25,9 +25,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..data.files import atomic_write, fingerprint, tensor_bytes
-from ..data.memory import kept_memory
+from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from ..store.files import atomic_write, fingerprint, tensor_bytes
+from ..store.memory import kept_memory
 from ..ids.sequences import Sequences, random_state
 
 # %% ../../nbs/08_train/01_loop.ipynb #df676f4a
