@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+# %% ../nbs/13_bench.ipynb #4a12696d
 import numpy as np
 import polars as pl
 import torch
@@ -472,7 +473,8 @@ def read_by_rows(folder:Path, kind:str, k:int=5)->dict: # user -> items in time 
         order = np.lexsort((time, u))
         order = order[np.sort(np.unique(u[order]*len(items) + i[order], return_index=True)[1])]
         u, i, time = u[order], i[order], time[order]
-    while (thin := (np.bincount(u)[u] < k) | (np.bincount(i)[i] < k)).any(): u, i, time = u[~thin], i[~thin], time[~thin]
+    while (thin := (np.bincount(u)[u] < k) | (np.bincount(i)[i] < k)).any():
+        u, i, time = u[~thin], i[~thin], time[~thin]
     order, names, things = np.lexsort((time, u)), list(users), list(items)
     found = {}
     for a, b in zip(u[order].tolist(), i[order].tolist()): found.setdefault(names[a], []).append(things[b])

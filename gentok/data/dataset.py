@@ -72,10 +72,10 @@ def of(cls:Catalogue,
 
 def _made_when_asked(self:Catalogue, name:str):
     "The lists of a frame, and the frame of lists, made when somebody asks for them"
-    columns, own = dict(ids='item', text='text', titles='title'), self.__dict__
+    columns, own = dict(ids='item', titles='title', text='text'), self.__dict__
     if name in columns and 'frame' in own: made = self.frame[columns[name]].to_list()
-    elif name == 'frame' and 'ids' in own: made = pl.DataFrame(
-        [pl.Series(c, list(map(str, own[a])), pl.String) for a, c in (('ids', 'item'), ('titles', 'title'), ('text', 'text'))])
+    elif name == 'frame' and 'ids' in own:
+        made = pl.DataFrame([pl.Series(c, list(map(str, own[a])), pl.String) for a, c in columns.items()])
     else: raise AttributeError(f'a catalogue has no {name}.')
     setattr(self, name, made)
     return made
@@ -221,7 +221,8 @@ def in_standard_order(self:Dataset)->Dataset: # itself where it is in that order
     if (order == np.arange(len(order))).all(): return self
     c, other = self.catalogue, copy(self)
     images = c.images if c.images is None else Rearranged(c.images, order.tolist())
-    other.catalogue = Catalogue([c.ids[r] for r in order], [c.text[r] for r in order], images, c.domain, [c.titles[r] for r in order])
+    ids, text, titles = ([column[r] for r in order] for column in (c.ids, c.text, c.titles))
+    other.catalogue = Catalogue(ids, text, images, c.domain, titles)
     if 'frame' in c.__dict__: other.catalogue.frame, other.catalogue.text_columns = c.frame[order], c.text_columns
     place = torch.from_numpy(np.argsort(order))
     other.histories = Histories(self.histories.users, place[self.histories.items], self.histories.offsets)

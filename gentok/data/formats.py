@@ -8,27 +8,29 @@ __all__ = ['shaped', 'missing_words', 'place_of', 'json_rows', 'json_items', 'li
            'template_pictures', 'catalogue_of', 'alike', 'described', 'filtered', 'notes_on', 'report', 'joined_items',
            'load_found', 'load']
 
-# %% ../../nbs/01_data/03_formats.ipynb #f1e3363e
+# %% ../../nbs/01_data/03_formats.ipynb #5861c97a
 import json, re
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 import numpy as np
 import polars as pl
-from .columns import ImageFiles, Odd, encode, id_text, joined, paths, pictures, prices, standard_order, texts, times
+from .columns import (ImageFiles, Odd, encode, id_text, joined, paths, pictures, prices,
+                                 standard_order, texts, times)
 from .dataset import Catalogue, Dataset
 from ..store.files import read_json, read_text
-from .interactions import Log, drop_repeats, first_users, gather, histories, in_order, k_core, keep_first, lost, present, take
+from .interactions import (Log, drop_repeats, first_users, gather, histories, in_order, k_core, keep_first,
+                                      lost, present, take)
 from .layouts import Format, Found, aliases, formats, recognise, role, telling
 from .tables import Table, as_json, check_rows, columns_of, place, read, rows_of
 
-# %% ../../nbs/01_data/03_formats.ipynb #39ffa6b4
+# %% ../../nbs/01_data/03_formats.ipynb #5e27f600
 def place_of(path:Path, key:str)->str:
     "'path, line n' of the first place where the key of a JSON object stands"
     at = re.search('|'.join(re.escape(json.dumps(key, ensure_ascii=a)) + r'\s*:' for a in (True, False)), text := read_text(path))
     return f'{path}, line {text.count(chr(10), 0, at.start()) + 1}' if at else str(path)
 
-# %% ../../nbs/01_data/03_formats.ipynb #c88344f5
+# %% ../../nbs/01_data/03_formats.ipynb #a80ed36a
 def json_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of NAME.inter.json, each history a list of at least one id"
     found = read_json(table.path)
@@ -37,9 +39,10 @@ def json_rows(table:Table)->pl.DataFrame: # user, item, in order
         if not isinstance(items, list) or not items or not all(type(i) in (int, str) for i in items):
             said = 'an empty history' if items == [] else str(items)[:40]
             raise ValueError(f'{place_of(table.path, user)}: user {user!r} has {said}; expected a list of item ids (numbers or text), so correct it or remove the user.')
-    return pl.DataFrame(dict(user=[u for u, h in found.items() for _ in h], item=[str(i) for h in found.values() for i in h]), dict(user=pl.String, item=pl.String))
+    return pl.DataFrame(dict(user=[u for u, h in found.items() for _ in h], item=[str(i) for h in found.values()
+        for i in h]), dict(user=pl.String, item=pl.String))
 
-# %% ../../nbs/01_data/03_formats.ipynb #6f1aee9d
+# %% ../../nbs/01_data/03_formats.ipynb #9aae2aea
 def json_items(table:Table)->pl.DataFrame:
     "The rows of NAME.item.json"
     found = read_json(table.path)
@@ -47,9 +50,10 @@ def json_items(table:Table)->pl.DataFrame:
     odd = next((key for key, item in found.items() if not isinstance(item, dict)), None)
     if odd is not None: raise ValueError(f'{place_of(table.path, odd)}: item {odd!r} has {str(found[odd])[:40]!r}; expected {{"title": …}}, so correct it.')
     names = dict.fromkeys(name for item in found.values() for name in item)
-    return pl.DataFrame(dict(item=list(found), **{n.lower(): [as_json(item.get(n)) for item in found.values()] for n in names if n.lower() != 'item'}))
+    return pl.DataFrame(dict(item=list(found), **{n.lower(): [as_json(item.get(n)) for item in found.values()]
+                                                  for n in names if n.lower() != 'item'}))
 
-# %% ../../nbs/01_data/03_formats.ipynb #f9dae8ec
+# %% ../../nbs/01_data/03_formats.ipynb #6cbead22
 def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of lines such as 'user item item item', or 'user item'"
     words = read(table, ['line']).select(pl.col('line').str.extract_all(r'\S+'))
@@ -57,34 +61,37 @@ def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     if short.any(): raise ValueError(f'{place(table, short.arg_max())}: one word; expected a user and one item or more, so correct or remove the line.')
     return words.select(user=pl.col('line').list.first(), item=pl.col('line').list.slice(1)).explode('item').drop_nulls()
 
-# %% ../../nbs/01_data/03_formats.ipynb #3ef25739
+# %% ../../nbs/01_data/03_formats.ipynb #5e521eab
 def mind_rows(table:Table)->pl.DataFrame: # user, item, time
     "MIND's clicks: each user's history first, in its order, then what was clicked of what was shown"
     frame = read(table, ['user', 'time', 'history', 'shown']).with_columns(time=times(read(table, ['time'])['time']))
     before = frame.unique('user', keep='first', maintain_order=True).select('user', time=pl.lit(0), item=pl.col('history').str.split(' ')).explode('item')
-    clicks = frame.select('user', 'time', item=pl.col('shown').str.split(' ')).explode('item').filter(pl.col('item').str.ends_with('-1'))
+    clicks = frame.select('user', 'time',
+                          item=pl.col('shown').str.split(' ')).explode('item')
+    clicks = clicks.filter(pl.col('item').str.ends_with('-1'))
     rows = pl.concat([before, clicks.with_columns(pl.col('item').str.strip_suffix('-1'))], how='vertical_relaxed')
     return rows.filter(pl.col('item').fill_null('') != '').select('user', 'item', 'time')
 
-# %% ../../nbs/01_data/03_formats.ipynb #09c62b25
+# %% ../../nbs/01_data/03_formats.ipynb #7ec60b37
 def columns_in(where:str)->list[str]:
     "The columns that a condition in SQL names"
     try: return [name.lower() for name in pl.sql_expr(where).meta.root_names()] if where else []
     except pl.exceptions.PolarsError as e: raise ValueError(
         f'where={where!r} is not SQL ({str(e).splitlines()[0][:80]}); write a condition such as "event = \'buy\'".') from None
 
+# %% ../../nbs/01_data/03_formats.ipynb #407f5978
 def sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
     "Which rows satisfy a condition in SQL; columns of numbers are compared as numbers"
     try:
         condition = pl.sql_expr(where)
         for name in condition.meta.root_names():
             number = frame[name].cast(pl.Float64, strict=False)
-            if frame[name].dtype == pl.String and number.null_count() == frame[name].null_count(): frame = frame.with_columns(number)
+            if number.null_count() == frame[name].null_count(): frame = frame.with_columns(number)
         return frame.select(condition.alias('keep'))['keep'].cast(pl.Boolean).fill_null(False)
     except (pl.exceptions.PolarsError, TypeError) as e: raise ValueError(
         f'{table.path}: where={where!r} cannot be judged ({str(e).splitlines()[0][:80]}); write SQL such as "event = \'buy\' AND rating >= 4".') from None
 
-# %% ../../nbs/01_data/03_formats.ipynb #bc80c27c
+# %% ../../nbs/01_data/03_formats.ipynb #9b9fd2d6
 def ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `encode`
     "A column of ids, encoded and stripped; `Odd` for one that is missing or breaks a line"
     codes, names = encode(id_text(column, str(table.path)))
@@ -95,10 +102,11 @@ def ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `e
     again, tidy = encode(tidy)
     return again[codes], tidy
 
-# %% ../../nbs/01_data/03_formats.ipynb #a0c89276
+# %% ../../nbs/01_data/03_formats.ipynb #c0d69ffa
 shaped = {'JSON pair': json_rows, 'lines of items': line_rows, 'MIND': mind_rows}
 
-def log_rows(found:Found)->tuple[pl.DataFrame, list[str]]: # user, item, perhaps time, rating and more; columns that are not used
+def log_rows(found:Found)->tuple[pl.DataFrame,
+                                 list[str]]: # user, item, perhaps time, rating and more; columns that are not used
     "The rows of a table of interactions, as they stand"
     format, table = found.format, found.log
     if format.name in shaped: return shaped[format.name](table), []
@@ -118,15 +126,17 @@ def log_rows(found:Found)->tuple[pl.DataFrame, list[str]]: # user, item, perhaps
     frame = frame.with_columns(pl.col(c).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
     return frame, [c for c in columns if c not in (*names.values(), *extra)]
 
-# %% ../../nbs/01_data/03_formats.ipynb #6d406d7c
-def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame, np.ndarray|None]: # and their rows in the file; None: all
+# %% ../../nbs/01_data/03_formats.ipynb #5dbf4864
+def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame,
+    np.ndarray|None]: # and their rows in the file; None: all
     "What is an interaction, by the format and by what was asked"
     keep, table = pl.Series('keep', [True]).new_from_index(0, frame.height), found.log
     said = ~keep
     if frame['user'].null_count(): keep &= ~frame.select(pl.all_horizontal(pl.col('^(user|item|time)$').is_null())).to_series() # blank lines
     if frame['user'].dtype == pl.String == frame['item'].dtype:
         word, other = (getattr(found.format, r) or r for r in ('user', 'item'))
-        said = reduce(lambda a, b: a | b, (frame['user'] == w for w in (word, word.upper(), word.title()))).fill_null(False)
+        said = reduce(lambda a, b: a | b, (frame['user'] == w
+                                           for w in (word, word.upper(), word.title()))).fill_null(False)
         if said.any(): said &= frame['item'].str.to_lowercase().fill_null('') == other
     drop = {'header lines in the middle': said}
     if found.format.where:
@@ -143,7 +153,7 @@ def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame
         keep &= ~mask.fill_null(False)
     return (frame, None) if keep.all() else (frame.filter(keep), np.flatnonzero(keep))
 
-# %% ../../nbs/01_data/03_formats.ipynb #abddc210
+# %% ../../nbs/01_data/03_formats.ipynb #06d78665
 def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; columns that are not used
     "The log of a data set; a value that cannot be read is named with its line"
     frame, unused = log_rows(found)
@@ -164,7 +174,7 @@ def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; column
     removed['exact repeats (the same user, item and time)'] = log.n - once.n
     return once, unused
 
-# %% ../../nbs/01_data/03_formats.ipynb #7f162af1
+# %% ../../nbs/01_data/03_formats.ipynb #1bcd7d3f
 def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFrame:
     "The rows with an id, each item once; two that differ are an error that names both lines"
     format, table = found.format, found.items
@@ -177,7 +187,8 @@ def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFra
     except Odd as e: raise ValueError(f'{at(frame[" row"][e.row])}: {e}; fill in the item id or remove the line.') from None
     frame = frame.with_columns(pl.Series(' id', names.gather(codes))).drop(key)
     if len(names) == frame.height: return frame
-    if format.latest: return frame.with_columns(times(frame[format.latest])).sort(format.latest, maintain_order=True).unique(' id', keep='last', maintain_order=True)
+    if format.latest: return frame.with_columns(times(frame[format.latest])).sort(format.latest,
+        maintain_order=True).unique(' id', keep='last', maintain_order=True)
     once = frame.unique([c for c in frame.columns if c != ' row'], keep='first', maintain_order=True)
     twice = once.filter(once[' id'].is_duplicated()) if not found.format.strict else frame.filter(frame[' id'].is_duplicated())
     if twice.height:
@@ -186,8 +197,9 @@ def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFra
     removed['repeated lines of the items'] = frame.height - once.height
     return once
 
-# %% ../../nbs/01_data/03_formats.ipynb #ad8d888a
-def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame, list[str]]: # a column ` id` and the others; columns not used
+# %% ../../nbs/01_data/03_formats.ipynb #7813b582
+def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame,
+                                                list[str]]: # a column ` id` and the others; columns not used
     "The rows of a table of items, one an item"
     format, table = found.format, found.items
     if format.name == 'JSON pair': frame, columns, key = json_items(table), None, 'item'
@@ -203,7 +215,7 @@ def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame, list[str]]: # a co
         columns = [c for c in columns if c not in frame.columns]
     return one_each(frame, key, found, removed), columns or []
 
-# %% ../../nbs/01_data/03_formats.ipynb #3981de54
+# %% ../../nbs/01_data/03_formats.ipynb #ac6d1d9b
 def text_columns(frame:pl.DataFrame, found:Found)->list[str]:
     "The columns that make the text: those asked for, the format's, `text`, or those with telling names"
     asked, columns = [c.lower() for c in found.format.text], [c for c in frame.columns if not c.startswith(' ')]
@@ -211,33 +223,38 @@ def text_columns(frame:pl.DataFrame, found:Found)->list[str]:
     if missing and not any(found.format.text == f.text for f in formats): raise ValueError(
         f'{(found.items or found.log).path}, line 1: no column {missing[0]} among {", ".join(columns)}; name columns that are there with text=[…].')
     if found.format.name == 'RecBole': return sorted(typed_tokens(found, columns), key=lambda c: not re.search('title|name', c))
-    return [c for c in asked if c in columns] or (['text'] if 'text' in columns else [c for c in telling if c in columns])
+    return [c for c in asked if c in columns] or (['text'] if 'text' in columns else [c for c in telling
+        if c in columns])
 
+# %% ../../nbs/01_data/03_formats.ipynb #cb427813
 def typed_tokens(found:Found, columns:list[str])->list[str]:
     "The columns of a RecBole file of items that hold words"
     _, first = next(rows_of(found.items, found.items.files[0]))
     words = {name.strip().lower().partition(':')[0] for name in first if name.partition(':')[2].startswith('token')}
     return [c for c in columns if c in words and c != found.format.item]
 
-# %% ../../nbs/01_data/03_formats.ipynb #b97ca41e
+# %% ../../nbs/01_data/03_formats.ipynb #5f36de73
 def template_pictures(ids:pl.Series, format:Format, table:Table)->tuple[list, list]:
     "The pictures of a layout that names them after the items"
     if '{' not in format.image or not (folder := table.path.parent/format.image.partition('/')[0]).is_dir(): return [], []
     paths = [table.path.parent/format.image.format(item=i) for i in ids]
     return [p if p.is_file() else None for p in paths], []
 
-# %% ../../nbs/01_data/03_formats.ipynb #94fff83a
+# %% ../../nbs/01_data/03_formats.ipynb #e035f582
 def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, each once, and the others
     "The catalogue of rows of items: what is text is cleaned, what is a picture is not opened"
     table, format = found.items or found.log, found.format
     frame = frame.select(pl.all().gather(pl.Series(standard_order(frame[' id']))))
     named = text_columns(frame, found)
-    image = (role(frame.columns, 'image', table) if not format.image else format.image.lower() if format.image.lower() in frame.columns else None)
-    plain = {c: texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ') and c not in (image, 'price')}
+    image = (role(frame.columns, 'image', table) if not format.image else format.image.lower()
+             if format.image.lower() in frame.columns else None)
+    plain = {c: texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ')
+             and c not in (image, 'price')}
     text = joined(pl.DataFrame([frame[' id'], *plain.values()]), named)
     if format.title and format.title.lower() not in plain: raise ValueError(
         f'{table.path}, line 1: no column {format.title} among {", ".join(plain)}; name one that is there with title=\'…\'.') 
-    title = format.title.lower() or next((c for c in ('title', *aliases['title'][1:], *named) if c in plain and (c in aliases['title'] or re.search('title|name', c))), '')
+    title = format.title.lower() or next((c for c in ('title', *aliases['title'][1:], *named) if c in plain
+                                          and (c in aliases['title'] or re.search('title|name', c))), '')
     short = text.str.replace_all(r'\s+', ' ').str.slice(0, 60)
     title = plain[title].replace('', None).fill_null(short) if title else short
     made = pl.DataFrame([frame[' id'].alias('item'), title.alias('title'), text.alias('text'), *(plain[c].alias(c) for c in plain if c not in ('item', 'title', 'text'))])
@@ -250,12 +267,12 @@ def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, ea
     if any(files): more['image'] = pl.Series([str(f) if isinstance(f, Path) else None for f in files], dtype=pl.String)
     return Catalogue.of(made.with_columns(**more), tuple(named), ImageFiles(files) if any(files) else None, found.name)
 
-# %% ../../nbs/01_data/03_formats.ipynb #f30f6434
+# %% ../../nbs/01_data/03_formats.ipynb #b67d60e3
 def alike(ids:pl.Series)->pl.Series:
     "Ids without what often differs between two files: case, leading zeros, '.0'"
     return ids.str.to_lowercase().str.strip_suffix('.0').str.replace(r'^0+(.)', '${1}')
 
-# %% ../../nbs/01_data/03_formats.ipynb #630914d2
+# %% ../../nbs/01_data/03_formats.ipynb #bd9da792
 def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids of the items
     "The interactions with items that are described; ValueError where the two files write ids differently"
     unknown = ~log.items.is_in(known.implode())
@@ -277,7 +294,7 @@ def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids o
                     'users who took only those': gone['users']})
     return left
 
-# %% ../../nbs/01_data/03_formats.ipynb #20fe23bd
+# %% ../../nbs/01_data/03_formats.ipynb #a793048e
 def filtered(log:Log, found:Found, removed:dict)->Log: # in order
     "What repeats, the k-core and the number of users leave, each counted"
     if found.format.dedupe:
@@ -294,7 +311,7 @@ def filtered(log:Log, found:Found, removed:dict)->Log: # in order
         removed |= {f'users beyond the {found.format.max_users:,} asked for': gone['users'], 'interactions of those users': gone['interactions']}
     return log
 
-# %% ../../nbs/01_data/03_formats.ipynb #3f911e9e
+# %% ../../nbs/01_data/03_formats.ipynb #6760601e
 missing_words = ('nan', 'null', 'none', 'na', 'n/a', '\\n', '<na>')
 
 def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
@@ -305,7 +322,8 @@ def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
     for t in (found.log, found.items):
         if t and len(t.files) > 1: notes.append(f'{t.path.name} is {len(t.files)} files, read together')
     for file, columns in unused.items(): say(columns, f'columns of {file} that were not used: {few(columns)}')
-    kept = [x for x in c.frame.columns if x not in ('item', 'title', 'text', 'category_path', 'price', 'image', 'image_url', *c.text_columns)]
+    kept = [x for x in c.frame.columns if x not in ('item', 'title', 'text', 'category_path', 'price', 'image',
+                                                    'image_url', *c.text_columns)]
     say(kept, f'the text is made of {", ".join(c.text_columns) or "nothing"}; columns kept beside it: {few(kept)}')
     say(found.beside, f'files beside it that were not read: {few(list(found.beside))}')
     blank = int((c.frame['text'] == '').sum())
@@ -323,26 +341,27 @@ def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
     if c.images is not None and isinstance(c.images, ImageFiles):
         gone = [f for f in c.images.files if isinstance(f, Path) and not f.is_file()]
         say(gone, f'{len(gone):,} pictures do not exist (first: {gone[0].name if gone else ""})')
-    if 'image_url' in c.frame.columns: notes.append(f'{n - c.frame["image_url"].null_count():,} pictures are addresses on the web; they are kept in `image_url` and not opened')
+    say('image_url' in c.frame.columns, 'pictures on the web are kept as addresses in `image_url` and not opened')
     return notes
 
-# %% ../../nbs/01_data/03_formats.ipynb #91fa48a8
+# %% ../../nbs/01_data/03_formats.ipynb #66f14822
 def report(dataset:Dataset)->str:
     "What was loaded, what was removed on the way, and what else to know"
     removed = [f'removed: {count:,} {what}' for what, count in dataset.removed.items() if count]
     return '\n'.join([repr(dataset), *(removed or ['removed: nothing']), *(f'note: {note}' for note in dataset.notes)])
 
-# %% ../../nbs/01_data/03_formats.ipynb #d09dbe10
+# %% ../../nbs/01_data/03_formats.ipynb #2dd8b14a
 def joined_items(found:Found, words:list[str])->pl.DataFrame: # column ` id`
     "The items of a table that holds interactions and texts; two texts for one item are an error"
     table = found.log
     columns = list(columns_of(table))
     item, title = (role(columns, r, table, getattr(found.format, r)) for r in ('item', 'title'))
     image = role(columns, 'image', table, found.format.image)
-    frame = read(table, list(dict.fromkeys([item, *words, *filter(None, [title, image, 'price' if 'price' in columns else None])])))
+    frame = read(table, list(dict.fromkeys([item, *words, *filter(None,
+        [title, image, 'price' if 'price' in columns else None])])))
     return one_each(frame, item, found._replace(items=table), {})
 
-# %% ../../nbs/01_data/03_formats.ipynb #878c1aef
+# %% ../../nbs/01_data/03_formats.ipynb #80fe51bc
 def load_found(found:Found)->Dataset:
     "A recognised data set, read, checked and filtered"
     removed, unused = {}, {}
@@ -365,13 +384,15 @@ def load_found(found:Found)->Dataset:
             removed['items of the metadata that nobody took'] = frame.height - int(frame[' id'].is_in(log.items.implode()).sum())
             frame = frame.filter(there)
     catalogue = catalogue_of(frame, found)
-    dataset = Dataset(found.name, catalogue, histories(log, catalogue) if log is not None else None, {k: v for k, v in removed.items() if v})
+    dataset = Dataset(found.name, catalogue, histories(log, catalogue) if log is not None else None, {k: v for k,
+        v in removed.items() if v})
     dataset.notes = notes_on(dataset, found, unused)
     return dataset
 
-# %% ../../nbs/01_data/03_formats.ipynb #a0f6872d
+# %% ../../nbs/01_data/03_formats.ipynb #59ff0706
 def load(path:str|Path, # a folder, one of its files, or a folder of shards
-         user:str|None=None, item:str|None=None, time:str|None=None, # names of columns, where they are not the usual ones
+         user:str|None=None, item:str|None=None, time:str|None=None,
+             # names of columns, where they are not the usual ones
          text:Sequence[str]|None=None, # columns that make the items' text, in this order
          title:str|None=None, image:str|None=None, rating:str|None=None, # names of columns
          where:str|None=None, # SQL: which rows are an interaction, such as "event = 'buy'"
@@ -382,8 +403,10 @@ def load(path:str|Path, # a folder, one of its files, or a folder of shards
          strict:bool=False # items without metadata and repeated metadata are errors, not counted
         )->Dataset:
     "The data set at a path, its layout recognised; `report` tells what was removed and what was not used"
-    given = dict(user=user, item=item, time=time, title=title, image=image, rating=rating, where=where, min_rating=min_rating, core=core,
-                 dedupe=dedupe, max_users=max_users, strict=strict, text=(text,) if isinstance(text, str) else text and tuple(text))
+    given = dict(user=user, item=item, time=time, title=title, image=image, rating=rating, where=where,
+                 min_rating=min_rating, core=core,
+                 dedupe=dedupe, max_users=max_users, strict=strict, text=(text,) if isinstance(text, str) else text
+                     and tuple(text))
     given = {name: value for name, value in given.items() if value is not None}
     for name, least in dict(core=0, max_users=1).items():
         if given.get(name, least) < least: raise ValueError(f'{name} is {given[name]}, expected {least} or more.')

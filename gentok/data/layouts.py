@@ -6,14 +6,14 @@
 __all__ = ['formats', 'aliases', 'telling', 'parts', 'Format', 'role', 'Found', 'tables_in', 'has', 'candidates', 'refuse_parts',
            'generic', 'one_of_them', 'recognise', 'together']
 
-# %% ../../nbs/01_data/09_layouts.ipynb #04611e33
+# %% ../../nbs/01_data/09_layouts.ipynb #331b8bf4
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from .tables import Table, columns_of, table_at
 
-# %% ../../nbs/01_data/09_layouts.ipynb #b4182799
+# %% ../../nbs/01_data/09_layouts.ipynb #400c52c2
 class Format(NamedTuple):
     "One published layout: which files, and which columns play which role"
     name: str
@@ -41,51 +41,68 @@ class Format(NamedTuple):
     max_users: int|None = None # at most so many, the first in standard order
     strict: bool = False # items without metadata and repeated metadata are errors
 
-# %% ../../nbs/01_data/09_layouts.ipynb #9bb72f9d
+# %% ../../nbs/01_data/09_layouts.ipynb #eb56e4a5
 formats = (
     Format('JSON pair', r'(?P<name>.+)\.inter\.json', r'(?P<name>.+)\.item\.json', 'user', 'item', key='item',
            text=('title', 'brand', 'categories', 'description')),
-    Format('RecBole', r'(?P<name>.+)\.inter', r'(?P<name>.+)\.item', 'user_id', 'item_id', 'timestamp', 'rating', separator='\t'),
-    Format('MovieLens 1M', r'ratings\.dat', r'movies\.dat', 'user', 'item', 'time', 'rating', text=('title', 'genres'), separator='::',
+    Format('RecBole', r'(?P<name>.+)\.inter', r'(?P<name>.+)\.item', 'user_id', 'item_id', 'timestamp', 'rating',
+           separator='\t'),
+    Format('MovieLens 1M', r'ratings\.dat', r'movies\.dat', 'user', 'item', 'time', 'rating', text=('title',
+        'genres'), separator='::',
            log_columns=('user', 'item', 'rating', 'time'), item_columns=('item', 'title', 'genres')),
-    Format('MovieLens', r'ratings\.csv', r'movies\.csv', 'userid', 'movieid', 'timestamp', 'rating', text=('title', 'genres')),
+    Format('MovieLens', r'ratings\.csv', r'movies\.csv', 'userid', 'movieid', 'timestamp', 'rating', text=('title',
+        'genres')),
     Format('MovieLens 100K', r'u\.data', r'u\.item', 'user', 'item', 'time', 'rating', text=('title', 'date'),
-           separator='\t', item_separator='|', log_columns=('user', 'item', 'rating', 'time'), item_columns=('item', 'title', 'date')),
+           separator='\t', item_separator='|', log_columns=('user', 'item', 'rating', 'time'), item_columns=('item',
+               'title', 'date')),
     Format('Amazon 2023', r'(?P<name>(?!meta_).+)\.jsonl', r'meta_(?P<name>.+)\.jsonl', 'user_id', 'parent_asin', 'timestamp', 'rating',
            text=('title', 'features', 'categories'), image='images', core=5, dedupe=True),
-    Format('Amazon 2023 benchmark', r'(?P<name>.+)\.csv', r'meta_(?P<name>.+)\.jsonl', 'user_id', 'parent_asin', 'timestamp', 'rating',
+    Format('Amazon 2023 benchmark', r'(?P<name>.+)\.csv', r'meta_(?P<name>.+)\.jsonl', 'user_id', 'parent_asin',
+           'timestamp', 'rating',
            text=('title', 'features', 'categories'), image='images'),
     Format('Amazon 2018', r'(?:reviews_)?(?P<name>(?!meta_).+?)(?:_5)?\.json', r'meta_(?P<name>.+)\.json', 'reviewerid', 'asin', 'unixreviewtime',
-           'overall', text=('title', 'brand', 'category', 'categories', 'description'), image='imageurlhighres', core=5, dedupe=True),
+           'overall', text=('title', 'brand', 'category', 'categories', 'description'), image='imageurlhighres',
+               core=5, dedupe=True),
+)
+
+# %% ../../nbs/01_data/09_layouts.ipynb #168349bc
+formats += (
     Format('Yelp', r'yelp_academic_dataset_review\.json', r'yelp_academic_dataset_business\.json', 'user_id', 'business_id', 'date', 'stars',
            text=('name', 'categories', 'city'), title='name'),
     Format('Steam', r'.*steam_reviews\.json', r'.*steam_games\.json', 'username', 'product_id', 'date', key='id',
            text=('title', 'genres', 'tags', 'specs', 'publisher')),
-    Format('Steam recommendations', r'recommendations\.csv', r'games\.csv', 'user_id', 'app_id', 'date', text=('title',)),
+    Format('Steam recommendations', r'recommendations\.csv', r'games\.csv', 'user_id', 'app_id', 'date',
+           text=('title',)),
     Format('RetailRocket', r'events\.csv', r'item_properties_part\d\.csv', 'visitorid', 'itemid', 'timestamp', text=('value',), together=True,
            item_where="property = 'categoryid'", latest='timestamp'),
     Format('H&M', r'transactions_train\.csv', r'articles\.csv', 'customer_id', 'article_id', 't_dat',
-           text=('prod_name', 'product_type_name', 'product_group_name', 'colour_group_name', 'section_name', 'detail_desc'),
+           text=('prod_name', 'product_type_name', 'product_group_name', 'colour_group_name', 'section_name',
+                 'detail_desc'),
            title='prod_name', image='images/{item:.3}/{item}.jpg'),
     Format('KuaiRec', r'(?:big|small)_matrix\.csv', r'kuairec_caption_category\.csv', 'user_id', 'video_id', 'timestamp', 'watch_ratio',
            text=('manual_cover_text', 'caption', 'topic_tag', 'first_level_category_name', 'second_level_category_name', 'third_level_category_name')),
-    Format('KuaiRand', r'log_standard_.*\.csv', r'video_features_basic_.*\.csv', 'user_id', 'video_id', 'time_ms', text=('tag', 'video_type', 'music_type'),
+    Format('KuaiRand', r'log_standard_.*\.csv', r'video_features_basic_.*\.csv', 'user_id', 'video_id', 'time_ms',
+           text=('tag', 'video_type', 'music_type'),
            where='is_click = 1', together=True),
-    Format('MIND', r'behaviors\.tsv', r'news\.tsv', 'user', 'item', 'time', key='item', text=('title', 'category', 'subcategory', 'abstract'), separator='\t',
-           log_columns=('impression', 'user', 'time', 'history', 'shown'), item_columns=('item', 'category', 'subcategory', 'title', 'abstract')),
+    Format('MIND', r'behaviors\.tsv', r'news\.tsv', 'user', 'item', 'time', key='item', text=('title', 'category',
+        'subcategory', 'abstract'), separator='\t',
+           log_columns=('impression', 'user', 'time', 'history', 'shown'), item_columns=('item', 'category',
+               'subcategory', 'title', 'abstract')),
     Format('lines of items', r'(?P<name>.+)\.txt', user='user', item='item', separator='\x1f', log_columns=('line',)),
 )
 
-# %% ../../nbs/01_data/09_layouts.ipynb #f26d8afb
+# %% ../../nbs/01_data/09_layouts.ipynb #37003203
 aliases = dict(user='user user_id userid uid visitorid visitor_id customer_id customerid reviewerid member_id',
                item='item item_id itemid iid parent_asin asin movieid movie_id product_id productid article_id video_id business_id news_id sku isbn',
                time='time timestamp datetime date date_time ts t_dat time_ms unixreviewtime event_time created_at',
                rating='rating stars overall score', image='image image_path image_url images', title='title name item_name product_name prod_name')
 aliases = {role: names.split() for role, names in aliases.items()}
-telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand', 'categories', 'category', 'genres', 'features', 'description', 'detail_desc')
+telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand', 'categories', 'category', 'genres',
+           'features', 'description', 'detail_desc')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #3455ecac
-def role(columns:Sequence[str], name:str, table:Table, given:str='')->str|None: # in lower case; user, item, …; None: there is none
+# %% ../../nbs/01_data/09_layouts.ipynb #cd04a24e
+def role(columns:Sequence[str], name:str, table:Table,
+         given:str='')->str|None: # in lower case; user, item, …; None: there is none
     "The column that plays a role, under the name given or a usual one; ValueError where two could"
     if given: return given.lower() if given.lower() in columns else None
     found = [c for c in columns if c in aliases[name]]
@@ -93,7 +110,7 @@ def role(columns:Sequence[str], name:str, table:Table, given:str='')->str|None: 
                                         f'say which with {name}={found[0]!r}, or remove or rename one.')
     return found[0] if found else None
 
-# %% ../../nbs/01_data/09_layouts.ipynb #c91bd755
+# %% ../../nbs/01_data/09_layouts.ipynb #3786f0d5
 class Found(NamedTuple):
     "A data set that was recognised"
     format: Format
@@ -102,7 +119,7 @@ class Found(NamedTuple):
     items: Table|None
     beside: tuple[str, ...] # files that are not read
 
-# %% ../../nbs/01_data/09_layouts.ipynb #9c9f3d86
+# %% ../../nbs/01_data/09_layouts.ipynb #42cea982
 def tables_in(folder:Path)->tuple[dict[str, Table], list[str]]: # name -> table; the other files
     "What lies in a folder"
     tables, others = {}, []
@@ -111,18 +128,22 @@ def tables_in(folder:Path)->tuple[dict[str, Table], list[str]]: # name -> table;
         elif path.is_file() or not any(path.glob('*.[jp][pn]*g')): others.append(path.name)
     return tables, others
 
+# %% ../../nbs/01_data/09_layouts.ipynb #64042d1a
 def has(table:Table, names:Sequence[str])->bool:
     "Whether a table has these columns; one without a header has those of its format"
     try: return bool(table.columns) or set(names) <= set(columns_of(table))
     except (ValueError, OSError): return False
 
-# %% ../../nbs/01_data/09_layouts.ipynb #d50e1c07
-def candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (format, name) -> tables of interactions, of items
+# %% ../../nbs/01_data/09_layouts.ipynb #63a3ff86
+def candidates(tables:dict[str, Table])->dict[tuple, tuple[list,
+                                                           list]]: # (format, name) -> tables of interactions, of items
     "The published layouts that a folder's tables could be"
     found = {}
     for format in formats:
         taken = [t for pair in found.values() for kind in pair for t in kind]
-        sides = (format.log, format.log_columns, (format.user, format.item, *filter(None, [format.time]))), (format.items, format.item_columns, [format.key or format.item])
+        sides = (format.log, format.log_columns, (format.user, format.item,
+                                                  *filter(None, [format.time]))), (format.items,
+                                                      format.item_columns, [format.key or format.item])
         for side, (pattern, columns, needed) in enumerate(sides):
             for table in tables.values():
                 match = re.fullmatch(pattern, table.name, re.I) if pattern and table not in taken else None
@@ -133,19 +154,21 @@ def candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (form
                 found.setdefault(key, ([], []))[side].append(table)
     return found
 
-# %% ../../nbs/01_data/09_layouts.ipynb #6ea8bec8
+# %% ../../nbs/01_data/09_layouts.ipynb #195624c2
 parts = re.compile(r'(.+)[._-](train|training|valid|validation|val|test|part\d+)')
 
 def refuse_parts(names:list[str], folder:Path, every:set)->None:
     "ValueError for the parts of a split that somebody else made"
     for name in names:
         found = parts.fullmatch(name.rpartition('.')[0])
-        alike = sorted(n for n in every if found and n.startswith(found[1]) and parts.fullmatch(n.removesuffix('.gz').rpartition('.')[0]))
+        alike = sorted(n for n in every if found and n.startswith(found[1])
+                       and parts.fullmatch(n.removesuffix('.gz').rpartition('.')[0]))
         if len(alike) > 1: raise ValueError(f'{folder}: {" and ".join(alike)} are parts of one log that was split before, and gentok splits '
                                             f'by itself; join them into {found[1]}.{name.rpartition(".")[2]}.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #1398200d
-def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)->tuple[list, list]: # interactions, items
+# %% ../../nbs/01_data/09_layouts.ipynb #0f9a861a
+def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)->tuple[list,
+    list]: # interactions, items
     "Tables of one's own: interactions have a user and an item, items have no user; a name decides where the header leaves doubt"
     logs, items, seen = [], [], []
     for t in tables.values():
@@ -162,7 +185,7 @@ def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)-
         "or name the columns with user='…', item='…', time='…', text=['…'].")
     return logs, items
 
-# %% ../../nbs/01_data/09_layouts.ipynb #7c19e25b
+# %% ../../nbs/01_data/09_layouts.ipynb #cf975d1c
 def one_of_them(found:list[Table], what:str)->Table|None: # interactions or items
     "The only one, or the only one that is called so; ValueError that names two"
     if len(found) < 2: return found[0] if found else None
@@ -171,7 +194,7 @@ def one_of_them(found:list[Table], what:str)->Table|None: # interactions or item
     a, b = (t.path.name for t in found[:2])
     raise ValueError(f'{found[0].path.parent}: {a} and {b} could both be the {what}; name one of the two as the path, or move the other away.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #bd9126b6
+# %% ../../nbs/01_data/09_layouts.ipynb #cf031ea0
 def recognise(path:Path, given:Format=Format('tables'))->Found:
     "The one data set at a path, a folder or one of its files; `given` is what the user says of the columns"
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; check the path.')
@@ -194,8 +217,10 @@ def recognise(path:Path, given:Format=Format('tables'))->Found:
     log, items = one_of_them(logs, 'interactions'), one_of_them(items, 'items')
     used = {f.name for t in (log, items) if t for f in (t.path, *t.files)}
     beside = sorted({*(t.path.name for t in tables.values()), *others} - used)
-    return Found(format, name or (path.resolve().name if path.is_dir() else path.name.split('.')[0]), log, items, tuple(beside))
+    return Found(format, name or (path.resolve().name if path.is_dir() else path.name.split('.')[0]), log, items,
+                 tuple(beside))
 
+# %% ../../nbs/01_data/09_layouts.ipynb #347ede7a
 def together(tables:list[Table])->list[Table]:
     "Several files as one table"
     return [tables[0]._replace(files=tuple(f for t in tables for f in t.files))] if tables else []

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['Groups', 'group_of', 'collides', 'suffixes', 'preferences', 'leave', 'take_turns', 'descend', 'relocate',
-           'nearest_free', 'Reassigned', 'reassign', 'suffixed', 'measure', 'rearranged', 'resolve']
+           'nearest_free', 'Reassigned', 'reassign', 'suffixed', 'measure', 'rearranged', 'turns', 'in_rows', 'resolve']
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #20e12cae
 import math, warnings
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..data.columns import standard_order
 from .item_ids import ItemIds, check_codes, key_columns, smallest, sort_rows
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #08228839
 class Groups(NamedTuple):
     "Which items have equal codes"
     number: Tensor # n: of each item's group; groups count in lexicographic order of their codes
-    order: Tensor # n: rows sorted by group, in the order of the catalogue within one
+    order: Tensor # n: rows sorted by group, in the order of the rows within one
 
 def group_of(codes:Tensor, # n l
              sizes:tuple # K of each level
@@ -44,7 +46,7 @@ def collides(codes, # n l
 # %% ../../nbs/05_ids/02_collisions.ipynb #aee93b79
 def suffixes(codes, # n l
              sizes:tuple|None=None # K of each level; None: the largest code + 1
-            )->Tensor: # n: 0, 1, .. within each group, in the order of the catalogue
+            )->Tensor: # n: 0, 1, .. within each group, in the order of the rows
     "TIGER's extra token"
     number, order = group_of(*check_codes(codes, sizes))
     count = number.bincount()
@@ -229,6 +231,23 @@ def rearranged(codes:Tensor, # n l
         f"raise K, add a level, or use 'suffix'.")
     return reassign(codes, sizes, far, seed), sizes
 
+# %% ../../nbs/05_ids/02_collisions.ipynb #4e331656
+def turns(ids:Sequence|None, # n; None: the order of the rows
+          n:int # items
+         )->Tensor: # n: rows, the first to choose first
+    "The standard order of the items' ids"
+    if ids is None: return torch.arange(n)
+    if len(ids) != n: raise ValueError(f'{len(ids)} ids for {n} items; give one for each, in the order of the codes.')
+    return torch.tensor(standard_order(ids).astype('int64'))
+
+def in_rows(item_ids:ItemIds, # of items in some order
+            order:Tensor # n: that order, rows
+           )->ItemIds:
+    "The same identifiers, row by row"
+    table = torch.empty_like(item_ids.table)
+    table[order] = item_ids.table
+    return ItemIds(table, item_ids.sizes, item_ids.collisions, item_ids.moved)
+
 # %% ../../nbs/05_ids/02_collisions.ipynb #c3a5bd87
 def resolve(codes, # n l: a tokenizer's codes
             policy:str='suffix', # 'suffix', 'reassign', or 'none', which only checks
@@ -236,7 +255,8 @@ def resolve(codes, # n l: a tokenizer's codes
             residuals:Tensor|None=None, # n d: what the last level quantised, for 'reassign'
             codebook:Tensor|None=None, # k d: codewords of the last level, for 'reassign'
             distances:Tensor|None=None, # n k: any distances, instead of these two
-            seed:int=0 # for 'reassign', where a prefix is full
+            seed:int=0, # for 'reassign', where a prefix is full
+            ids:Sequence|None=None # n: the items' own, whose standard order decides who comes first; None: the rows do
            )->ItemIds: # with `collisions` and `moved`
     "Identifiers that are all different; `ValueError` where that is impossible"
     if policy not in ('suffix', 'reassign', 'none'): raise ValueError(
@@ -245,10 +265,11 @@ def resolve(codes, # n l: a tokenizer's codes
     longer = policy == 'suffix' and sizes is not None and len(sizes) == L + 1
     codes, checked = check_codes(codes, sizes[:-1] if longer else sizes)
     if policy == 'none': return ItemIds(codes, checked)
-    shared = int(collides(codes, checked).sum())
-    if policy == 'suffix': return ItemIds(*suffixed(codes, sizes if longer else checked), shared)
-    done, checked = rearranged(codes, sizes, measure(codes, residuals, codebook, distances), seed)
+    order, shared = turns(ids, len(codes)), int(collides(codes, checked).sum())
+    if policy == 'suffix': return in_rows(ItemIds(*suffixed(codes[order], sizes if longer else checked), shared), order)
+    far, K = measure(codes, residuals, codebook, distances)
+    done, checked = rearranged(codes[order], sizes, (lambda i: far(order[i]), K), seed)
     if done.expelled.any(): warnings.warn(
         f'{int(done.expelled.sum())} of {len(codes)} items left their prefix, because it holds '
         f"more items than its {checked[-1]} last codes; raise K or use 'suffix'.", stacklevel=2)
-    return ItemIds(done.codes, checked, shared, int(done.moved.sum()))
+    return in_rows(ItemIds(done.codes, checked, shared, int(done.moved.sum())), order)

@@ -95,7 +95,7 @@ def prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to kee
                  tokenizer:Tokenizer|None=None # trained in epochs; None: the one that the configuration names
                 )->Many:
     "Embed once, tokenize n times, make each unique; what lies in the folder is not made again"
-    start, place = time.time(), out/'identifiers'
+    start, place, dataset = time.time(), out/'identifiers', dataset.in_standard_order()
     done = (place/'seconds.json').exists()
     table = EmbeddingTable.load(out/'embeddings') if done else item_vectors(dataset, config, out)
     fit = last_epochs if config.adjacent else other_starts
@@ -182,6 +182,7 @@ def run(dataset:Dataset, config:MtgrecConfig=MtgrecConfig(),
     "MTGRec from a data set to its numbers on every test user"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder, tokenizer)._replace(out=None)
+    dataset = dataset.in_standard_order()
     split, given = leave_one_out(dataset), dict(tokenizer=tokenizer.settings) if tokenizer else {}
     out = claim(out, 'mtgrec', asdict(config) | given, dataset)
     many = first_process(lambda: prepare_many(dataset, config, out, tokenizer), out)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Protocol', 'check_protocol', 'Fitted', 'fit_recommender', 'save_fitted', 'load_fitted', 'load_items',
            'metrics_record', 'pick_metrics', 'rows_beside', 'example_cases', 'write_report', 'Result', 'conclude',
-           'write_result', 'fingerprint', 'difference', 'claim']
+           'write_result', 'data_print', 'fingerprint', 'difference', 'same_run', 'claim']
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4085c1fa
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -206,10 +207,17 @@ def write_result(result:Result, name:str, # of the method
     return table
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #f7e28498
-def fingerprint(method:str, config:dict, dataset:Dataset)->dict: # plain JSON
+def data_print(dataset:Dataset)->dict: # plain JSON
+    "A data set by its content: the digest is that of all items, texts and interactions, in any order of the items"
+    return dict(name=dataset.name, items=len(dataset.catalogue), interactions=len(dataset.histories.items),
+                digest=dataset.in_standard_order().digest())
+
+def fingerprint(method:str, config:dict, dataset:Dataset,
+                others:Sequence[Dataset]=() # that the method also learns from
+               )->dict: # plain JSON
     "What two runs must agree in to be one"
-    data = [dataset.name, len(dataset.catalogue), len(dataset.histories.items)]
-    return dict(method=method, data=data, config=json.loads(json.dumps(config)))
+    found = dict(method=method, data=data_print(dataset), config=json.loads(json.dumps(config)))
+    return dict(found, others=[data_print(d) for d in others]) if len(others) else found
 
 def difference(theirs:dict, ours:dict # fingerprints
               )->tuple|None: # name, their value, our value
@@ -218,17 +226,30 @@ def difference(theirs:dict, ours:dict # fingerprints
     return next(((k, theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v), None)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #7d27fdba
+def same_run(out:Path, theirs:dict, ours:dict # fingerprints
+            )->None:
+    "ValueError for a folder that holds another run, or this one on data that have changed"
+    name, before, now = difference(theirs, ours) or (None, None, None)
+    rest = theirs.get('others'), ours.get('others')
+    if name == 'data' or name is None and all(rest) and rest[0] != rest[1]: raise ValueError(
+        f'{out} holds a run on other data: since then items or interactions have changed, or another data set is meant; '
+        'give another --out.')
+    if name: raise ValueError(
+        f'{out} holds a run with {name}={before!r}, but {name}={now!r} was asked for; '
+        'give the same settings to continue it, or another --out.')
+
 def claim(out:str|Path, # made if missing
-          method:str, config:dict, dataset:Dataset)->Path:
+          method:str, config:dict, dataset:Dataset,
+          others:Sequence[Dataset]=() # that the method also learns from; none: they are not compared
+         )->Path:
     "Mark a folder as this run's, or make sure that it already is"
-    out, ours, state = Path(out), fingerprint(method, config, dataset), processes_here()
+    out, ours, state = Path(out), fingerprint(method, config, dataset, others), processes_here()
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out} is a file, expected a folder; choose another --out.')
     mark = out/'run.json'
-    if state.is_main_process and not mark.exists(): atomic_write(mark, json.dumps(ours, indent=1))
+    theirs = read_json(mark) if mark.exists() else {}
+    if theirs: same_run(out, theirs, ours)
+    state.wait_for_everyone() # all have read it before it is written
+    if state.is_main_process and not theirs.keys() >= ours.keys(): atomic_write(mark, json.dumps(theirs | ours, indent=1))
     state.wait_for_everyone()
-    odd = difference(read_json(mark), ours)
-    if odd: raise ValueError(
-        f'{out} holds a run with {odd[0]}={odd[1]!r}, but {odd[0]}={odd[2]!r} was asked for; '
-        'give the same settings to continue it, or another --out.')
     return out

@@ -24,7 +24,7 @@ from ..embed.collaborative import SASRec, SASRecConfig
 from ..embed.table import EmbeddingTable
 from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
-from ..ids.collisions import resolve
+from ..ids.collisions import in_rows, resolve, turns
 from ..ids.item_ids import ItemIds, ids_file, random_ids
 from .protocol import Protocol, Result, claim, conclude, fit_recommender
 from ..quantize.experts import shelves
@@ -66,7 +66,7 @@ def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it 
 def reassigned(quantizer, # a `ResidualQuantizer`, or experts
                latent:Tensor, codes:Tensor, # n d: what it quantised; n l
                sizes:tuple, seed:int=0)->ItemIds:
-    "Codes made unique by moving last codes to the nearest free codeword; each expert's items among themselves"
+    "Codes made unique by moving last codes to the nearest free codeword; each expert's items among themselves, the first row first"
     new, collisions, moved = codes.clone(), 0, 0
     for rows, columns, part in shelves(quantizer, codes):
         own, books = codes[rows, columns], part.codebooks
@@ -98,14 +98,15 @@ class Prepared(NamedTuple):
 
 def unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str, seed:int=0)->ItemIds:
     "Codes made unique; 'reassign' moves last codes to the nearest free codeword (UTGRec), and earlier ones where a prefix is full"
-    codes = tokenizer.encode(table)
-    if policy != 'reassign': return resolve(codes, policy, tokenizer.sizes)
+    codes, order = tokenizer.encode(table), turns(table.ids, len(table))
+    if policy != 'reassign': return resolve(codes, policy, tokenizer.sizes, ids=table.ids)
     if isinstance(tokenizer, RandomTokenizer):  # no codeword is near another
-        return random_ids(len(table), tokenizer.sizes, seed)
+        return in_rows(random_ids(len(table), tokenizer.sizes, seed), order)
     with torch.no_grad():
-        x = tokenizer.checked(table).matrix
+        x = tokenizer.checked(table).matrix[order]
         latent = tokenizer.encoder(tokenizer.inputs(x)) if isinstance(tokenizer, RQVAE) else x
-        return reassigned(tokenizer.quantizer, latent, codes, tokenizer.sizes, seed)
+        made = reassigned(tokenizer.quantizer, latent, codes[order], tokenizer.sizes, seed)
+    return in_rows(made, order)
 
 def kept_ids(make:Callable[[], ItemIds], path:Path|None # folder or file; None: nothing is kept
             )->ItemIds:
@@ -118,7 +119,8 @@ def kept_ids(make:Callable[[], ItemIds], path:Path|None # folder or file; None: 
 def prepare(dataset:Dataset, config:TigerConfig,
             out:str|Path|None=None # folder to keep the stages in
            )->Prepared:
-    "Embed, tokenize, make unique"
+    "Embed, tokenize, make unique; rows in standard order"
+    dataset = dataset.in_standard_order()
     start, out = time.time(), Path(out) if out else None
     done = out and (out/'identifiers'/'seconds.json').exists()
     if done: table = EmbeddingTable.load(out/'embeddings')
@@ -135,6 +137,7 @@ def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues
        )->Result:
     "TIGER from a data set to its numbers on every test user"
+    dataset = dataset.in_standard_order()
     split = leave_one_out(dataset)
     if out: out = claim(out, 'tiger', asdict(config), dataset)
     prepared = first_process(lambda: prepare(dataset, config, out), out)
