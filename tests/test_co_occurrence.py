@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gentok.data.dataset import Catalogue, Dataset
-from gentok.data.prepared import CatalogueOnly
 from gentok.data.splits import hold_out, training_items
 from gentok.data.toyshop import toyshop
 from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment, co_occurrences, concat_positives, gather_rows,
@@ -81,7 +80,7 @@ def test_an_item_repeated_is_its_own_positive():
     assert listed(co_occurrences(shop({'u': [1, 1, 2, 0, 0]}, n=3))) == [[0], [1, 2], [1]]
 
 def test_a_catalogue_without_histories_has_itself():
-    found = co_occurrences(CatalogueOnly('shelf', Catalogue(list('abc'), list('abc'))))
+    found = co_occurrences(Dataset('shelf', Catalogue(list('abc'), list('abc')), None))
     assert found.items.tolist() == [0, 1, 2] and found.counts.tolist() == [1, 1, 1]
 
 def test_held_out_users_teach_nothing():

@@ -259,6 +259,36 @@ def test_matrices_with_missing_times(tmp_path):
     with pytest.raises(ValueError, match='small_matrix.csv, line 2: the time is missing'): load(folder)
     assert ids(load(folder, where='timestamp IS NOT NULL')) == {'0': ['9598']}
 
+@pytest.mark.parametrize('name', ['Amazon 2023', 'Amazon 2018', 'Yelp', 'Steam', 'H&M', 'MIND', 'MovieLens 1M', 'RecBole', 'JSON pair'])
+def test_a_log_alone_says_nothing_of_its_items(tmp_path, name):
+    "the title and text of a review are not those of the item"
+    files, asked, want, _ = published[name]
+    data = load(put(tmp_path, **dict(list(files.items())[:1])), **asked)
+    assert ids(data) == want and set(data.catalogue.text) == {''} and 'items have no text' in report(data)
+
+@pytest.mark.parametrize('name, where, left', [('MovieLens', 'rating >= 4 AND userId = 1', 2), ('MovieLens', 'movieId = 3', 2), ('Amazon 2018', "overall > 4", 25), ('Yelp', "date < '2018-07-06'", 2), ('KuaiRec', 'watch_ratio > 1', 2), ('Steam recommendations', "is_recommended = 'true'", 2)])
+def test_where_on_published_layouts(tmp_path, name, where, left):
+    assert len(load(put(tmp_path, **published[name][0]), where=where).histories.items) == left
+
+@pytest.mark.parametrize('name', ['JSON pair', 'lines of items (P5)', 'MIND', 'H&M'])
+@pytest.mark.parametrize('asked', [dict(min_rating=2), dict(where='stars > 2'), dict(rating='grade', min_rating=1)])
+def test_what_a_layout_does_not_say_cannot_be_asked(tmp_path, name, asked):
+    folder = put(tmp_path, **published[name][0])
+    with pytest.raises(ValueError, match='rating|stars|grade') as e: load(folder, **asked)
+    assert str(folder) in str(e.value) and '\n' not in str(e.value) and str(e.value).endswith('.')
+
+@pytest.mark.parametrize('name', ['JSON pair', 'RecBole', 'MovieLens', 'Yelp', 'H&M', 'MIND', 'lines of items (P5)'])
+@pytest.mark.parametrize('asked', [dict(core=2), dict(dedupe=True), dict(max_users=1), dict(strict=True)])
+def test_filters_of_every_layout(tmp_path, name, asked):
+    files, _, want, _ = published[name]
+    folder, n = put(tmp_path, **files), sum(map(len, want.values()))
+    try: data = load(folder, **asked)
+    except ValueError as e: assert 'core' in asked and 'in the 2-core' in str(e); return
+    assert n == len(data.histories.items) + sum(c for what, c in data.removed.items() if 'interactions' in what)
+
+def test_the_folder_of_pictures_is_not_called_unread(tmp_path):
+    assert 'images' not in report(load(put(tmp_path, **published['H&M'][0]))).partition('not read')[2]
+
 # ---- real data ----------------------------------------------------------------------------------------------------
 
 digests = dict(Beauty='dcd2f835c1c5962d', Instruments='8e7da927700b828b', Office_Products='ac6dd8a963c12ade', Office_Products_2018='7d4c60014a477a6c', Sports_and_Outdoors='7cd993fc86090323',
@@ -618,7 +648,7 @@ cases = dict(
     empty_inter=bad('atomic', 'shop.inter is empty', shop__inter=''),
     header_only_inter=bad('atomic', 'shop.inter, line 1: a header and no rows', shop__inter=atomic['shop.inter'].split('\n')[0]),
     header_only_item=bad('atomic', 'shop.item, line 1: a header and no rows', shop__item='item_id:token\ttitle:token_seq\n'),
-    no_timestamp=bad('atomic', 'timestamp', shop__inter='user_id:token\titem_id:token\nann\ta\n'),
+    no_timestamp=bad('atomic', 'shop.inter, line 1: no column time', shop__inter='user_id:token\titem_id:token\nann\ta\n'),
     no_item_id=bad('atomic', 'item_id', shop__item='id:token\ttitle:token_seq\na\tred\n'),
     short_row=bad('atomic', 'shop.inter, line 3: 2 values, expected 3', shop__inter=atomic['shop.inter'].replace('ann\ta\t1', 'ann\ta')),
     twice_atomic=bad('atomic', "shop.item, line 3: item 'a' stands already in line 2", shop__item=atomic['shop.item'].replace('\nb', '\na')),

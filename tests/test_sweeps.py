@@ -78,7 +78,7 @@ def test_unseen_users_of_any_split_add_up():
 
 def test_a_run_without_some_users_has_a_folder_of_its_own(tmp_path):
     tiger.run(shop(), tiny, tmp_path)
-    with pytest.raises(ValueError, match='holds a run with data='): tiger.run(hold_out(shop(), .3), tiny, tmp_path)
+    with pytest.raises(ValueError, match='holds a run on other data'): tiger.run(hold_out(shop(), .3), tiny, tmp_path)
 
 def test_what_unseen_users_took_changes_no_weight():
     "Other early items of the unseen: behaviour vectors, identifiers and recommender are the same"

@@ -6,9 +6,9 @@
 __all__ = ['shaped', 'missing_words', 'place_of', 'json_rows', 'json_items', 'line_rows', 'mind_rows', 'columns_in', 'sql_mask',
            'ids_of', 'log_rows', 'kept_rows', 'log_of', 'one_each', 'item_rows', 'text_columns', 'typed_tokens',
            'template_pictures', 'catalogue_of', 'alike', 'described', 'filtered', 'notes_on', 'report', 'joined_items',
-           'load_found', 'load']
+           'load_found', 'check_given', 'load']
 
-# %% ../../nbs/01_data/03_formats.ipynb #5861c97a
+# %% ../../nbs/01_data/03_formats.ipynb #956319d7
 import json, re
 from collections.abc import Sequence
 from functools import reduce
@@ -22,38 +22,41 @@ from ..store.files import read_json, read_text
 from .interactions import (Log, drop_repeats, first_users, gather, histories, in_order, k_core, keep_first,
                                       lost, present, take)
 from .layouts import Format, Found, aliases, formats, recognise, role, telling
-from .tables import Table, as_json, check_rows, columns_of, place, read, rows_of
+from .tables import Table, as_json, check_rows, columns_of, objects, opened, place, read, rows_of, slow_lines
 
-# %% ../../nbs/01_data/03_formats.ipynb #5e27f600
+# %% ../../nbs/01_data/03_formats.ipynb #28e8d8a9
 def place_of(path:Path, key:str)->str:
     "'path, line n' of the first place where the key of a JSON object stands"
     at = re.search('|'.join(re.escape(json.dumps(key, ensure_ascii=a)) + r'\s*:' for a in (True, False)), text := read_text(path))
     return f'{path}, line {text.count(chr(10), 0, at.start()) + 1}' if at else str(path)
 
-# %% ../../nbs/01_data/03_formats.ipynb #a80ed36a
+# %% ../../nbs/01_data/03_formats.ipynb #390e2646
 def json_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of NAME.inter.json, each history a list of at least one id"
+    with opened(table.path): pass
     found = read_json(table.path)
     if not isinstance(found, dict) or not found: raise ValueError(f'{table.path}, line 1: no users; expected {{"user": [item, …]}}, so add histories.')
     for user, items in found.items():
         if not isinstance(items, list) or not items or not all(type(i) in (int, str) for i in items):
             said = 'an empty history' if items == [] else str(items)[:40]
             raise ValueError(f'{place_of(table.path, user)}: user {user!r} has {said}; expected a list of item ids (numbers or text), so correct it or remove the user.')
-    return pl.DataFrame(dict(user=[u for u, h in found.items() for _ in h], item=[str(i) for h in found.values()
-        for i in h]), dict(user=pl.String, item=pl.String))
+    rows = [(as_json(u), as_json(i)) for u, h in found.items() for i in h]
+    return pl.DataFrame(rows, dict(user=pl.String, item=pl.String), orient='row')
 
-# %% ../../nbs/01_data/03_formats.ipynb #9aae2aea
+# %% ../../nbs/01_data/03_formats.ipynb #7138a48b
 def json_items(table:Table)->pl.DataFrame:
     "The rows of NAME.item.json"
+    with opened(table.path): pass
     found = read_json(table.path)
     if not isinstance(found, dict) or not found: raise ValueError(f'{table.path}, line 1: no items; expected {{"item": {{"title": …}}}}, so add items.')
     odd = next((key for key, item in found.items() if not isinstance(item, dict)), None)
     if odd is not None: raise ValueError(f'{place_of(table.path, odd)}: item {odd!r} has {str(found[odd])[:40]!r}; expected {{"title": …}}, so correct it.')
     names = dict.fromkeys(name for item in found.values() for name in item)
-    return pl.DataFrame(dict(item=list(found), **{n.lower(): [as_json(item.get(n)) for item in found.values()]
+    return pl.DataFrame(dict(item=list(map(as_json, found)),
+                             **{n.lower(): [as_json(item.get(n)) for item in found.values()]
                                                   for n in names if n.lower() != 'item'}))
 
-# %% ../../nbs/01_data/03_formats.ipynb #6cbead22
+# %% ../../nbs/01_data/03_formats.ipynb #1fefb40b
 def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of lines such as 'user item item item', or 'user item'"
     words = read(table, ['line']).select(pl.col('line').str.extract_all(r'\S+'))
@@ -61,7 +64,7 @@ def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     if short.any(): raise ValueError(f'{place(table, short.arg_max())}: one word; expected a user and one item or more, so correct or remove the line.')
     return words.select(user=pl.col('line').list.first(), item=pl.col('line').list.slice(1)).explode('item').drop_nulls()
 
-# %% ../../nbs/01_data/03_formats.ipynb #5e521eab
+# %% ../../nbs/01_data/03_formats.ipynb #c4aeda7f
 def mind_rows(table:Table)->pl.DataFrame: # user, item, time
     "MIND's clicks: each user's history first, in its order, then what was clicked of what was shown"
     frame = read(table, ['user', 'time', 'history', 'shown']).with_columns(time=times(read(table, ['time'])['time']))
@@ -72,14 +75,14 @@ def mind_rows(table:Table)->pl.DataFrame: # user, item, time
     rows = pl.concat([before, clicks.with_columns(pl.col('item').str.strip_suffix('-1'))], how='vertical_relaxed')
     return rows.filter(pl.col('item').fill_null('') != '').select('user', 'item', 'time')
 
-# %% ../../nbs/01_data/03_formats.ipynb #7ec60b37
+# %% ../../nbs/01_data/03_formats.ipynb #f2603e10
 def columns_in(where:str)->list[str]:
     "The columns that a condition in SQL names"
-    try: return [name.lower() for name in pl.sql_expr(where).meta.root_names()] if where else []
+    try: return pl.sql_expr(where).meta.root_names() if where else []
     except pl.exceptions.PolarsError as e: raise ValueError(
         f'where={where!r} is not SQL ({str(e).splitlines()[0][:80]}); write a condition such as "event = \'buy\'".') from None
 
-# %% ../../nbs/01_data/03_formats.ipynb #407f5978
+# %% ../../nbs/01_data/03_formats.ipynb #71975ba8
 def sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
     "Which rows satisfy a condition in SQL; columns of numbers are compared as numbers"
     try:
@@ -91,25 +94,32 @@ def sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
     except (pl.exceptions.PolarsError, TypeError) as e: raise ValueError(
         f'{table.path}: where={where!r} cannot be judged ({str(e).splitlines()[0][:80]}); write SQL such as "event = \'buy\' AND rating >= 4".') from None
 
-# %% ../../nbs/01_data/03_formats.ipynb #9b9fd2d6
+# %% ../../nbs/01_data/03_formats.ipynb #55e6cb90
 def ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `encode`
     "A column of ids, encoded and stripped; `Odd` for one that is missing or breaks a line"
     codes, names = encode(id_text(column, str(table.path)))
     tidy = names.str.strip_chars()
-    bad = (tidy.fill_null('') == '') | tidy.str.contains('\n', literal=True).fill_null(False)
-    if bad.any(): raise Odd(int(np.flatnonzero(bad.to_numpy()[codes])[0]), f'{column.name} {names[bad.arg_max()] or ""!r} names nothing')
+    bad = (tidy.fill_null('') == '') | tidy.str.contains('[\n\x00]').fill_null(False)
+    if table.kind == 'lines' and len(strange := tidy.filter(tidy.str.contains(r'^([\[{].*|true|false)$').fill_null(False))):
+        bad |= tidy.is_in([as_json(v) for *_, o in objects(table) for v in o.values() if isinstance(v,
+            (dict, list, bool))
+                           and as_json(v) in strange])
+    if bad.any(): raise Odd(int(np.flatnonzero(bad.to_numpy()[codes])[0]), f'{column.name} {(names[bad.arg_max()] or "")[:40]!r} names nothing')
     if (tidy == names).all(): return codes, names
     again, tidy = encode(tidy)
     return again[codes], tidy
 
-# %% ../../nbs/01_data/03_formats.ipynb #c0d69ffa
+# %% ../../nbs/01_data/03_formats.ipynb #2859c98b
 shaped = {'JSON pair': json_rows, 'lines of items': line_rows, 'MIND': mind_rows}
 
 def log_rows(found:Found)->tuple[pl.DataFrame,
                                  list[str]]: # user, item, perhaps time, rating and more; columns that are not used
     "The rows of a table of interactions, as they stand"
     format, table = found.format, found.log
-    if format.name in shaped: return shaped[format.name](table), []
+    if format.name in shaped:
+        if format.where or format.min_rating is not None: raise ValueError(
+            f'{table.path}: a {format.name} has users and items alone, so where and min_rating find nothing; leave them out.')
+        return shaped[format.name](table), []
     columns = list(columns_of(table))
     names = {r: role(columns, r, table, getattr(format, r)) for r in ('user', 'item', 'time', 'rating')}
     missing = [r for r in ('user', 'item', 'time') if not names[r]] + ['rating']*(found.format.min_rating is not None and not names['rating'])
@@ -119,14 +129,14 @@ def log_rows(found:Found)->tuple[pl.DataFrame,
     if lists: raise ValueError(f'{table.path}: column {lists[0]} holds whole histories, made by a split of somebody else; give the log itself, one interaction a row.')
     if found.format.min_rating is None: del names['rating']
     extra = columns_in(format.where)
-    odd = [c for c in extra if c not in columns]
+    odd = [c for c in extra if c.lower() not in columns]
     if odd: raise ValueError(f'{table.path}, line 1: where={format.where!r} names {odd[0]!r}, expected one of {", ".join(columns)}.')
-    frame = read(table, [*names.values(), *extra])
+    frame = read(table, [*names.values(), *map(str.lower, extra)])
     if table.kind == 'text' and not table.columns: check_rows(table, columns)
-    frame = frame.with_columns(pl.col(c).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
-    return frame, [c for c in columns if c not in (*names.values(), *extra)]
+    frame = frame.with_columns(pl.col(c.lower()).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
+    return frame, [c for c in columns if c not in (*names.values(), *map(str.lower, extra))]
 
-# %% ../../nbs/01_data/03_formats.ipynb #5dbf4864
+# %% ../../nbs/01_data/03_formats.ipynb #401b407f
 def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame,
     np.ndarray|None]: # and their rows in the file; None: all
     "What is an interaction, by the format and by what was asked"
@@ -153,12 +163,13 @@ def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame
         keep &= ~mask.fill_null(False)
     return (frame, None) if keep.all() else (frame.filter(keep), np.flatnonzero(keep))
 
-# %% ../../nbs/01_data/03_formats.ipynb #06d78665
+# %% ../../nbs/01_data/03_formats.ipynb #4a800976
 def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; columns that are not used
     "The log of a data set; a value that cannot be read is named with its line"
-    frame, unused = log_rows(found)
-    rows, timed = None, 'time' in frame.columns
+    rows = None
     try:
+        frame, unused = log_rows(found)
+        timed = 'time' in frame.columns
         frame, rows = kept_rows(frame, found, removed)
         if not frame.height: raise ValueError(f'{found.log.path}, line 1: a header and no rows that count; add interactions.')
         columns, n = {c: frame[c] for c in ('user', 'item', 'time') if c in frame.columns}, frame.height
@@ -174,7 +185,7 @@ def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; column
     removed['exact repeats (the same user, item and time)'] = log.n - once.n
     return once, unused
 
-# %% ../../nbs/01_data/03_formats.ipynb #1bcd7d3f
+# %% ../../nbs/01_data/03_formats.ipynb #4acd6b16
 def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFrame:
     "The rows with an id, each item once; two that differ are an error that names both lines"
     format, table = found.format, found.items
@@ -183,6 +194,11 @@ def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFra
     if format.item_where: frame = frame.filter(sql_mask(frame, format.item_where, table))
     if frame[key].dtype == pl.String: frame = frame.filter(pl.col(key).fill_null('').str.to_lowercase() != (key if not table.columns else ' '))
     if not frame.height: raise ValueError(f'{table.path}, line 1: a header and no rows; add items.')
+    blank = frame[key].is_null()
+    if frame[key].dtype == pl.String: blank |= (frame[key].str.strip_chars() == '').fill_null(True)
+    if blank.any() and format.name != 'tables' and not format.strict:
+        removed['lines of the items without an id'] = int(blank.sum())
+        frame = frame.filter(~blank)
     try: codes, names = ids_of(frame[key], table)
     except Odd as e: raise ValueError(f'{at(frame[" row"][e.row])}: {e}; fill in the item id or remove the line.') from None
     frame = frame.with_columns(pl.Series(' id', names.gather(codes))).drop(key)
@@ -197,7 +213,7 @@ def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFra
     removed['repeated lines of the items'] = frame.height - once.height
     return once
 
-# %% ../../nbs/01_data/03_formats.ipynb #7813b582
+# %% ../../nbs/01_data/03_formats.ipynb #9f433f7a
 def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame,
                                                 list[str]]: # a column ` id` and the others; columns not used
     "The rows of a table of items, one an item"
@@ -211,11 +227,13 @@ def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame,
         wanted = [c for c in columns if table.kind != 'lines' or not format.text or c in every]
         extra = [*columns_in(format.item_where), *filter(None, [format.latest])]
         frame = read(table, list(dict.fromkeys([key, *wanted, *extra])))
+        if table.kind == 'lines' and (pl.Series([False]) | frame.select(pl.any_horizontal(pl.all().str.contains('\x00', literal=True).any()))
+                                      .to_series()).any(): frame = slow_lines(table, frame.columns) # half a character
         if table.kind == 'text' and not table.columns: check_rows(table, columns)
         columns = [c for c in columns if c not in frame.columns]
     return one_each(frame, key, found, removed), columns or []
 
-# %% ../../nbs/01_data/03_formats.ipynb #ac6d1d9b
+# %% ../../nbs/01_data/03_formats.ipynb #88ff8467
 def text_columns(frame:pl.DataFrame, found:Found)->list[str]:
     "The columns that make the text: those asked for, the format's, `text`, or those with telling names"
     asked, columns = [c.lower() for c in found.format.text], [c for c in frame.columns if not c.startswith(' ')]
@@ -226,21 +244,22 @@ def text_columns(frame:pl.DataFrame, found:Found)->list[str]:
     return [c for c in asked if c in columns] or (['text'] if 'text' in columns else [c for c in telling
         if c in columns])
 
-# %% ../../nbs/01_data/03_formats.ipynb #cb427813
+# %% ../../nbs/01_data/03_formats.ipynb #4444a8ba
 def typed_tokens(found:Found, columns:list[str])->list[str]:
     "The columns of a RecBole file of items that hold words"
+    if not found.items: return []
     _, first = next(rows_of(found.items, found.items.files[0]))
     words = {name.strip().lower().partition(':')[0] for name in first if name.partition(':')[2].startswith('token')}
     return [c for c in columns if c in words and c != found.format.item]
 
-# %% ../../nbs/01_data/03_formats.ipynb #5f36de73
+# %% ../../nbs/01_data/03_formats.ipynb #74d1bb17
 def template_pictures(ids:pl.Series, format:Format, table:Table)->tuple[list, list]:
     "The pictures of a layout that names them after the items"
     if '{' not in format.image or not (folder := table.path.parent/format.image.partition('/')[0]).is_dir(): return [], []
     paths = [table.path.parent/format.image.format(item=i) for i in ids]
     return [p if p.is_file() else None for p in paths], []
 
-# %% ../../nbs/01_data/03_formats.ipynb #e035f582
+# %% ../../nbs/01_data/03_formats.ipynb #a31d1a84
 def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, each once, and the others
     "The catalogue of rows of items: what is text is cleaned, what is a picture is not opened"
     table, format = found.items or found.log, found.format
@@ -251,9 +270,8 @@ def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, ea
     plain = {c: texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ')
              and c not in (image, 'price')}
     text = joined(pl.DataFrame([frame[' id'], *plain.values()]), named)
-    if format.title and format.title.lower() not in plain: raise ValueError(
-        f'{table.path}, line 1: no column {format.title} among {", ".join(plain)}; name one that is there with title=\'…\'.') 
-    title = format.title.lower() or next((c for c in ('title', *aliases['title'][1:], *named) if c in plain
+    title = format.title.lower() if format.title.lower() in plain else next((c for c in ('title',
+        *aliases['title'][1:], *named) if c in plain
                                           and (c in aliases['title'] or re.search('title|name', c))), '')
     short = text.str.replace_all(r'\s+', ' ').str.slice(0, 60)
     title = plain[title].replace('', None).fill_null(short) if title else short
@@ -267,12 +285,12 @@ def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, ea
     if any(files): more['image'] = pl.Series([str(f) if isinstance(f, Path) else None for f in files], dtype=pl.String)
     return Catalogue.of(made.with_columns(**more), tuple(named), ImageFiles(files) if any(files) else None, found.name)
 
-# %% ../../nbs/01_data/03_formats.ipynb #b67d60e3
+# %% ../../nbs/01_data/03_formats.ipynb #16ec32c3
 def alike(ids:pl.Series)->pl.Series:
     "Ids without what often differs between two files: case, leading zeros, '.0'"
     return ids.str.to_lowercase().str.strip_suffix('.0').str.replace(r'^0+(.)', '${1}')
 
-# %% ../../nbs/01_data/03_formats.ipynb #bd9da792
+# %% ../../nbs/01_data/03_formats.ipynb #d6152fd5
 def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids of the items
     "The interactions with items that are described; ValueError where the two files write ids differently"
     unknown = ~log.items.is_in(known.implode())
@@ -294,7 +312,7 @@ def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids o
                     'users who took only those': gone['users']})
     return left
 
-# %% ../../nbs/01_data/03_formats.ipynb #a793048e
+# %% ../../nbs/01_data/03_formats.ipynb #00cc3140
 def filtered(log:Log, found:Found, removed:dict)->Log: # in order
     "What repeats, the k-core and the number of users leave, each counted"
     if found.format.dedupe:
@@ -311,7 +329,7 @@ def filtered(log:Log, found:Found, removed:dict)->Log: # in order
         removed |= {f'users beyond the {found.format.max_users:,} asked for': gone['users'], 'interactions of those users': gone['interactions']}
     return log
 
-# %% ../../nbs/01_data/03_formats.ipynb #6760601e
+# %% ../../nbs/01_data/03_formats.ipynb #32d85254
 missing_words = ('nan', 'null', 'none', 'na', 'n/a', '\\n', '<na>')
 
 def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
@@ -330,6 +348,10 @@ def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
     say(blank, f'{blank:,} of {n:,} items have no text')
     words = int(c.frame['text'].str.to_lowercase().is_in(missing_words).sum())
     say(words, f'the text of {words:,} of {n:,} items is a word for a missing value ({", ".join(missing_words[:3])})')
+    if c.images is not None and isinstance(c.images, ImageFiles):
+        gone = [f for f in c.images.files if isinstance(f, Path) and not f.is_file()]
+        say(gone, f'{len(gone):,} pictures do not exist (first: {gone[0].name if gone else ""})')
+    say('image_url' in c.frame.columns, 'pictures on the web are kept as addresses in `image_url` and not opened')
     if not len(h): return [*notes, 'there are no histories, only a catalogue']
     lengths, users = h.lengths, [u for u in h.users if len(u) < 5 and u.lower() in missing_words]
     took = sum(int(lengths[h.users.index(u)]) for u in users)
@@ -338,19 +360,15 @@ def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
     say(unseen, f'{unseen:,} of {n:,} items are in no history; they stay in the catalogue')
     short = int((lengths < 2).sum())
     say(short, f'{short:,} of {len(h):,} users have one item only; nobody can be asked what came next')
-    if c.images is not None and isinstance(c.images, ImageFiles):
-        gone = [f for f in c.images.files if isinstance(f, Path) and not f.is_file()]
-        say(gone, f'{len(gone):,} pictures do not exist (first: {gone[0].name if gone else ""})')
-    say('image_url' in c.frame.columns, 'pictures on the web are kept as addresses in `image_url` and not opened')
     return notes
 
-# %% ../../nbs/01_data/03_formats.ipynb #66f14822
+# %% ../../nbs/01_data/03_formats.ipynb #b24e1cf2
 def report(dataset:Dataset)->str:
     "What was loaded, what was removed on the way, and what else to know"
     removed = [f'removed: {count:,} {what}' for what, count in dataset.removed.items() if count]
     return '\n'.join([repr(dataset), *(removed or ['removed: nothing']), *(f'note: {note}' for note in dataset.notes)])
 
-# %% ../../nbs/01_data/03_formats.ipynb #2dd8b14a
+# %% ../../nbs/01_data/03_formats.ipynb #0eb594c9
 def joined_items(found:Found, words:list[str])->pl.DataFrame: # column ` id`
     "The items of a table that holds interactions and texts; two texts for one item are an error"
     table = found.log
@@ -361,7 +379,7 @@ def joined_items(found:Found, words:list[str])->pl.DataFrame: # column ` id`
         [title, image, 'price' if 'price' in columns else None])])))
     return one_each(frame, item, found._replace(items=table), {})
 
-# %% ../../nbs/01_data/03_formats.ipynb #80fe51bc
+# %% ../../nbs/01_data/03_formats.ipynb #b42e1b2e
 def load_found(found:Found)->Dataset:
     "A recognised data set, read, checked and filtered"
     removed, unused = {}, {}
@@ -369,7 +387,8 @@ def load_found(found:Found)->Dataset:
     if found.log:
         log, rest = log_of(found, removed)
         items = found.items
-        if not items and (words := [c for c in (found.format.text or ('text', *telling)) if c.lower() in rest]):
+        mine = found.format.text or ('text', *telling) if found.format.name == 'tables' else () # a review's title is no item's
+        if not items and (words := [c.lower() for c in mine if c.lower() in rest]):
             frame = joined_items(found, words)
         elif not items: frame = pl.DataFrame({' id': log.items})
         unused[found.log.path.name] = [c for c in rest if items or c not in frame.columns]
@@ -389,7 +408,17 @@ def load_found(found:Found)->Dataset:
     dataset.notes = notes_on(dataset, found, unused)
     return dataset
 
-# %% ../../nbs/01_data/03_formats.ipynb #59ff0706
+# %% ../../nbs/01_data/03_formats.ipynb #4a561bc4
+def check_given(found:Found, given:dict)->None:
+    "ValueError for a column that was named and is in neither table"
+    if found.format.name == 'JSON pair': return
+    tables = [t for t in (found.log, found.items) if t and not t.columns]
+    known = [c for t in tables for c in columns_of(t)]
+    named = [*(given.get(r) for r in ('time', 'title', 'image', 'rating')), *given.get('text', ())]
+    odd = next((c for c in named if c and tables and c.lower() not in known), None)
+    if odd: raise ValueError(f'{tables[0].path}, line 1: no column {odd} among {", ".join(known)}; name one that is there.')
+
+# %% ../../nbs/01_data/03_formats.ipynb #c25ea496
 def load(path:str|Path, # a folder, one of its files, or a folder of shards
          user:str|None=None, item:str|None=None, time:str|None=None,
              # names of columns, where they are not the usual ones
@@ -411,4 +440,5 @@ def load(path:str|Path, # a folder, one of its files, or a folder of shards
     for name, least in dict(core=0, max_users=1).items():
         if given.get(name, least) < least: raise ValueError(f'{name} is {given[name]}, expected {least} or more.')
     found = recognise(Path(path), Format('tables')._replace(**given))
+    check_given(found, given)
     return load_found(found._replace(format=found.format._replace(**given)))

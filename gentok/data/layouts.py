@@ -6,14 +6,14 @@
 __all__ = ['formats', 'aliases', 'telling', 'parts', 'Format', 'role', 'Found', 'tables_in', 'has', 'candidates', 'refuse_parts',
            'generic', 'one_of_them', 'recognise', 'together']
 
-# %% ../../nbs/01_data/09_layouts.ipynb #331b8bf4
+# %% ../../nbs/01_data/09_layouts.ipynb #96a61c7e
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from .tables import Table, columns_of, table_at
+from .tables import Table, columns_of, kind_of, table_at
 
-# %% ../../nbs/01_data/09_layouts.ipynb #400c52c2
+# %% ../../nbs/01_data/09_layouts.ipynb #966c33b5
 class Format(NamedTuple):
     "One published layout: which files, and which columns play which role"
     name: str
@@ -41,11 +41,11 @@ class Format(NamedTuple):
     max_users: int|None = None # at most so many, the first in standard order
     strict: bool = False # items without metadata and repeated metadata are errors
 
-# %% ../../nbs/01_data/09_layouts.ipynb #eb56e4a5
+# %% ../../nbs/01_data/09_layouts.ipynb #1f118b06
 formats = (
     Format('JSON pair', r'(?P<name>.+)\.inter\.json', r'(?P<name>.+)\.item\.json', 'user', 'item', key='item',
            text=('title', 'brand', 'categories', 'description')),
-    Format('RecBole', r'(?P<name>.+)\.inter', r'(?P<name>.+)\.item', 'user_id', 'item_id', 'timestamp', 'rating',
+    Format('RecBole', r'(?P<name>.+)\.inter', r'(?!u\.item)(?P<name>.+)\.item', 'user_id', 'item_id', 'timestamp', 'rating',
            separator='\t'),
     Format('MovieLens 1M', r'ratings\.dat', r'movies\.dat', 'user', 'item', 'time', 'rating', text=('title',
         'genres'), separator='::',
@@ -65,7 +65,7 @@ formats = (
                core=5, dedupe=True),
 )
 
-# %% ../../nbs/01_data/09_layouts.ipynb #168349bc
+# %% ../../nbs/01_data/09_layouts.ipynb #6e978471
 formats += (
     Format('Yelp', r'yelp_academic_dataset_review\.json', r'yelp_academic_dataset_business\.json', 'user_id', 'business_id', 'date', 'stars',
            text=('name', 'categories', 'city'), title='name'),
@@ -91,7 +91,7 @@ formats += (
     Format('lines of items', r'(?P<name>.+)\.txt', user='user', item='item', separator='\x1f', log_columns=('line',)),
 )
 
-# %% ../../nbs/01_data/09_layouts.ipynb #37003203
+# %% ../../nbs/01_data/09_layouts.ipynb #8cb39972
 aliases = dict(user='user user_id userid uid visitorid visitor_id customer_id customerid reviewerid member_id',
                item='item item_id itemid iid parent_asin asin movieid movie_id product_id productid article_id video_id business_id news_id sku isbn',
                time='time timestamp datetime date date_time ts t_dat time_ms unixreviewtime event_time created_at',
@@ -100,7 +100,7 @@ aliases = {role: names.split() for role, names in aliases.items()}
 telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand', 'categories', 'category', 'genres',
            'features', 'description', 'detail_desc')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #cd04a24e
+# %% ../../nbs/01_data/09_layouts.ipynb #e4d9a5d7
 def role(columns:Sequence[str], name:str, table:Table,
          given:str='')->str|None: # in lower case; user, item, …; None: there is none
     "The column that plays a role, under the name given or a usual one; ValueError where two could"
@@ -110,7 +110,7 @@ def role(columns:Sequence[str], name:str, table:Table,
                                         f'say which with {name}={found[0]!r}, or remove or rename one.')
     return found[0] if found else None
 
-# %% ../../nbs/01_data/09_layouts.ipynb #3786f0d5
+# %% ../../nbs/01_data/09_layouts.ipynb #7094664b
 class Found(NamedTuple):
     "A data set that was recognised"
     format: Format
@@ -119,42 +119,48 @@ class Found(NamedTuple):
     items: Table|None
     beside: tuple[str, ...] # files that are not read
 
-# %% ../../nbs/01_data/09_layouts.ipynb #42cea982
+# %% ../../nbs/01_data/09_layouts.ipynb #2c035d2a
 def tables_in(folder:Path)->tuple[dict[str, Table], list[str]]: # name -> table; the other files
     "What lies in a folder"
     tables, others = {}, []
     for path in sorted(f for f in folder.iterdir() if not f.name.startswith(('.', '_'))):
         if table := table_at(path): tables[table.path.name] = table
-        elif path.is_file() or not any(path.glob('*.[jp][pn]*g')): others.append(path.name)
+        elif path.is_file() or kind_of(path.name): others.append(path.name)
     return tables, others
 
-# %% ../../nbs/01_data/09_layouts.ipynb #64042d1a
+# %% ../../nbs/01_data/09_layouts.ipynb #aa4ec9b7
 def has(table:Table, names:Sequence[str])->bool:
-    "Whether a table has these columns; one without a header has those of its format"
+    "Whether a table has these columns; one without a header has those of its format, and a JSON file may be no table"
     try: return bool(table.columns) or set(names) <= set(columns_of(table))
-    except (ValueError, OSError): return False
+    except ValueError:
+        if table.name.endswith('.json'): return False
+        raise
 
-# %% ../../nbs/01_data/09_layouts.ipynb #63a3ff86
-def candidates(tables:dict[str, Table])->dict[tuple, tuple[list,
-                                                           list]]: # (format, name) -> tables of interactions, of items
-    "The published layouts that a folder's tables could be"
-    found = {}
+# %% ../../nbs/01_data/09_layouts.ipynb #99f521e1
+def candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (format, name) -> interactions, items
+    "The published layouts that a folder's tables could be; those with interactions, else those with items alone"
+    found, taken = {}, set()
     for format in formats:
-        taken = [t for pair in found.values() for kind in pair for t in kind]
-        sides = (format.log, format.log_columns, (format.user, format.item,
-                                                  *filter(None, [format.time]))), (format.items,
-                                                      format.item_columns, [format.key or format.item])
-        for side, (pattern, columns, needed) in enumerate(sides):
+        plain = format.log_columns == ('line',) # any text is lines of words
+        if plain and (found or not all(n.endswith(('.txt', '.txt.gz')) for n in tables)): continue
+        here = {}
+        for side, (pattern, columns) in enumerate(((format.log, format.log_columns), (format.items,
+            format.item_columns))):
+            needed = [format.key or format.item] if side else [*filter(None, (format.user, format.item, format.time))]
             for table in tables.values():
-                match = re.fullmatch(pattern, table.name, re.I) if pattern and table not in taken else None
-                if not match: continue
+                match = re.fullmatch(pattern, table.name, re.I) if pattern and table.path not in taken else None
+                if not match or plain and re.match('readme|license', table.name, re.I): continue
                 table = table._replace(columns=columns, separator=side and format.item_separator or format.separator)
-                if format.name != 'JSON pair' and not table.columns and not has(table, needed): continue
-                key = format, match.groupdict().get('name') or ''
-                found.setdefault(key, ([], []))[side].append(table)
-    return found
+                if format.name not in ('JSON pair', 'RecBole') and not has(table,
+                    needed): continue # these two are sure by name
+                here.setdefault((format, match.groupdict().get('name') or ''), ([], []))[side].append(table)
+        if any(logs for logs, _ in here.values()): here = {key: sides for key, sides in here.items() if sides[0]}
+        if any(logs for logs, _ in here.values()): taken |= {t.path for sides in here.values() for side in sides
+            for t in side}
+        found |= here
+    return {key: sides for key, sides in found.items() if sides[0]} or found
 
-# %% ../../nbs/01_data/09_layouts.ipynb #195624c2
+# %% ../../nbs/01_data/09_layouts.ipynb #5b3e5507
 parts = re.compile(r'(.+)[._-](train|training|valid|validation|val|test|part\d+)')
 
 def refuse_parts(names:list[str], folder:Path, every:set)->None:
@@ -166,26 +172,32 @@ def refuse_parts(names:list[str], folder:Path, every:set)->None:
         if len(alike) > 1: raise ValueError(f'{folder}: {" and ".join(alike)} are parts of one log that was split before, and gentok splits '
                                             f'by itself; join them into {found[1]}.{name.rpartition(".")[2]}.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #0f9a861a
+# %% ../../nbs/01_data/09_layouts.ipynb #5771ab6b
 def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)->tuple[list,
     list]: # interactions, items
     "Tables of one's own: interactions have a user and an item, items have no user; a name decides where the header leaves doubt"
-    logs, items, seen = [], [], []
+    logs, items, seen, lacking = [], [], {}, []
     for t in tables.values():
         try: columns = list(columns_of(t))
         except (ValueError, OSError):
-            if own in (None, t): raise
+            if t.path == own.path if own else not t.name.endswith('.json'): raise
             continue
-        user, item = (role(columns, r, t, getattr(given, r)) for r in ('user', 'item'))
-        seen.append(f'{t.path.name}: {", ".join(columns[:8])}')
+        user, item, time = (role(columns, r, t, getattr(given, r)) for r in ('user', 'item', 'time'))
+        seen[t.path.name] = columns
         if user and item and not t.name.startswith(('items', 'products')): logs.append(t)
+        elif item and time and t.name.startswith('interactions'): lacking.append((t, 'user'))
+        elif user and time and t.name.startswith('interactions'): lacking.append((t, 'item'))
         elif item or (given.key and given.key.lower() in columns): items.append(t)
-    if not logs + items: raise ValueError(
-        f'{own.path if own else folder}, line 1: columns {"; ".join(seen)}; expected user, item, time or item, text: add a header, '
+    for t, r in lacking: raise ValueError(f"{t.path}, line 1: no column {getattr(given, r) or r} among {', '.join(seen[t.path.name])}; "
+                                          f"expected user, item, time, so add or rename it, or say {r}='…'.")
+    odd = [n for n in (given.user, given.item) if n and not any(n.lower() in columns for columns in seen.values())]
+    if odd or not logs + items: raise ValueError(
+        f"{own.path if own else folder}, line 1: {f'no column {odd[0]}; found' if odd else 'columns'} "
+        f"{'; '.join(f'{n}: ' + ', '.join(c[:8]) for n, c in seen.items())}; expected user, item, time or item, text: add a header, "
         "or name the columns with user='…', item='…', time='…', text=['…'].")
     return logs, items
 
-# %% ../../nbs/01_data/09_layouts.ipynb #cf975d1c
+# %% ../../nbs/01_data/09_layouts.ipynb #b1daa7d0
 def one_of_them(found:list[Table], what:str)->Table|None: # interactions or items
     "The only one, or the only one that is called so; ValueError that names two"
     if len(found) < 2: return found[0] if found else None
@@ -194,7 +206,7 @@ def one_of_them(found:list[Table], what:str)->Table|None: # interactions or item
     a, b = (t.path.name for t in found[:2])
     raise ValueError(f'{found[0].path.parent}: {a} and {b} could both be the {what}; name one of the two as the path, or move the other away.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #cf031ea0
+# %% ../../nbs/01_data/09_layouts.ipynb #908267c7
 def recognise(path:Path, given:Format=Format('tables'))->Found:
     "The one data set at a path, a folder or one of its files; `given` is what the user says of the columns"
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; check the path.')
@@ -205,13 +217,20 @@ def recognise(path:Path, given:Format=Format('tables'))->Found:
         f'{path} holds no data that is recognised (found {", ".join([path.name] if path.is_file() else others[:5]) or "nothing"}); '
         'expected one of the layouts of the page "Any format, one dataset", or CSV, TSV, JSON lines or Parquet tables.')
     if own: own = tables[own.path.name]
-    known = {} if given.user or given.item else candidates(tables)
+    known = {} if given.user or given.item else candidates({own.path.name: own} if own
+                                                           and own.name.endswith('.txt') else tables)
     if own: known = {k: v for k, v in known.items() if any(t.path == own.path for side in v for t in side)}
-    refuse_parts([t.name for t in ([own] if own else tables.values())], folder, set(tables))
+    read = {t.path.name for (format, _), sides in known.items() if format.together for side in sides for t in side}
+    refuse_parts([t.name for t in ([own] if own else tables.values()) if t.name not in read], folder, set(tables))
     if len(known) > 1: raise ValueError(f'{path} holds more than one data set ({", ".join(sorted(t.path.name for v in known.values() for s in v for t in s))}); '
                                         'name one of the files.')
-    if known: (format, name), (logs, items) = next(iter(known.items()))
-    else: format, name, (logs, items) = given, '', generic(tables, own, given, folder)
+    if not any(logs for logs, _ in known.values()): # perhaps the interactions are a table of one's own
+        named = {t.path for sides in known.values() for side in sides for t in side}
+        rest = {n: t for n, t in tables.items() if t.path not in named}
+        logs, items = generic(rest, own, given, folder) if not known or any(t.kind != 'lines'
+            for t in rest.values()) else ([], [])
+        if logs or not known: known = {(given, ''): (logs, items)}
+    (format, name), (logs, items) = next(iter(known.items()))
     logs, items = ([t for t in side if t.path == own.path] or side if own else side for side in (logs, items))
     logs, items = (together(side) if format.together else side for side in (logs, items))
     log, items = one_of_them(logs, 'interactions'), one_of_them(items, 'items')
@@ -220,7 +239,7 @@ def recognise(path:Path, given:Format=Format('tables'))->Found:
     return Found(format, name or (path.resolve().name if path.is_dir() else path.name.split('.')[0]), log, items,
                  tuple(beside))
 
-# %% ../../nbs/01_data/09_layouts.ipynb #347ede7a
+# %% ../../nbs/01_data/09_layouts.ipynb #d303c413
 def together(tables:list[Table])->list[Table]:
     "Several files as one table"
     return [tables[0]._replace(files=tuple(f for t in tables for f in t.files))] if tables else []

@@ -187,6 +187,7 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
     "ETEGRec from a data set to its numbers on every test user"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder)._replace(out=None)
+    dataset = dataset.in_standard_order()
     split, out = leave_one_out(dataset), claim(out, 'etegrec', asdict(config), dataset)
     prepared = first_process(lambda: prepare(dataset, config, out), out)
     pair, item_ids, result = learn(split, prepared, config, out/'together')

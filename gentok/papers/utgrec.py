@@ -35,7 +35,7 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .protocol import Fitted, Result, claim, conclude, fit_recommender
 from .tiger import TigerConfig, encoder_of, kept_ids, make_tokenizer, unique_ids
-from .unitok import by_name, first_time
+from .unitok import by_name, first_time, ordered
 from ..recommend.t5 import GenerativeRecommender, load_weights
 from ..tokenize.co_occurrence import co_occurrences, concat_positives
 from ..tokenize.utgrec import UTGRecConfig, UTGRecFit, UTGRecTokenizer
@@ -134,7 +134,7 @@ def learn(datasets:dict[str, Dataset], # name -> data set
           config:UtgrecConfig, out:Path|None=None # folder to resume in
          )->Learnt:
     "Fit text encoder and tokenizer on all domains (UTGRec, item tokenizer pre-training)"
-    start, device = time.time(), processes_here().device
+    start, device, datasets = time.time(), processes_here().device, ordered(datasets)
     encoder = encoder_of(config).fit([text for d in datasets.values() for text in d.catalogue.text])
     items = {name: items_of(d.catalogue, encoder.embed(d.catalogue)) for name, d in datasets.items()}
     positives = concat_positives([co_occurrences(d) for d in datasets.values()])
@@ -152,7 +152,7 @@ def identifiers(tokenizer:UTGRecTokenizer, items:ItemTable, seed:int=0)->ItemIds
     "Codes, made unique by moving last codes to the nearest free leaf (UTGRec, section 2.4.1)"
     residuals, q = tokenizer.residuals(items), tokenizer.quantizer
     codes = q.encode(residuals.to(tokenizer.fitted.device)).cpu()
-    return resolve(codes, 'reassign', tokenizer.sizes, residuals[:, -1], q.codebooks[-1].weight.detach(), seed=seed)
+    return resolve(codes, 'reassign', tokenizer.sizes, residuals[:, -1], q.codebooks[-1].weight.detach(), seed=seed, ids=items.ids)
 
 def vocabulary_of(tokenizer:UTGRecTokenizer)->Vocabulary:
     "Tokens for codes: levels with one codebook share them"
@@ -190,7 +190,7 @@ def pretrain(datasets:dict[str, Dataset], learnt:Learnt, config:UtgrecConfig,
             )->TrainResult:
     "One recommender on the histories of all domains that have any (UTGRec, generative recommender pre-training)"
     c, v = config, vocabulary_of(learnt.tokenizer)
-    known = {name: d for name, d in datasets.items() if teaches(d)}
+    known = {name: d for name, d in ordered(datasets).items() if teaches(d)}
     if not known: raise ValueError(
         f'none of {", ".join(datasets)} has a user with 4 items or more; add such a data set, or set recommender_pretraining=off.')
     parts = [some(leave_one_out(d).train, c.pretraining_examples, c.seed) for d in known.values()]
@@ -210,6 +210,7 @@ class Target(NamedTuple):
 
 def adapt(dataset:Dataset, learnt:Learnt, config:UtgrecConfig, out:Path|None=None)->Target:
     "Tune the tokenizer on the target, and write its identifiers (UTGRec, item tokenizer fine-tuning)"
+    dataset = dataset.in_standard_order()
     start, c, tokenizer = time.time(), config, learnt.tokenizer
     items = items_of(dataset.catalogue, learnt.encoder.embed(dataset.catalogue))
     if c.pretraining and c.tokenizer_tuning != 'none':
@@ -248,9 +249,9 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
     c = config if config.others else replace(config, others=','.join(d.name for d in datasets))
     if c.pretraining and not len(datasets): raise ValueError(
         f'there is nothing to pre-train on before {target.name}; name other data sets in others, or set pretraining=off.')
-    by_name([target, *datasets])
+    target = by_name([target, *datasets])[target.name]
     known, split = by_name(datasets if c.pretraining else [target]), leave_one_out(target)
-    out = claim(out, 'utgrec', asdict(c), target)
+    out = claim(out, 'utgrec', asdict(c), target, datasets if c.pretraining else ())
     before = Path(common or out/'before')
     learnt = learn(known, c, before)
     first = pretrain(known, learnt, c, before/'recommender') if c.pretraining and c.recommender_pretraining else None
@@ -277,6 +278,7 @@ def both_modalities(catalogue:Catalogue, config:TigerConfig)->EmbeddingTable:
 
 def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(), out:str|Path|None=None)->Result:
     "TIGER on words and pictures (the rival that UTGRec calls TIGER_M)"
+    dataset = dataset.in_standard_order()
     start, split = time.time(), leave_one_out(dataset)
     if out: out = claim(out, 'tiger_m', asdict(config), dataset)
     def make():
