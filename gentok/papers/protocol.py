@@ -250,6 +250,7 @@ def claim(out:str|Path, # made if missing
     theirs = read_json(mark) if mark.exists() else {}
     if theirs: same_run(out, theirs, ours)
     state.wait_for_everyone() # all have read it before it is written
-    if state.is_main_process and not theirs.keys() >= ours.keys(): atomic_write(mark, json.dumps(theirs | ours, indent=1))
+    if state.is_main_process and not theirs.keys() >= ours.keys():
+        atomic_write(mark, json.dumps(theirs | ours, indent=1))
     state.wait_for_everyone()
     return out

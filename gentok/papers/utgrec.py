@@ -152,7 +152,8 @@ def identifiers(tokenizer:UTGRecTokenizer, items:ItemTable, seed:int=0)->ItemIds
     "Codes, made unique by moving last codes to the nearest free leaf (UTGRec, section 2.4.1)"
     residuals, q = tokenizer.residuals(items), tokenizer.quantizer
     codes = q.encode(residuals.to(tokenizer.fitted.device)).cpu()
-    return resolve(codes, 'reassign', tokenizer.sizes, residuals[:, -1], q.codebooks[-1].weight.detach(), seed=seed, ids=items.ids)
+    last = residuals[:, -1], q.codebooks[-1].weight.detach()
+    return resolve(codes, 'reassign', tokenizer.sizes, *last, seed=seed, ids=items.ids)
 
 def vocabulary_of(tokenizer:UTGRecTokenizer)->Vocabulary:
     "Tokens for codes: levels with one codebook share them"
