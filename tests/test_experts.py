@@ -48,8 +48,8 @@ def test_level_mixture_is_the_published_recipe(vectors):
     moe.router = gate()
     books = torch.stack([torch.stack([b.weight for b in part.codebooks]) for part in (*moe.experts, moe.shared)])
     with torch.no_grad():
-        for part in (*moe.experts, moe.shared):
-            for b in part.codebooks: b.place(normal(int(b.seed) + 50, 7, 8))
+        for m, part in enumerate((*moe.experts, moe.shared)): # books that differ: with equal ones no share matters
+            for l, b in enumerate(part.codebooks): b.place(normal(100 + 3*m + l, 7, 8))
     out = moe(z)
     p, r, total, losses, codes = torch.tensor(vectors('unitok')['gate']['probs']), z.detach(), 0, [], []
     for l in range(3):

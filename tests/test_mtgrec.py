@@ -172,4 +172,4 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert two[0] == two[1]
     for a, b in zip(one['curve'], two[0]['curve']):
         assert a['loss'] == pytest.approx(b['loss'], rel=1e-3)
-        if 'probabilities' in a: assert a['probabilities'] == pytest.approx(b['probabilities'], rel=1e-2)
+        if 'probabilities' in a: assert a['probabilities'] == pytest.approx(b['probabilities'], rel=1e-2, abs=5e-3) # shares near zero are exponentials of rounding

@@ -220,6 +220,7 @@ def in_standard_order(self:Dataset)->Dataset: # itself where it is in that order
     order = standard_order(self.catalogue.ids)
     if (order == np.arange(len(order))).all(): return self
     c, other = self.catalogue, copy(self)
+    other.truth = None # it speaks of the old rows
     images = c.images if c.images is None else Rearranged(c.images, order.tolist())
     ids, text, titles = ([column[r] for r in order] for column in (c.ids, c.text, c.titles))
     other.catalogue = Catalogue(ids, text, images, c.domain, titles)
@@ -231,6 +232,7 @@ def in_standard_order(self:Dataset)->Dataset: # itself where it is in that order
 class Rearranged(Sequence):
     "A sequence in another order, each element read when it is asked for"
     def __init__(self, items:Sequence, order:list[int]): self.items, self.order = items, order
+    files = property(lambda self: [self.items.files[r] for r in self.order] if hasattr(self.items, 'files') else ())
     def __len__(self) -> int: return len(self.order)
     def __getitem__(self, row:int): return self.items[self.order[int(row)]]
 
