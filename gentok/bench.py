@@ -22,6 +22,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -456,19 +457,19 @@ def rows_in(folder:Path, kind:str)->Iterator[tuple]: # user, item, time
 
 def checked_cells(rows:Iterator[list])->Iterator[tuple]: # user, item, time
     "Rows whose ids name something and whose time is a number"
-    for user, item, time in rows:
+    for user, item, said in rows:
         if not all(isinstance(c, (str, int, float)) and c != '' and c == c for c in (user, item)): raise ValueError(f'{user!r}, {item!r}: not both are ids.')
-        if not math.isfinite(when := float(time)): raise ValueError(f'time {time!r} is no number.')
+        if not math.isfinite(when := float(said)): raise ValueError(f'time {said!r} is no number.')
         yield user, item, when
 
 def read_by_rows(folder:Path, kind:str, k:int=5)->dict: # user -> items in time order
     "The peer: the histories of the k-core, read row by row"
-    users, items, u, i, time = {}, {}, array('q'), array('q'), array('d')
+    users, items, u, i, times = {}, {}, array('q'), array('q'), array('d')
     for user, item, t in rows_in(folder, kind):
         u.append(users.setdefault(user, len(users)))
         i.append(items.setdefault(item, len(items)))
-        time.append(t)
-    u, i, time = (np.array(a) for a in (u, i, time))
+        times.append(t)
+    u, i, time = (np.array(a) for a in (u, i, times))
     if kind == 'jsonl':
         order = np.lexsort((time, u))
         order = order[np.sort(np.unique(u[order]*len(items) + i[order], return_index=True)[1])]
@@ -507,7 +508,8 @@ def load_rows(n:int=10_000_000, repeats:int=5)->Iterator[Row]:
             data, peer = load(small, core=5), read_by_rows(small, kind)
             same = {u: [data.catalogue.ids[r] for r in h] for u, h in zip(data.histories.users, data.histories)} == peer
             if not same: raise ValueError(f'{kind}: the two readers end with different histories; this is a bug.')
-            theirs = tuple(n/10/timed(lambda: read_by_rows(small, kind))[0] for _ in range(repeats))
+            work = partial(read_by_rows, small, kind)
+            theirs = tuple(n/10/timed(work)[0] for _ in range(repeats))
             yield Row(f'load {kind}', 'a reader row by row', 'interactions', tuple(n/s for s, _ in runs), theirs, 10,
                       f'{n:,} interactions with {n//10:,} items, 5-core; the peer reads a tenth of it, to the same histories')
 
