@@ -215,3 +215,17 @@ def test_other_domains_are_part_of_a_run(shops, tmp_path):
     unitok.run(load(paths[0]), config, tmp_path/'out')
     written(paths[1], shops[1], texts=['mug', *shops[1].catalogue.text[1:]])
     with pytest.raises(ValueError, match='holds a run on other data'): unitok.run(load(paths[0]), config, tmp_path/'out')
+
+def place_in_order(found): found.put(standard_order([f'i{n}' for n in range(100)]).tolist())
+
+def test_a_forked_process_may_ask_for_the_order():
+    "Polars computes in threads, and a process that was forked has none of them"
+    import multiprocessing
+    import polars
+    polars.DataFrame(dict(a=range(100_000))).sort('a', descending=True)
+    context = multiprocessing.get_context('fork')
+    found = context.Queue()
+    child = context.Process(target=place_in_order, args=(found,))
+    child.start()
+    try: assert found.get(timeout=60) == standard_order([f'i{n}' for n in range(100)]).tolist()
+    finally: child.kill()
