@@ -17,6 +17,7 @@ from gentok.data.splits import leave_one_out
 from gentok.data.toyshop import toyshop
 from gentok.ids.item_ids import ItemIds
 from gentok.papers import mtgrec
+from gentok.train import loop
 from gentok.papers.mtgrec import MtgrecConfig, Many, candidates_of, prepare_many, run, shared_sizes
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from two import torchrun
@@ -161,15 +162,17 @@ def test_switches_and_lists_on_the_command_line(data, tmp_path, uninterrupted):
     assert (done.returncode, done.stdout) == (2, '') and "curriculum='perhaps' is neither on nor off" in done.stderr and not (tmp_path/'no').exists()
 
 def leave(out, name):
+    loop.pick_precision = lambda wanted: 'no' # where the processor has bf16, its rounding would be compared
     config = replace(small, dropout=0., pretrain=True)
     result = run(shop(), config, Path(out)/name)
     (Path(out)/f'{name}-{os.environ.get("RANK", "0")}.json').write_text(json.dumps(dict(left(result), curve=result.fitted.result.curve)))
 
-def test_two_processes_do_what_one_does(tmp_path):
+def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'pick_precision', loop.pick_precision)
     leave(tmp_path, 'one')
     torchrun(tmp_path, f"from test_mtgrec import leave; leave({str(tmp_path)!r}, 'two')")
     one, *two = (json.loads((tmp_path/f'{name}.json').read_text()) for name in ('one-0', 'two-0', 'two-1'))
     assert two[0] == two[1]
     for a, b in zip(one['curve'], two[0]['curve']):
         assert a['loss'] == pytest.approx(b['loss'], rel=1e-3)
-        if 'probabilities' in a: assert a['probabilities'] == pytest.approx(b['probabilities'], rel=1e-2, abs=5e-3) # shares near zero are exponentials of rounding
+        if 'probabilities' in a: assert a['probabilities'] == pytest.approx(b['probabilities'], rel=1e-2)

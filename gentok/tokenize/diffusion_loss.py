@@ -85,9 +85,9 @@ def timestep_embedding(t:Tensor, # n: steps
                       )->Tensor: # n d: float32
     "Cosines and sines of a step (Vaswani et al. 2017)"
     if dim % 2: raise ValueError(f'dim is {dim}; give an even number, half for cosines and half for sines.')
-    omega = (-math.log(period)*torch.arange(dim//2, dtype=torch.float32, device=t.device)/(dim//2)).exp()
-    angles = t[:, None].float()*omega  # n d/2
-    return torch.cat([angles.cos(), angles.sin()], -1)
+    omega = (-math.log(period)*torch.arange(dim//2, dtype=torch.float64, device=t.device)/(dim//2)).exp()
+    angles = t[:, None].double()*omega  # n d/2: in float32 the sine of step 999 is another one on each processor
+    return torch.cat([angles.cos(), angles.sin()], -1).float()
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #e2752f4c
 def modulated(x:Tensor, shift:Tensor, scale:Tensor)->Tensor: # n w
