@@ -8,10 +8,9 @@ __all__ = ['shaped', 'missing_words', 'place_of', 'json_rows', 'json_items', 'li
            'template_pictures', 'catalogue_of', 'alike', 'described', 'filtered', 'notes_on', 'report', 'joined_items',
            'load_found', 'check_given', 'load']
 
-# %% ../../nbs/01_data/03_formats.ipynb #7d543a4d
+# %% ../../nbs/01_data/03_formats.ipynb #62417a13
 import json, re
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -21,17 +20,17 @@ from .dataset import Catalogue, Dataset
 from ..store.files import read_json, read_text
 from .interactions import (Log, drop_repeats, first_users, gather, histories, in_order, k_core, keep_first,
                                       lost, present, take)
-from .layouts import Format, Found, aliases, formats, recognise, role, telling
+from .layouts import Format, Found, aliases, recognise, role, telling
 from .tables import (Table, as_json, check_rows, columns_of, first_row, objects, opened, place, read,
                                 slow_lines)
 
-# %% ../../nbs/01_data/03_formats.ipynb #9548675e
+# %% ../../nbs/01_data/03_formats.ipynb #3b42b4aa
 def place_of(path:Path, key:str)->str:
     "'path, line n' of the first place where the key of a JSON object stands"
     at = re.search('|'.join(re.escape(json.dumps(key, ensure_ascii=a)) + r'\s*:' for a in (True, False)), text := read_text(path))
     return f'{path}, line {text.count(chr(10), 0, at.start()) + 1}' if at else str(path)
 
-# %% ../../nbs/01_data/03_formats.ipynb #54d5eeb5
+# %% ../../nbs/01_data/03_formats.ipynb #2be27790
 def json_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of NAME.inter.json, each history a list of at least one id"
     with opened(table.path): pass
@@ -44,7 +43,7 @@ def json_rows(table:Table)->pl.DataFrame: # user, item, in order
     rows = [(as_json(u), as_json(i)) for u, h in found.items() for i in h]
     return pl.DataFrame(rows, dict(user=pl.String, item=pl.String), orient='row')
 
-# %% ../../nbs/01_data/03_formats.ipynb #4812ad42
+# %% ../../nbs/01_data/03_formats.ipynb #a6d14e2c
 def json_items(table:Table)->pl.DataFrame:
     "The rows of NAME.item.json"
     with opened(table.path): pass
@@ -57,7 +56,7 @@ def json_items(table:Table)->pl.DataFrame:
                              **{n.lower(): [as_json(item.get(n)) for item in found.values()]
                                                   for n in names if n.lower() != 'item'}))
 
-# %% ../../nbs/01_data/03_formats.ipynb #b233855c
+# %% ../../nbs/01_data/03_formats.ipynb #4a3d8b29
 def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of lines such as 'user item item item', or 'user item'"
     words = read(table, ['line']).select(pl.col('line').str.extract_all(r'\S+'))
@@ -65,28 +64,28 @@ def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     if short.any(): raise ValueError(f'{place(table, short.arg_max())}: one word; expected a user and one item or more, so correct or remove the line.')
     return words.select(user=pl.col('line').list.first(), item=pl.col('line').list.slice(1)).explode('item').drop_nulls()
 
-# %% ../../nbs/01_data/03_formats.ipynb #4bf0866f
+# %% ../../nbs/01_data/03_formats.ipynb #bb0dbba6
 def mind_rows(table:Table)->pl.DataFrame: # user, item, time
     "MIND's clicks: each user's history first, in its order, then what was clicked of what was shown"
-    frame = read(table, ['user', 'time', 'history',
-                         'shown']).with_row_index('row').filter(pl.col('user').is_not_null() | pl.col('time').is_not_null())
+    frame = read(table, ['user', 'time', 'history', 'shown']).with_row_index('row')
+    frame = frame.filter(pl.col('user').is_not_null() | pl.col('time').is_not_null())
     try: frame = frame.with_columns(time=times(frame['time']))
     except Odd as e: raise Odd(frame['row'][e.row], str(e)) from None
-    before = frame.unique('user', keep='first', maintain_order=True).select('user', time=pl.lit(0), item=pl.col('history').str.split(' ')).explode('item')
-    clicks = frame.select('user', 'time',
-                          item=pl.col('shown').str.split(' ')).explode('item')
-    clicks = clicks.filter(pl.col('item').str.ends_with('-1'))
+    before = frame.unique('user', keep='first', maintain_order=True)
+    before = before.select('user', time=pl.lit(0), item=pl.col('history').str.split(' ')).explode('item')
+    shown = frame.select('user', 'time', item=pl.col('shown').str.split(' ')).explode('item')
+    clicks = shown.filter(pl.col('item').str.ends_with('-1'))
     rows = pl.concat([before, clicks.with_columns(pl.col('item').str.strip_suffix('-1'))], how='vertical_relaxed')
     return rows.filter(pl.col('item').fill_null('') != '').select('user', 'item', 'time')
 
-# %% ../../nbs/01_data/03_formats.ipynb #0a533e22
+# %% ../../nbs/01_data/03_formats.ipynb #0f19ccdd
 def columns_in(where:str)->list[str]:
     "The columns that a condition in SQL names"
     try: return pl.sql_expr(where).meta.root_names() if where else []
     except pl.exceptions.PolarsError as e: raise ValueError(
         f'where={where!r} is not SQL ({str(e).splitlines()[0][:80]}); write a condition such as "event = \'buy\'".') from None
 
-# %% ../../nbs/01_data/03_formats.ipynb #c8f34e1d
+# %% ../../nbs/01_data/03_formats.ipynb #e5f6551c
 def sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
     "Which rows satisfy a condition in SQL; columns of numbers are compared as numbers"
     try:
@@ -98,7 +97,7 @@ def sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
     except (pl.exceptions.PolarsError, TypeError) as e: raise ValueError(
         f'{table.path}: where={where!r} cannot be judged ({str(e).splitlines()[0][:80]}); write SQL such as "event = \'buy\' AND rating >= 4".') from None
 
-# %% ../../nbs/01_data/03_formats.ipynb #c765a4fe
+# %% ../../nbs/01_data/03_formats.ipynb #42104257
 def ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `encode`
     "A column of ids, encoded and stripped; `Odd` for one that is missing or breaks a line"
     codes, names = encode(id_text(column, str(table.path)))
@@ -106,20 +105,18 @@ def ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `e
     tidy = pl.Series(names.name, [n and n.strip() for n in names], pl.String) if edge.any() else names
     bad = (tidy.fill_null('') == '') | tidy.str.contains('[\n\x00]').fill_null(False)
     if table.kind == 'lines' and len(strange := tidy.filter(tidy.str.contains(r'^([\[{].*|true|false)$').fill_null(False))):
-        bad |= tidy.is_in([as_json(v) for *_, o in objects(table) for v in o.values() if isinstance(v,
-            (dict, list, bool))
-                           and as_json(v) in strange])
+        values = (v for *_, o in objects(table) for v in o.values() if isinstance(v, (dict, list, bool)))
+        bad |= tidy.is_in([name for name in map(as_json, values) if name in strange])
     if bad.any(): raise Odd(int(np.flatnonzero(bad.to_numpy()[codes])[0]), f'{column.name} {(names[bad.arg_max()] or "")[:40]!r} names nothing')
     if (tidy == names).all(): return codes, names
     again, tidy = encode(tidy)
     return again[codes], tidy
 
-# %% ../../nbs/01_data/03_formats.ipynb #e6ff58f4
+# %% ../../nbs/01_data/03_formats.ipynb #f7e04b5e
 shaped = {'JSON pair': json_rows, 'lines of items': line_rows, 'MIND': mind_rows}
 
-def log_rows(found:Found)->tuple[pl.DataFrame,
-                                 list[str]]: # user, item, perhaps time, rating and more; columns that are not used
-    "The rows of a table of interactions, as they stand"
+def log_rows(found:Found)->tuple[pl.DataFrame, list[str]]:
+    "The rows of a table of interactions as they stand (user, item, perhaps time, rating), and the columns that are not used"
     format, table = found.format, found.log
     if format.name in shaped:
         if format.where or format.min_rating is not None: raise ValueError(
@@ -127,12 +124,12 @@ def log_rows(found:Found)->tuple[pl.DataFrame,
         return shaped[format.name](table), []
     columns = list(columns_of(table))
     names = {r: role(columns, r, table, getattr(format, r)) for r in ('user', 'item', 'time', 'rating')}
-    missing = [r for r in ('user', 'item', 'time') if not names[r]] + ['rating']*(found.format.min_rating is not None and not names['rating'])
+    missing = [r for r in ('user', 'item', 'time') if not names[r]] + ['rating']*(format.min_rating is not None and not names['rating'])
     if missing: raise ValueError(f'{table.path}, line 1: no column {" or ".join(getattr(format, r) or r for r in missing)} among {", ".join(columns)}; '
                                  f'expected user, item, time, so add or rename it, or say {missing[0]}=\'…\'.')
     lists = [c for c in columns if c.endswith('_list')]
     if lists: raise ValueError(f'{table.path}: column {lists[0]} holds whole histories, made by a split of somebody else; give the log itself, one interaction a row.')
-    if found.format.min_rating is None: del names['rating']
+    if format.min_rating is None: del names['rating']
     extra = columns_in(format.where)
     odd = [c for c in extra if c.lower() not in columns]
     if odd: raise ValueError(f'{table.path}, line 1: where={format.where!r} names {odd[0]!r}, expected one of {", ".join(columns)}.')
@@ -141,17 +138,15 @@ def log_rows(found:Found)->tuple[pl.DataFrame,
     frame = frame.with_columns(pl.col(c.lower()).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
     return frame, [c for c in columns if c not in (*names.values(), *map(str.lower, extra))]
 
-# %% ../../nbs/01_data/03_formats.ipynb #3f3376ee
-def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame,
-    np.ndarray|None]: # and their rows in the file; None: all
-    "What is an interaction, by the format and by what was asked"
+# %% ../../nbs/01_data/03_formats.ipynb #ea91527c
+def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame, np.ndarray|None]:
+    "What is an interaction, by the format and by what was asked, and its rows in the file; None: all of them"
     keep, table = pl.Series('keep', [True]).new_from_index(0, frame.height), found.log
     said = ~keep
     if frame['user'].null_count(): keep &= ~frame.select(pl.all_horizontal(pl.col('^(user|item|time)$').is_null())).to_series() # blank lines
     if frame['user'].dtype == pl.String == frame['item'].dtype:
         word, other = (getattr(found.format, r) or r for r in ('user', 'item'))
-        said = reduce(lambda a, b: a | b, (frame['user'] == w
-                                           for w in (word, word.upper(), word.title()))).fill_null(False)
+        said = frame['user'].is_in([word, word.upper(), word.title()]).fill_null(False)
         if said.any(): said &= frame['item'].str.to_lowercase().fill_null('') == other
     drop = {'header lines in the middle': said}
     if found.format.where:
@@ -168,7 +163,7 @@ def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame
         keep &= ~mask.fill_null(False)
     return (frame, None) if keep.all() else (frame.filter(keep), np.flatnonzero(keep))
 
-# %% ../../nbs/01_data/03_formats.ipynb #d225585f
+# %% ../../nbs/01_data/03_formats.ipynb #3d5be0c0
 def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; columns that are not used
     "The log of a data set; a value that cannot be read is named with its line"
     rows = None
@@ -190,7 +185,7 @@ def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; column
     removed['exact repeats (the same user, item and time)'] = log.n - once.n
     return once, unused
 
-# %% ../../nbs/01_data/03_formats.ipynb #8664604c
+# %% ../../nbs/01_data/03_formats.ipynb #616edcef
 def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFrame:
     "The rows with an id, each item once; two that differ are an error that names both lines"
     format, table = found.format, found.items
@@ -213,45 +208,41 @@ def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFra
         except Odd as e: raise ValueError(f'{at(frame[" row"][e.row])}: {e}; correct it or remove the line.') from None
         return frame.sort(format.latest, maintain_order=True).unique(' id', keep='last', maintain_order=True)
     once = frame.unique([c for c in frame.columns if c != ' row'], keep='first', maintain_order=True)
-    twice = once.filter(once[' id'].is_duplicated()) if not found.format.strict else frame.filter(frame[' id'].is_duplicated())
+    twice = once.filter(once[' id'].is_duplicated()) if not format.strict else frame.filter(frame[' id'].is_duplicated())
     if twice.height:
         a, b = twice.filter(twice[' id'] == twice[' id'][0])[' row'][:2]
         raise ValueError(f'{at(b)}: item {twice[" id"][0]!r} stands already in {at(a).rpartition(", ")[2]}; keep one of the two.')
     removed['repeated lines of the items'] = frame.height - once.height
     return once
 
-# %% ../../nbs/01_data/03_formats.ipynb #6e60110a
-def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame,
-                                                list[str]]: # a column ` id` and the others; columns not used
-    "The rows of a table of items, one an item"
+# %% ../../nbs/01_data/03_formats.ipynb #e00b4082
+def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame, list[str]]:
+    "The rows of a table of items, one an item, with a column ` id`; and the columns that are not used"
     format, table = found.format, found.items
     if format.name == 'JSON pair': frame, columns, key = json_items(table), None, 'item'
     else:
         columns = list(columns_of(table))
         key = role(columns, 'item', table, format.key or format.item)
         if not key: raise ValueError(f'{table.path}, line 1: no column {format.key or format.item or "item"} among {", ".join(columns)}; add or rename it.')
-        every = {*format.text, *telling, *aliases['image'], format.image, format.title, 'price', 'text', 'store', 'main_category', 'title_original'}
+        every = {*format.text, *telling, *aliases['image'], format.image, format.title, 'price', 'text', 'store', 'main_category'}
         wanted = [c for c in columns if table.kind != 'lines' or not format.text or c in every]
         extra = [*columns_in(format.item_where), *filter(None, [format.latest])]
         frame = read(table, list(dict.fromkeys([key, *wanted, *extra])))
-        if table.kind == 'lines' and (pl.Series([False]) | frame.select(pl.any_horizontal(pl.all().str.contains('\x00', literal=True).any()))
-                                      .to_series()).any(): frame = slow_lines(table, frame.columns) # half a character
+        if table.kind == 'lines' and any(frame[c].str.contains('\x00', literal=True).any() for c in frame.columns):
+            frame = slow_lines(table, frame.columns) # half a character, which polars reads as none
         if table.kind == 'text' and not table.columns: check_rows(table, columns)
         columns = [c for c in columns if c not in frame.columns]
     return one_each(frame, key, found, removed), columns or []
 
-# %% ../../nbs/01_data/03_formats.ipynb #beb631d2
+# %% ../../nbs/01_data/03_formats.ipynb #040f1c9f
 def text_columns(frame:pl.DataFrame, found:Found)->list[str]:
     "The columns that make the text: those asked for, the format's, `text`, or those with telling names"
     asked, columns = [c.lower() for c in found.format.text], [c for c in frame.columns if not c.startswith(' ')]
-    missing = [c for c in asked if c not in columns]
-    if missing and not any(found.format.text == f.text for f in formats): raise ValueError(
-        f'{(found.items or found.log).path}, line 1: no column {missing[0]} among {", ".join(columns)}; name columns that are there with text=[…].')
     if found.format.name == 'RecBole': return sorted(typed_tokens(found, columns), key=lambda c: not re.search('title|name', c))
-    return [c for c in asked if c in columns] or (['text'] if 'text' in columns else [c for c in telling
-        if c in columns])
+    usual = ['text'] if 'text' in columns else [c for c in telling if c in columns]
+    return [c for c in asked if c in columns] or usual
 
-# %% ../../nbs/01_data/03_formats.ipynb #2d55c06d
+# %% ../../nbs/01_data/03_formats.ipynb #bd35ed7b
 def typed_tokens(found:Found, columns:list[str])->list[str]:
     "The columns of a RecBole file of items that hold words"
     if not found.items: return []
@@ -259,30 +250,29 @@ def typed_tokens(found:Found, columns:list[str])->list[str]:
     words = {name.strip().lower().partition(':')[0] for name in first if name.partition(':')[2].startswith('token')}
     return [c for c in columns if c in words and c != found.format.item]
 
-# %% ../../nbs/01_data/03_formats.ipynb #b7f40e83
+# %% ../../nbs/01_data/03_formats.ipynb #762f4706
 def template_pictures(ids:pl.Series, format:Format, table:Table)->tuple[list, list]:
     "The pictures of a layout that names them after the items"
     if '{' not in format.image or not (table.path.parent/format.image.partition('/')[0]).is_dir(): return [], []
     paths = [table.path.parent/format.image.format(item=i) for i in ids]
     return [p if p.is_file() else None for p in paths], []
 
-# %% ../../nbs/01_data/03_formats.ipynb #901071c8
+# %% ../../nbs/01_data/03_formats.ipynb #f2279f43
 def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, each once, and the others
     "The catalogue of rows of items: what is text is cleaned, what is a picture is not opened"
     table, format = found.items or found.log, found.format
     frame = frame.select(pl.all().gather(pl.Series(standard_order(frame[' id']))))
     named = text_columns(frame, found)
-    image = (role(frame.columns, 'image', table) if not format.image else format.image.lower()
-             if format.image.lower() in frame.columns else None)
+    image = role(frame.columns, 'image', table, format.image)
     plain = {c: texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ')
              and c not in (image, 'price')}
     text = joined(pl.DataFrame([frame[' id'], *plain.values()]), named)
-    title = format.title.lower() if format.title.lower() in plain else next((c for c in ('title',
-        *aliases['title'][1:], *named) if c in plain
-                                          and (c in aliases['title'] or re.search('title|name', c))), '')
+    names = [c for c in ('title', *aliases['title'], *named) if c in aliases['title'] or re.search('title|name', c)]
+    title = next((c for c in (format.title.lower(), *names) if c in plain), '')
     short = text.str.replace_all(r'\s+', ' ').str.slice(0, 60)
     title = plain[title].replace('', None).fill_null(short) if title else short
-    made = pl.DataFrame([frame[' id'].alias('item'), title.alias('title'), text.alias('text'), *(plain[c].alias(c) for c in plain if c not in ('item', 'title', 'text'))])
+    kept = [plain[c] for c in plain if c not in ('item', 'title', 'text')]
+    made = pl.DataFrame([frame[' id'].alias('item'), title.alias('title'), text.alias('text'), *kept])
     more = {}
     tree = next((c for c in ('categories', 'category', 'genres') if c in frame.columns), None)
     if tree: more['category_path'] = paths(frame[tree])
@@ -292,12 +282,12 @@ def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, ea
     if any(files): more['image'] = pl.Series([str(f) if isinstance(f, Path) else None for f in files], dtype=pl.String)
     return Catalogue.of(made.with_columns(**more), tuple(named), ImageFiles(files) if any(files) else None, found.name)
 
-# %% ../../nbs/01_data/03_formats.ipynb #93bbda53
+# %% ../../nbs/01_data/03_formats.ipynb #624f6af2
 def alike(ids:pl.Series)->pl.Series:
     "Ids without what often differs between two files: case, leading zeros, '.0'"
     return ids.str.to_lowercase().str.strip_suffix('.0').str.replace(r'^0+(.)', '${1}')
 
-# %% ../../nbs/01_data/03_formats.ipynb #b7cf5289
+# %% ../../nbs/01_data/03_formats.ipynb #5fc669ad
 def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids of the items
     "The interactions with items that are described; ValueError where the two files write ids differently"
     unknown = ~log.items.is_in(known.implode())
@@ -319,7 +309,7 @@ def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids o
                     'users who took only those': gone['users']})
     return left
 
-# %% ../../nbs/01_data/03_formats.ipynb #e51f3f56
+# %% ../../nbs/01_data/03_formats.ipynb #89df5cff
 def filtered(log:Log, found:Found, removed:dict)->Log: # in order
     "What repeats, the k-core and the number of users leave, each counted"
     if found.format.dedupe:
@@ -336,7 +326,7 @@ def filtered(log:Log, found:Found, removed:dict)->Log: # in order
         removed |= {f'users beyond the {found.format.max_users:,} asked for': gone['users'], 'interactions of those users': gone['interactions']}
     return log
 
-# %% ../../nbs/01_data/03_formats.ipynb #318bbf21
+# %% ../../nbs/01_data/03_formats.ipynb #2f5b893f
 missing_words = ('nan', 'null', 'none', 'na', 'n/a', '\\n', '<na>')
 
 def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
@@ -347,8 +337,8 @@ def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
     for t in (found.log, found.items):
         if t and len(t.files) > 1: notes.append(f'{t.path.name} is {len(t.files)} files, read together')
     for file, columns in unused.items(): say(columns, f'columns of {file} that were not used: {few(columns)}')
-    kept = [x for x in c.frame.columns if x not in ('item', 'title', 'text', 'category_path', 'price', 'image',
-                                                    'image_url', *c.text_columns)]
+    made = ('item', 'title', 'text', 'category_path', 'price', 'image', 'image_url')
+    kept = [x for x in c.frame.columns if x not in (*made, *c.text_columns)]
     say(kept, f'the text is made of {", ".join(c.text_columns) or "nothing"}; columns kept beside it: {few(kept)}')
     say(found.beside, f'files beside it that were not read: {few(list(found.beside))}')
     blank = int((c.frame['text'] == '').sum())
@@ -369,24 +359,24 @@ def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
     say(short, f'{short:,} of {len(h):,} users have one item only; nobody can be asked what came next')
     return notes
 
-# %% ../../nbs/01_data/03_formats.ipynb #92d03cc4
+# %% ../../nbs/01_data/03_formats.ipynb #ee513f2a
 def report(dataset:Dataset)->str:
     "What was loaded, what was removed on the way, and what else to know"
     removed = [f'removed: {count:,} {what}' for what, count in dataset.removed.items() if count]
     return '\n'.join([repr(dataset), *(removed or ['removed: nothing']), *(f'note: {note}' for note in dataset.notes)])
 
-# %% ../../nbs/01_data/03_formats.ipynb #4591624d
+# %% ../../nbs/01_data/03_formats.ipynb #1f52a21f
 def joined_items(found:Found, words:list[str])->pl.DataFrame: # column ` id`
     "The items of a table that holds interactions and texts; two texts for one item are an error"
     table = found.log
     columns = list(columns_of(table))
     item, title = (role(columns, r, table, getattr(found.format, r)) for r in ('item', 'title'))
     image = role(columns, 'image', table, found.format.image)
-    frame = read(table, list(dict.fromkeys([item, *words, *filter(None,
-        [title, image, 'price' if 'price' in columns else None])])))
+    more = [c for c in (title, image, 'price') if c in columns]
+    frame = read(table, list(dict.fromkeys([item, *words, *more])))
     return one_each(frame, item, found._replace(items=table), {})
 
-# %% ../../nbs/01_data/03_formats.ipynb #3a4ce0a6
+# %% ../../nbs/01_data/03_formats.ipynb #9da24c22
 def load_found(found:Found)->Dataset:
     "A recognised data set, read, checked and filtered"
     removed, unused = {}, {}
@@ -401,7 +391,6 @@ def load_found(found:Found)->Dataset:
         unused[found.log.path.name] = [c for c in rest if items or c not in frame.columns]
     if found.items:
         frame, unused[found.items.path.name] = item_rows(found, removed)
-    catalogue = frame
     if log is not None:
         if found.items: log = described(log, frame[' id'], found, removed)
         log = filtered(log, found, removed)
@@ -410,12 +399,12 @@ def load_found(found:Found)->Dataset:
             removed['items of the metadata that nobody took'] = frame.height - int(frame[' id'].is_in(log.items.implode()).sum())
             frame = frame.filter(there)
     catalogue = catalogue_of(frame, found)
-    dataset = Dataset(found.name, catalogue, histories(log, catalogue) if log is not None else None, {k: v for k,
-        v in removed.items() if v})
+    taken = None if log is None else histories(log, catalogue)
+    dataset = Dataset(found.name, catalogue, taken, {reason: n for reason, n in removed.items() if n})
     dataset.notes = notes_on(dataset, found, unused)
     return dataset
 
-# %% ../../nbs/01_data/03_formats.ipynb #5f928b6c
+# %% ../../nbs/01_data/03_formats.ipynb #76199d01
 def check_given(found:Found, given:dict)->None:
     "ValueError for a column that was named and is in neither table"
     if found.format.name == 'JSON pair': return
@@ -425,7 +414,7 @@ def check_given(found:Found, given:dict)->None:
     odd = next((c for c in named if c and tables and c.lower() not in known), None)
     if odd: raise ValueError(f'{tables[0].path}, line 1: no column {odd} among {", ".join(known)}; name one that is there.')
 
-# %% ../../nbs/01_data/03_formats.ipynb #fea07700
+# %% ../../nbs/01_data/03_formats.ipynb #6639c5bf
 def load(path:str|Path, # a folder, one of its files, or a folder of shards
          user:str|None=None, item:str|None=None, time:str|None=None,
              # names of columns, where they are not the usual ones

@@ -6,14 +6,14 @@
 __all__ = ['formats', 'aliases', 'telling', 'json_pair', 'parts', 'Format', 'role', 'Found', 'tables_in', 'has', 'is_document',
            'candidates', 'refuse_parts', 'generic', 'one_of_them', 'recognise', 'together']
 
-# %% ../../nbs/01_data/09_layouts.ipynb #c5c23ab0
+# %% ../../nbs/01_data/09_layouts.ipynb #99fc6525
 import json, re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from .tables import Table, columns_of, kind_of, table_at
 
-# %% ../../nbs/01_data/09_layouts.ipynb #e0cfbd23
+# %% ../../nbs/01_data/09_layouts.ipynb #fb2e10ae
 class Format(NamedTuple):
     "One published layout: which files, and which columns play which role"
     name: str
@@ -41,7 +41,7 @@ class Format(NamedTuple):
     max_users: int|None = None # at most so many, the first in standard order
     strict: bool = False # items without metadata and repeated metadata are errors
 
-# %% ../../nbs/01_data/09_layouts.ipynb #c6c1aab4
+# %% ../../nbs/01_data/09_layouts.ipynb #2e5fadfc
 formats = (
     Format('JSON pair', r'(?P<name>.+)\.inter\.json', r'(?P<name>.+)\.item\.json', 'user', 'item', key='item',
            text=('title', 'brand', 'categories', 'description')),
@@ -65,7 +65,7 @@ formats = (
                core=5, dedupe=True),
 )
 
-# %% ../../nbs/01_data/09_layouts.ipynb #29083127
+# %% ../../nbs/01_data/09_layouts.ipynb #a2570296
 formats += (
     Format('Yelp', r'yelp_academic_dataset_review\.json', r'yelp_academic_dataset_business\.json', 'user_id', 'business_id', 'date', 'stars',
            text=('name', 'categories', 'city'), title='name'),
@@ -91,7 +91,7 @@ formats += (
     Format('lines of items', r'(?P<name>.+)\.txt', user='user', item='item', separator='\x1f', log_columns=('line',)),
 )
 
-# %% ../../nbs/01_data/09_layouts.ipynb #a04c43e6
+# %% ../../nbs/01_data/09_layouts.ipynb #9381f5f4
 aliases = dict(user='user user_id userid uid visitorid visitor_id customer_id customerid reviewerid member_id',
                item='item item_id itemid iid parent_asin asin movieid movie_id product_id productid article_id video_id business_id news_id sku isbn',
                time='time timestamp datetime date date_time ts t_dat time_ms unixreviewtime event_time created_at',
@@ -100,9 +100,8 @@ aliases = {role: names.split() for role, names in aliases.items()}
 telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand', 'categories', 'category', 'genres',
            'features', 'description', 'detail_desc')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #afdfb1a2
-def role(columns:Sequence[str], name:str, table:Table,
-         given:str='')->str|None: # in lower case; user, item, …; None: there is none
+# %% ../../nbs/01_data/09_layouts.ipynb #94667292
+def role(columns:Sequence[str], name:str, table:Table, given:str='')->str|None: # columns in lower case
     "The column that plays a role, under the name given or a usual one; ValueError where two could"
     if given: return given.lower() if given.lower() in columns else None
     found = [c for c in columns if c in aliases[name]]
@@ -110,7 +109,7 @@ def role(columns:Sequence[str], name:str, table:Table,
                                         f'say which with {name}={found[0]!r}, or remove or rename one.')
     return found[0] if found else None
 
-# %% ../../nbs/01_data/09_layouts.ipynb #36cb6141
+# %% ../../nbs/01_data/09_layouts.ipynb #2e96e876
 class Found(NamedTuple):
     "A data set that was recognised"
     format: Format
@@ -119,15 +118,15 @@ class Found(NamedTuple):
     items: Table|None
     beside: tuple[str, ...] # files that are not read
 
-# %% ../../nbs/01_data/09_layouts.ipynb #216fef59
+# %% ../../nbs/01_data/09_layouts.ipynb #f28d1dda
 json_pair = re.compile(r'.+\.(inter|item)\.json')
 
 def tables_in(folder:Path)->tuple[dict[str, Table], list[str]]: # name -> table; the other files
     "What lies in a folder"
     tables, others = {}, []
     for path in sorted(f for f in folder.iterdir() if not f.name.startswith(('.', '_'))):
-        if (table := table_at(path)) and (json_pair.fullmatch(path.name)
-                                          or not is_document(path)): tables[table.path.name] = table
+        known = json_pair.fullmatch(path.name) or not is_document(path)
+        if (table := table_at(path)) and known: tables[table.path.name] = table
         elif path.is_file() or kind_of(path.name): others.append(path.name)
     return tables, others
 
@@ -135,7 +134,7 @@ def has(table:Table, names:Sequence[str])->bool:
     "Whether a table has these columns; one without a header has those of its format"
     return bool(table.columns) or set(names) <= set(columns_of(table))
 
-# %% ../../nbs/01_data/09_layouts.ipynb #67c7a6a6
+# %% ../../nbs/01_data/09_layouts.ipynb #35d38ab8
 def is_document(path:Path)->bool:
     "Whether a file is one JSON value and no table"
     if path.suffix != '.json' or path.stat().st_size > 1 << 26: return False
@@ -143,7 +142,7 @@ def is_document(path:Path)->bool:
     except ValueError: return False
     return not (isinstance(value, dict) and len(path.read_text('utf-8').strip().splitlines()) == 1)
 
-# %% ../../nbs/01_data/09_layouts.ipynb #634ea893
+# %% ../../nbs/01_data/09_layouts.ipynb #76e07f39
 def candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (format, name) -> interactions, items
     "The published layouts that a folder's tables could be; those with interactions, else those with items alone"
     found, taken = {}, set()
@@ -151,23 +150,23 @@ def candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (form
         plain = format.log_columns == ('line',) # any text is lines of words
         if plain and (found or not all(n.endswith(('.txt', '.txt.gz')) for n in tables)): continue
         here = {}
-        for side, (pattern, columns) in enumerate(((format.log, format.log_columns), (format.items,
-            format.item_columns))):
+        sides = (format.log, format.log_columns), (format.items, format.item_columns)
+        for side, (pattern, columns) in enumerate(sides):
             needed = [format.key or format.item] if side else [*filter(None, (format.user, format.item, format.time))]
             for table in tables.values():
                 match = re.fullmatch(pattern, table.name, re.I) if pattern and table.path not in taken else None
                 if not match or plain and re.match('readme|license', table.name, re.I): continue
                 table = table._replace(columns=columns, separator=side and format.item_separator or format.separator)
-                if format.name not in ('JSON pair', 'RecBole') and not has(table,
-                    needed): continue # these two are sure by name
+                sure = format.name in ('JSON pair', 'RecBole') # by their names
+                if not sure and not has(table, needed): continue
                 here.setdefault((format, match.groupdict().get('name') or ''), ([], []))[side].append(table)
-        if any(logs for logs, _ in here.values()): here = {key: sides for key, sides in here.items() if sides[0]}
-        if any(logs for logs, _ in here.values()): taken |= {t.path for sides in here.values() for side in sides
-            for t in side}
+        if any(logs for logs, _ in here.values()):
+            here = {key: sides for key, sides in here.items() if sides[0]}
+            taken |= {t.path for sides in here.values() for side in sides for t in side}
         found |= here
     return {key: sides for key, sides in found.items() if sides[0]} or found
 
-# %% ../../nbs/01_data/09_layouts.ipynb #fd2176e0
+# %% ../../nbs/01_data/09_layouts.ipynb #a9c2b0f8
 parts = re.compile(r'(.+)[._-](train|training|valid|validation|val|test|part\d+)')
 
 def refuse_parts(names:list[str], folder:Path, every:set)->None:
@@ -179,9 +178,8 @@ def refuse_parts(names:list[str], folder:Path, every:set)->None:
         if len(alike) > 1: raise ValueError(f'{folder}: {" and ".join(alike)} are parts of one log that was split before, and gentok splits '
                                             f'by itself; join them into {found[1]}.{name.rpartition(".")[2]}.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #3d7706a4
-def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)->tuple[list,
-    list]: # interactions, items
+# %% ../../nbs/01_data/09_layouts.ipynb #e85f1ac3
+def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)->tuple[list, list]:
     "Tables of one's own: interactions have a user and an item, items have no user; a name decides where the header leaves doubt"
     logs, items, seen, lacking = [], [], {}, []
     for t in tables.values():
@@ -196,8 +194,8 @@ def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)-
         elif item or (given.key and given.key.lower() in columns): items.append(t)
     for t, r in lacking: raise ValueError(f"{t.path}, line 1: no column {getattr(given, r) or r} among {', '.join(seen[t.path.name])}; "
                                           f"expected user, item, time, so add or rename it, or say {r}='…'.")
-    if items and not logs and not own: lacking = [n for n, c in seen.items() if not any(role(c, r, tables[n])
-        for r in ('user', 'item'))]
+    if items and not logs and not own:
+        lacking = [n for n, c in seen.items() if not any(role(c, r, tables[n]) for r in ('user', 'item'))]
     if lacking: raise ValueError(f'{folder}: no table has a user and an item, and {lacking[0]} has neither ({", ".join(seen[lacking[0]][:8])}); '
                                  'correct its header, or name the items alone as the path.')
     odd = [n for n in (given.user, given.item) if n and not any(n.lower() in columns for columns in seen.values())]
@@ -207,7 +205,7 @@ def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)-
         "or name the columns with user='…', item='…', time='…', text=['…'].")
     return logs, items
 
-# %% ../../nbs/01_data/09_layouts.ipynb #07a8fdd8
+# %% ../../nbs/01_data/09_layouts.ipynb #0631e224
 def one_of_them(found:list[Table], what:str)->Table|None: # interactions or items
     "The only one, or the only one that is called so; ValueError that names two"
     if len(found) < 2: return found[0] if found else None
@@ -216,7 +214,7 @@ def one_of_them(found:list[Table], what:str)->Table|None: # interactions or item
     a, b = (t.path.name for t in found[:2])
     raise ValueError(f'{found[0].path.parent}: {a} and {b} could both be the {what}; name one of the two as the path, or move the other away.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #8219cf9a
+# %% ../../nbs/01_data/09_layouts.ipynb #89673401
 def recognise(path:Path, given:Format=Format('tables'))->Found:
     "The one data set at a path, a folder or one of its files; `given` is what the user says of the columns"
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; check the path.')
@@ -227,8 +225,8 @@ def recognise(path:Path, given:Format=Format('tables'))->Found:
         f'{path} holds no data that is recognised (found {", ".join([path.name] if path.is_file() else others[:5]) or "nothing"}); '
         'expected one of the layouts of the page "Any format, one dataset", or CSV, TSV, JSON lines or Parquet tables.')
     if own: own = tables[own.path.name]
-    known = {} if given.user or given.item else candidates({own.path.name: own} if own
-                                                           and own.name.endswith('.txt') else tables)
+    asked = {own.path.name: own} if own and own.name.endswith('.txt') else tables
+    known = {} if given.user or given.item else candidates(asked)
     if own: known = {k: v for k, v in known.items() if any(t.path == own.path for side in v for t in side)}
     read = {t.name for (format, _), sides in known.items() if format.together for side in sides for t in side}
     refuse_parts([t.name for t in ([own] if own else tables.values()) if t.name not in read], folder, set(tables))
@@ -237,8 +235,8 @@ def recognise(path:Path, given:Format=Format('tables'))->Found:
     if not any(logs for logs, _ in known.values()): # perhaps the interactions are a table of one's own
         named = {t.path for sides in known.values() for side in sides for t in side}
         rest = {n: t for n, t in tables.items() if t.path not in named}
-        logs, items = generic(rest, own, given, folder) if not known or any(t.kind != 'lines'
-            for t in rest.values()) else ([], [])
+        look = not known or any(t.kind != 'lines' for t in rest.values())
+        logs, items = generic(rest, own, given, folder) if look else ([], [])
         if logs or not known: known = {(given, ''): (logs, items)}
     (format, name), (logs, items) = next(iter(known.items()))
     logs, items = ([t for t in side if t.path == own.path] or side if own else side for side in (logs, items))
@@ -246,10 +244,10 @@ def recognise(path:Path, given:Format=Format('tables'))->Found:
     log, items = one_of_them(logs, 'interactions'), one_of_them(items, 'items')
     used = {f.name for t in (log, items) if t for f in (t.path, *t.files)}
     beside = sorted({*(t.path.name for t in tables.values()), *others} - used)
-    return Found(format, name or (path.resolve().name if path.is_dir() else path.name.split('.')[0]), log, items,
-                 tuple(beside))
+    name = name or (path.resolve().name if path.is_dir() else path.name.split('.')[0])
+    return Found(format, name, log, items, tuple(beside))
 
-# %% ../../nbs/01_data/09_layouts.ipynb #3eb5b53a
+# %% ../../nbs/01_data/09_layouts.ipynb #99557e93
 def together(tables:list[Table])->list[Table]:
     "Several files as one table"
     return [tables[0]._replace(files=tuple(f for t in tables for f in t.files))] if tables else []
