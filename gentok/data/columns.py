@@ -7,14 +7,14 @@ __all__ = ['tag', 'messy', 'eras', 'shapes', 'unlisted', 'clean', 'texts', 'sent
            'encode', 'standard_order', 'kinds_of_time', 'Odd', 'times', 'text_times', 'ImageFiles', 'large_image',
            'pictures']
 
-# %% ../../nbs/01_data/06_columns.ipynb #eac586a8
+# %% ../../nbs/01_data/06_columns.ipynb #b8d9186c
 import ast, html, io, json, re, warnings, zlib
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
 import polars as pl
 
-# %% ../../nbs/01_data/06_columns.ipynb #0b715fb1
+# %% ../../nbs/01_data/06_columns.ipynb #a83be0f9
 def unlisted(text:str)->list|str:
     "The list that a text such as '[\"a\", \"b\"]' spells, also where its quotes are not balanced; else the text"
     try:
@@ -26,7 +26,7 @@ def unlisted(text:str)->list|str:
     found = re.fullmatch(r"""\[\s*['"](.*)['"]\s*\]""", text, re.S)
     return re.split(r"""['"],\s*['"]""", found[1]) if found else text
 
-# %% ../../nbs/01_data/06_columns.ipynb #e770c302
+# %% ../../nbs/01_data/06_columns.ipynb #a034c5ad
 tag = re.compile(r'<(?:/?[a-zA-Z][^<>]*|!--.*?--)>', re.S)
 
 def clean(value:str|list|None)->str:
@@ -37,7 +37,7 @@ def clean(value:str|list|None)->str:
     text = tag.sub(' ', html.unescape(str(value))).encode('utf-8', 'replace').decode() # half a character is none
     return ' '.join(text.split())
 
-# %% ../../nbs/01_data/06_columns.ipynb #6446436c
+# %% ../../nbs/01_data/06_columns.ipynb #e350f67a
 messy = r'[<&\[\x00-\x1f\x7f-\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]|  |^ | $'
 
 def texts(column:pl.Series, where:str)->pl.Series: # n: text, numbers, lists or bytes; its file, for errors -> n: String
@@ -54,13 +54,13 @@ def texts(column:pl.Series, where:str)->pl.Series: # n: text, numbers, lists or 
     rough = column.str.contains(messy).arg_true()
     return column.scatter(rough, [clean(t) for t in column.gather(rough)]) if len(rough) else column
 
-# %% ../../nbs/01_data/06_columns.ipynb #be6f6cd2
+# %% ../../nbs/01_data/06_columns.ipynb #2f9214c7
 def sentence(parts:Sequence[str])->str:
     "The texts joined by '. '; empty ones are left out, closing dots are not doubled"
     parts = (p.strip().rstrip('. ') for p in parts)
     return '. '.join(p for p in parts if p)
 
-# %% ../../nbs/01_data/06_columns.ipynb #b461ea8a
+# %% ../../nbs/01_data/06_columns.ipynb #dc4697d8
 def joined(frame:pl.DataFrame, names:Sequence[str])->pl.Series: # n: columns of plain texts -> n: String
     "One text an item of the columns named, most telling first: the column text as it stands, others as a sentence"
     if not names: return pl.Series('text', ['']*frame.height, pl.String)
@@ -68,7 +68,7 @@ def joined(frame:pl.DataFrame, names:Sequence[str])->pl.Series: # n: columns of 
     parts = [frame[n].str.strip_chars().str.strip_chars_end('. ').replace('', None) for n in names]
     return pl.select(pl.concat_str(parts, separator='. ', ignore_nulls=True).alias('text')).to_series()
 
-# %% ../../nbs/01_data/06_columns.ipynb #d9a4dba8
+# %% ../../nbs/01_data/06_columns.ipynb #20c1b34e
 def paths(column:pl.Series)->pl.Series: # n: lists, lists in lists, or text such as 'Home > Mugs'
     "Category paths as lists, root first; of several paths the first"
     def path(value):
@@ -77,14 +77,14 @@ def paths(column:pl.Series)->pl.Series: # n: lists, lists in lists, or text such
         return [t for t in map(clean, value if isinstance(value, list) else [value]) if t]
     return pl.Series(column.name, [path(v) for v in column.to_list()], pl.List(pl.String))
 
-# %% ../../nbs/01_data/06_columns.ipynb #99bd5214
+# %% ../../nbs/01_data/06_columns.ipynb #ae982647
 def prices(column:pl.Series)->pl.Series: # n: numbers, or text such as '$1,299.00' -> n: Float64
     "Prices as numbers, null where there is none"
     if column.dtype.is_numeric(): return column.cast(pl.Float64).fill_nan(None)
     number = column.cast(pl.String).str.replace_all(',', '', literal=True).str.extract(r'(\d+\.?\d*)', 1)
     return number.cast(pl.Float64, strict=False)
 
-# %% ../../nbs/01_data/06_columns.ipynb #be1d86cb
+# %% ../../nbs/01_data/06_columns.ipynb #5b1e7a08
 def id_text(column:pl.Series, where:str)->pl.Series: # t: text, bytes, whole numbers; its file -> t: String
     "Ids as text, numbers as they stand; ValueError for a column that names nothing"
     kind = column.dtype
@@ -97,29 +97,32 @@ def id_text(column:pl.Series, where:str)->pl.Series: # t: text, bytes, whole num
     except pl.exceptions.PolarsError: raise ValueError(
         f'{where}: column {column.name} holds {kind} that is no text; expected ids, so decode it.') from None
 
-# %% ../../nbs/01_data/06_columns.ipynb #cc88a0fa
-def encode(column:pl.Series)->tuple[np.ndarray,
-                                    pl.Series]: # t: String -> t: position of each value among the names; the names
+# %% ../../nbs/01_data/06_columns.ipynb #9fafe9ff
+def encode(column:pl.Series)->tuple[np.ndarray, pl.Series]: # t: String -> t: position among the names; the names
     "Each value once, and numbers in place of the values"
     keys = column.hash(0).to_numpy()
-    known = np.unique(keys) if len(keys) < 1000 else pl.Series(keys).unique().sort().to_numpy()
-    bits = max(1, len(known).bit_length())
+    known = pl.Series(keys).unique().sort().to_numpy()
+    bits = len(known).bit_length() + 2
     shift = np.uint64(64 - bits)
-    code = np.searchsorted(known, np.arange(1 << bits,
-                                            dtype=np.uint64) << shift).astype(np.uint32)[keys >> shift]
-    late = np.flatnonzero(known[code] != keys)
-    while len(late):
-        code[late] += 1
-        late = late[known[code[late]] != keys[late]]
+    start = np.searchsorted(known, np.arange(1 << bits, dtype=np.uint64) << shift).astype(np.uint32)
+    code = np.empty(len(keys), np.uint32)
+    for at in range(0, len(keys), 1 << 18): # a piece that stays in the cache
+        piece = keys[at:at + (1 << 18)]
+        place = start[piece >> shift] # the first with these bits
+        late = np.flatnonzero(known[place] != piece)
+        while len(late):
+            place[late] += 1
+            late = late[known[place[late]] != piece[late]]
+        code[at:at + (1 << 18)] = place
     first = np.empty(len(known), np.int64)
     first[code[::-1]] = np.arange(len(keys) - 1, -1, -1)
-    del keys, late
+    del keys
     names = column.gather(first)
     if (names.hash(1).to_numpy()[code] == column.hash(1).to_numpy()).all(): return code, names
     names = column.unique(maintain_order=True) # two values with one hash
     return column.replace_strict(names, pl.Series(range(len(names)), dtype=pl.Int64)).to_numpy(), names
 
-# %% ../../nbs/01_data/06_columns.ipynb #84ae31d0
+# %% ../../nbs/01_data/06_columns.ipynb #9f3a7052
 def standard_order(ids:Sequence)->np.ndarray: # n: unique -> n: positions
     "The order of the ids' CRC-32: the same for every order of the rows, and telling nothing of it"
     names = [str(i).encode('utf-8', 'surrogatepass') for i in ids]
@@ -131,7 +134,7 @@ def standard_order(ids:Sequence)->np.ndarray: # n: unique -> n: positions
         order[a:b] = sorted(order[a:b], key=names.__getitem__)
     return order
 
-# %% ../../nbs/01_data/06_columns.ipynb #a451a109
+# %% ../../nbs/01_data/06_columns.ipynb #b39cb93e
 eras = dict(seconds=(1e8, 1e10), milliseconds=(1e11, 1e13), microseconds=(1e14, 1e16), nanoseconds=(1e17, 1e19))
 shapes = {'a date': '%Y-%m-%d', 'a date and time': '%Y-%m-%dT%H:%M:%S%.f', 'a date and time with its zone': '%Y-%m-%dT%H:%M:%S%.f%#z',
           'an American date and time': '%m/%d/%Y %I:%M:%S %p', 'a written-out date': '%b %e, %Y'} # MIND; Steam
@@ -150,7 +153,7 @@ def kinds_of_time(column:pl.Series)->dict[str, pl.Series]: # t: text -> kind: t 
         found[kind] = read.cast(pl.Int64)
     return found
 
-# %% ../../nbs/01_data/06_columns.ipynb #ef26da75
+# %% ../../nbs/01_data/06_columns.ipynb #3b1cbf9a
 class Odd(ValueError):
     "A value that is not what its column is; `row` says where"
     def __init__(self, row:int, message:str):
@@ -176,7 +179,7 @@ def times(column:pl.Series)->pl.Series: # t: numbers, dates, or text that is eit
     row = inside[there[0]].arg_max()
     raise Odd(row, f'time {column[row]} would be {there[0]}, and the column holds {there[-1]}')
 
-# %% ../../nbs/01_data/06_columns.ipynb #2d52cee1
+# %% ../../nbs/01_data/06_columns.ipynb #4aa7dea0
 def text_times(text:pl.Series)->tuple[pl.Series, bool]: # t; whether they are numbers
     "Times that are written as text, null where there is none"
     kind, read = max(kinds_of_time(text).items(), key=lambda pair: len(text) - pair[1].null_count())
@@ -186,7 +189,7 @@ def text_times(text:pl.Series)->tuple[pl.Series, bool]: # t; whether they are nu
     if odd.sum() == len(odd) - text.null_count(): raise Odd(row, f'time {text[row]!r} is neither a number nor an ISO date')
     raise Odd(row, f'time {text[row]!r} is not of one kind with the column, which holds {kind}')
 
-# %% ../../nbs/01_data/06_columns.ipynb #137b0c33
+# %% ../../nbs/01_data/06_columns.ipynb #13635d80
 class ImageFiles(Sequence):
     "Pictures that are read when they are asked for; None where an item has none"
     def __init__(self, files:Sequence): self.files = list(files) # n: Path, bytes, or None
@@ -201,7 +204,7 @@ class ImageFiles(Sequence):
         except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as e: raise ValueError(
             f'{f"picture {row}" if isinstance(file, bytes) else file} is not a picture that pillow can read ({e}); save it again.') from None
 
-# %% ../../nbs/01_data/06_columns.ipynb #a49dbc6c
+# %% ../../nbs/01_data/06_columns.ipynb #22c18d7b
 def large_image(images:list|dict)->str|None: # dicts with 'large', a dict of lists side by side, or addresses
     "The address of the large version of an item's main picture, of Amazon's metadata"
     if isinstance(images, dict): images = [dict(zip(images, values)) for values in zip(*images.values())]
@@ -211,7 +214,7 @@ def large_image(images:list|dict)->str|None: # dicts with 'large', a dict of lis
     main = [i for i in images if i.get('variant') == 'MAIN'] or images
     return main[0]['large'] if main else None
 
-# %% ../../nbs/01_data/06_columns.ipynb #73857485
+# %% ../../nbs/01_data/06_columns.ipynb #d001e726
 def pictures(column:pl.Series, folder:Path)->tuple[list, list]: # n; n: Path, bytes or None, and address or None
     "What a column says of pictures (paths, addresses, Amazon's lists, Hugging Face's bytes); nothing is opened"
     files, urls = [], []
