@@ -7,14 +7,14 @@ __all__ = ['tag', 'messy', 'eras', 'shapes', 'unlisted', 'clean', 'texts', 'sent
            'encode', 'standard_order', 'kinds_of_time', 'Odd', 'times', 'text_times', 'ImageFiles', 'large_image',
            'pictures']
 
-# %% ../../nbs/01_data/06_columns.ipynb #9bd4f822
+# %% ../../nbs/01_data/06_columns.ipynb #9eafef5c
 import ast, html, io, json, re, warnings, zlib
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
 import polars as pl
 
-# %% ../../nbs/01_data/06_columns.ipynb #c8f45d82
+# %% ../../nbs/01_data/06_columns.ipynb #ff30fb80
 def unlisted(text:str)->list|str:
     "The list that a text such as '[\"a\", \"b\"]' spells, also where its quotes are not balanced; else the text"
     try:
@@ -26,7 +26,7 @@ def unlisted(text:str)->list|str:
     found = re.fullmatch(r"""\[\s*['"](.*)['"]\s*\]""", text, re.S)
     return re.split(r"""['"],\s*['"]""", found[1]) if found else text
 
-# %% ../../nbs/01_data/06_columns.ipynb #c06993e3
+# %% ../../nbs/01_data/06_columns.ipynb #eff0bd2b
 tag = re.compile(r'<(?:/?[a-zA-Z][^<>]*|!--.*?--)>', re.S)
 
 def clean(value:str|list|None)->str:
@@ -37,7 +37,7 @@ def clean(value:str|list|None)->str:
     text = tag.sub(' ', html.unescape(str(value))).encode('utf-8', 'replace').decode() # half a character is none
     return ' '.join(text.split())
 
-# %% ../../nbs/01_data/06_columns.ipynb #80e4dd06
+# %% ../../nbs/01_data/06_columns.ipynb #afd2a6d6
 messy = r'[<&\[\x00-\x1f\x7f-\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]|  |^ | $'
 
 def texts(column:pl.Series, where:str)->pl.Series: # n: text, numbers, lists or bytes; its file, for errors -> n: String
@@ -54,13 +54,13 @@ def texts(column:pl.Series, where:str)->pl.Series: # n: text, numbers, lists or 
     rough = column.str.contains(messy).arg_true()
     return column.scatter(rough, [clean(t) for t in column.gather(rough)]) if len(rough) else column
 
-# %% ../../nbs/01_data/06_columns.ipynb #eee6c0d9
+# %% ../../nbs/01_data/06_columns.ipynb #088f849f
 def sentence(parts:Sequence[str])->str:
     "The texts joined by '. '; empty ones are left out, closing dots are not doubled"
     parts = (p.strip().rstrip('. ') for p in parts)
     return '. '.join(p for p in parts if p)
 
-# %% ../../nbs/01_data/06_columns.ipynb #8e466f25
+# %% ../../nbs/01_data/06_columns.ipynb #5bb4e277
 def joined(frame:pl.DataFrame, names:Sequence[str])->pl.Series: # n: columns of plain texts -> n: String
     "One text an item of the columns named, most telling first: the column text as it stands, others as a sentence"
     if not names: return pl.Series('text', ['']*frame.height, pl.String)
@@ -68,7 +68,7 @@ def joined(frame:pl.DataFrame, names:Sequence[str])->pl.Series: # n: columns of 
     parts = [frame[n].str.strip_chars().str.strip_chars_end('. ').replace('', None) for n in names]
     return pl.select(pl.concat_str(parts, separator='. ', ignore_nulls=True).alias('text')).to_series()
 
-# %% ../../nbs/01_data/06_columns.ipynb #c8e71b24
+# %% ../../nbs/01_data/06_columns.ipynb #ca1521ab
 def paths(column:pl.Series)->pl.Series: # n: lists, lists in lists, or text such as 'Home > Mugs'
     "Category paths as lists, root first; of several paths the first"
     def path(value):
@@ -77,14 +77,14 @@ def paths(column:pl.Series)->pl.Series: # n: lists, lists in lists, or text such
         return [t for t in map(clean, value if isinstance(value, list) else [value]) if t]
     return pl.Series(column.name, [path(v) for v in column.to_list()], pl.List(pl.String))
 
-# %% ../../nbs/01_data/06_columns.ipynb #2d16ef99
+# %% ../../nbs/01_data/06_columns.ipynb #ad9998e8
 def prices(column:pl.Series)->pl.Series: # n: numbers, or text such as '$1,299.00' -> n: Float64
     "Prices as numbers, null where there is none"
     if column.dtype.is_numeric(): return column.cast(pl.Float64).fill_nan(None)
     number = column.cast(pl.String).str.replace_all(',', '', literal=True).str.extract(r'(\d+\.?\d*)', 1)
     return number.cast(pl.Float64, strict=False)
 
-# %% ../../nbs/01_data/06_columns.ipynb #4f95d431
+# %% ../../nbs/01_data/06_columns.ipynb #f224cf7b
 def id_text(column:pl.Series, where:str)->pl.Series: # t: text, bytes, whole numbers; its file -> t: String
     "Ids as text, numbers as they stand; ValueError for a column that names nothing"
     kind = column.dtype
@@ -97,7 +97,7 @@ def id_text(column:pl.Series, where:str)->pl.Series: # t: text, bytes, whole num
     except pl.exceptions.PolarsError: raise ValueError(
         f'{where}: column {column.name} holds {kind} that is no text; expected ids, so decode it.') from None
 
-# %% ../../nbs/01_data/06_columns.ipynb #8760df2c
+# %% ../../nbs/01_data/06_columns.ipynb #be586a0a
 def encode(column:pl.Series)->tuple[np.ndarray, pl.Series]: # t: String -> t: position among the names; the names
     "Each value once, and numbers in place of the values"
     keys = column.hash(0).to_numpy()
@@ -122,7 +122,7 @@ def encode(column:pl.Series)->tuple[np.ndarray, pl.Series]: # t: String -> t: po
     names = column.unique(maintain_order=True) # two values with one hash
     return column.replace_strict(names, pl.Series(range(len(names)), dtype=pl.Int64)).to_numpy(), names
 
-# %% ../../nbs/01_data/06_columns.ipynb #466cff76
+# %% ../../nbs/01_data/06_columns.ipynb #5fbe1428
 def standard_order(ids:Sequence)->np.ndarray: # n: unique -> n: positions
     "The order of the ids' CRC-32: the same for every order of the rows, and telling nothing of it"
     names = [str(i).encode('utf-8', 'surrogatepass') for i in ids]
@@ -134,7 +134,7 @@ def standard_order(ids:Sequence)->np.ndarray: # n: unique -> n: positions
         order[a:b] = sorted(order[a:b], key=names.__getitem__)
     return order
 
-# %% ../../nbs/01_data/06_columns.ipynb #a272fe4a
+# %% ../../nbs/01_data/06_columns.ipynb #b818d153
 eras = dict(seconds=(1e8, 1e10), milliseconds=(1e11, 1e13), microseconds=(1e14, 1e16), nanoseconds=(1e17, 1e19))
 shapes = {'a date': '%Y-%m-%d', 'a date and time': '%Y-%m-%dT%H:%M:%S%.f', 'a date and time with its zone': '%Y-%m-%dT%H:%M:%S%.f%#z',
           'an American date and time': '%m/%d/%Y %I:%M:%S %p', 'a written-out date': '%b %e, %Y'} # MIND; Steam
@@ -153,7 +153,7 @@ def kinds_of_time(column:pl.Series)->dict[str, pl.Series]: # t: text -> kind: t 
         found[kind] = read.cast(pl.Int64)
     return found
 
-# %% ../../nbs/01_data/06_columns.ipynb #b13c0d25
+# %% ../../nbs/01_data/06_columns.ipynb #97f32157
 class Odd(ValueError):
     "A value that is not what its column is; `row` says where"
     def __init__(self, row:int, message:str):
@@ -179,17 +179,17 @@ def times(column:pl.Series)->pl.Series: # t: numbers, dates, or text that is eit
     row = inside[there[0]].arg_max()
     raise Odd(row, f'time {column[row]} would be {there[0]}, and the column holds {there[-1]}')
 
-# %% ../../nbs/01_data/06_columns.ipynb #14fe1c4a
+# %% ../../nbs/01_data/06_columns.ipynb #cb5ff49c
 def text_times(text:pl.Series)->tuple[pl.Series, bool]: # t; whether they are numbers
     "Times that are written as text, null where there is none"
     kind, read = max(kinds_of_time(text).items(), key=lambda pair: len(text) - pair[1].null_count())
     odd = read.is_null() & text.is_not_null()
     if not odd.any(): return read, kind == 'a number'
     row = odd.arg_max()
-    if odd.sum() == len(odd) - text.null_count(): raise Odd(row, f'time {text[row]!r} is neither a number nor an ISO date')
-    raise Odd(row, f'time {text[row]!r} is not of one kind with the column, which holds {kind}')
+    if odd.sum() == len(odd) - text.null_count(): raise Odd(row, f'time {text[row][:60]!r} is neither a number nor an ISO date')
+    raise Odd(row, f'time {text[row][:60]!r} is not of one kind with the column, which holds {kind}')
 
-# %% ../../nbs/01_data/06_columns.ipynb #c77764ee
+# %% ../../nbs/01_data/06_columns.ipynb #7409586f
 class ImageFiles(Sequence):
     "Pictures that are read when they are asked for; None where an item has none"
     def __init__(self, files:Sequence): self.files = list(files) # n: Path, bytes, or None
@@ -204,7 +204,7 @@ class ImageFiles(Sequence):
         except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as e: raise ValueError(
             f'{f"picture {row}" if isinstance(file, bytes) else file} is not a picture that pillow can read ({e}); save it again.') from None
 
-# %% ../../nbs/01_data/06_columns.ipynb #656f2d89
+# %% ../../nbs/01_data/06_columns.ipynb #25a03471
 def large_image(images:list|dict)->str|None: # dicts with 'large', a dict of lists side by side, or addresses
     "The address of the large version of an item's main picture, of Amazon's metadata"
     if isinstance(images, dict): images = [dict(zip(images, values)) for values in zip(*images.values())]
@@ -214,7 +214,7 @@ def large_image(images:list|dict)->str|None: # dicts with 'large', a dict of lis
     main = [i for i in images if i.get('variant') == 'MAIN'] or images
     return main[0]['large'] if main else None
 
-# %% ../../nbs/01_data/06_columns.ipynb #2cf3e8d8
+# %% ../../nbs/01_data/06_columns.ipynb #e4e2a181
 def pictures(column:pl.Series, folder:Path)->tuple[list, list]: # n; n: Path, bytes or None, and address or None
     "What a column says of pictures (paths, addresses, Amazon's lists, Hugging Face's bytes); nothing is opened"
     files, urls = [], []

@@ -8,7 +8,7 @@ __all__ = ['shaped', 'missing_words', 'place_of', 'json_rows', 'json_items', 'li
            'template_pictures', 'catalogue_of', 'alike', 'described', 'filtered', 'notes_on', 'report', 'joined_items',
            'load_found', 'check_given', 'load']
 
-# %% ../../nbs/01_data/03_formats.ipynb #7f49da16
+# %% ../../nbs/01_data/03_formats.ipynb #f4463082
 import json, re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +24,13 @@ from .layouts import Format, Found, aliases, recognise, role, telling
 from .tables import (Table, as_json, check_rows, columns_of, first_row, objects, opened, place, read,
                                 slow_lines)
 
-# %% ../../nbs/01_data/03_formats.ipynb #ad10923f
+# %% ../../nbs/01_data/03_formats.ipynb #6f3e4612
 def place_of(path:Path, key:str)->str:
     "'path, line n' of the first place where the key of a JSON object stands"
     at = re.search('|'.join(re.escape(json.dumps(key, ensure_ascii=a)) + r'\s*:' for a in (True, False)), text := read_text(path))
     return f'{path}, line {text.count(chr(10), 0, at.start()) + 1}' if at else str(path)
 
-# %% ../../nbs/01_data/03_formats.ipynb #f5563b49
+# %% ../../nbs/01_data/03_formats.ipynb #eb586784
 def json_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of NAME.inter.json, each history a list of at least one id"
     with opened(table.path): pass
@@ -43,7 +43,7 @@ def json_rows(table:Table)->pl.DataFrame: # user, item, in order
     rows = [(as_json(u), as_json(i)) for u, h in found.items() for i in h]
     return pl.DataFrame(rows, dict(user=pl.String, item=pl.String), orient='row')
 
-# %% ../../nbs/01_data/03_formats.ipynb #4ec26b99
+# %% ../../nbs/01_data/03_formats.ipynb #ed4f03de
 def json_items(table:Table)->pl.DataFrame:
     "The rows of NAME.item.json"
     with opened(table.path): pass
@@ -56,7 +56,7 @@ def json_items(table:Table)->pl.DataFrame:
                              **{n.lower(): [as_json(item.get(n)) for item in found.values()]
                                                   for n in names if n.lower() != 'item'}))
 
-# %% ../../nbs/01_data/03_formats.ipynb #81401831
+# %% ../../nbs/01_data/03_formats.ipynb #eb0fb4c1
 def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     "The rows of lines such as 'user item item item', or 'user item'"
     words = read(table, ['line']).select(pl.col('line').str.extract_all(r'\S+'))
@@ -64,7 +64,7 @@ def line_rows(table:Table)->pl.DataFrame: # user, item, in order
     if short.any(): raise ValueError(f'{place(table, short.arg_max())}: one word; expected a user and one item or more, so correct or remove the line.')
     return words.select(user=pl.col('line').list.first(), item=pl.col('line').list.slice(1)).explode('item').drop_nulls()
 
-# %% ../../nbs/01_data/03_formats.ipynb #43fd4b46
+# %% ../../nbs/01_data/03_formats.ipynb #dbad18c7
 def mind_rows(table:Table)->pl.DataFrame: # user, item, time
     "MIND's clicks: each user's history first, in its order, then what was clicked of what was shown"
     frame = read(table, ['user', 'time', 'history', 'shown']).with_row_index('row')
@@ -78,14 +78,14 @@ def mind_rows(table:Table)->pl.DataFrame: # user, item, time
     rows = pl.concat([before, clicks.with_columns(pl.col('item').str.strip_suffix('-1'))], how='vertical_relaxed')
     return rows.filter(pl.col('item').fill_null('') != '').select('user', 'item', 'time')
 
-# %% ../../nbs/01_data/03_formats.ipynb #248f88ca
+# %% ../../nbs/01_data/03_formats.ipynb #16b2c263
 def columns_in(where:str)->list[str]:
     "The columns that a condition in SQL names"
     try: return pl.sql_expr(where).meta.root_names() if where else []
     except pl.exceptions.PolarsError as e: raise ValueError(
         f'where={where!r} is not SQL ({str(e).splitlines()[0][:80]}); write a condition such as "event = \'buy\'".') from None
 
-# %% ../../nbs/01_data/03_formats.ipynb #027b717f
+# %% ../../nbs/01_data/03_formats.ipynb #4013dda1
 def sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
     "Which rows satisfy a condition in SQL; columns of numbers are compared as numbers"
     try:
@@ -97,7 +97,7 @@ def sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
     except (pl.exceptions.PolarsError, TypeError) as e: raise ValueError(
         f'{table.path}: where={where!r} cannot be judged ({str(e).splitlines()[0][:80]}); write SQL such as "event = \'buy\' AND rating >= 4".') from None
 
-# %% ../../nbs/01_data/03_formats.ipynb #8c3211fb
+# %% ../../nbs/01_data/03_formats.ipynb #f01a7aa3
 def ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `encode`
     "A column of ids, encoded and stripped; `Odd` for one that is missing or breaks a line"
     codes, names = encode(id_text(column, str(table.path)))
@@ -112,7 +112,7 @@ def ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `e
     again, tidy = encode(tidy)
     return again[codes], tidy
 
-# %% ../../nbs/01_data/03_formats.ipynb #c522b1a8
+# %% ../../nbs/01_data/03_formats.ipynb #af529a00
 shaped = {'JSON pair': json_rows, 'lines of items': line_rows, 'MIND': mind_rows}
 
 def log_rows(found:Found)->tuple[pl.DataFrame, list[str]]:
@@ -138,7 +138,7 @@ def log_rows(found:Found)->tuple[pl.DataFrame, list[str]]:
     frame = frame.with_columns(pl.col(c.lower()).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
     return frame, [c for c in columns if c not in (*names.values(), *map(str.lower, extra))]
 
-# %% ../../nbs/01_data/03_formats.ipynb #f1a03d98
+# %% ../../nbs/01_data/03_formats.ipynb #19d7cef6
 def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame, np.ndarray|None]:
     "What is an interaction, by the format and by what was asked, and its rows in the file; None: all of them"
     keep, table = pl.Series('keep', [True]).new_from_index(0, frame.height), found.log
@@ -155,7 +155,7 @@ def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame
     if found.format.min_rating is not None:
         rating = frame['rating'].cast(pl.Float64, strict=False)
         odd = rating.is_null() & keep & ~said
-        if odd.any(): raise Odd(odd.arg_max(), f'rating {frame["rating"][odd.arg_max()]!r} is no number')
+        if odd.any(): raise Odd(odd.arg_max(), f'rating {str(frame["rating"][odd.arg_max()])[:60]!r} is no number')
         drop[f'interactions rated below {found.format.min_rating:g}'] = rating < found.format.min_rating
     for reason, mask in drop.items():
         if not mask.any(): continue
@@ -163,7 +163,7 @@ def kept_rows(frame:pl.DataFrame, found:Found, removed:dict)->tuple[pl.DataFrame
         keep &= ~mask.fill_null(False)
     return (frame, None) if keep.all() else (frame.filter(keep), np.flatnonzero(keep))
 
-# %% ../../nbs/01_data/03_formats.ipynb #077cc13f
+# %% ../../nbs/01_data/03_formats.ipynb #b00e2daf
 def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; columns that are not used
     "The log of a data set; a value that cannot be read is named with its line"
     rows = None
@@ -185,7 +185,7 @@ def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; column
     removed['exact repeats (the same user, item and time)'] = log.n - once.n
     return once, unused
 
-# %% ../../nbs/01_data/03_formats.ipynb #c96a2e7c
+# %% ../../nbs/01_data/03_formats.ipynb #d2dcce62
 def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFrame:
     "The rows with an id, each item once; two that differ are an error that names both lines"
     format, table = found.format, found.items
@@ -211,11 +211,11 @@ def one_each(frame:pl.DataFrame, key:str, found:Found, removed:dict)->pl.DataFra
     twice = once.filter(once[' id'].is_duplicated()) if not format.strict else frame.filter(frame[' id'].is_duplicated())
     if twice.height:
         a, b = twice.filter(twice[' id'] == twice[' id'][0])[' row'][:2]
-        raise ValueError(f'{at(b)}: item {twice[" id"][0]!r} stands already in {at(a).rpartition(", ")[2]}; keep one of the two.')
+        raise ValueError(f'{at(b)}: item {twice[" id"][0][:60]!r} stands already in {at(a).rpartition(", ")[2]}; keep one of the two.')
     removed['repeated lines of the items'] = frame.height - once.height
     return once
 
-# %% ../../nbs/01_data/03_formats.ipynb #88f7450f
+# %% ../../nbs/01_data/03_formats.ipynb #821e0730
 def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame, list[str]]:
     "The rows of a table of items, one an item, with a column ` id`; and the columns that are not used"
     format, table = found.format, found.items
@@ -227,6 +227,8 @@ def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame, list[str]]:
         every = {*format.text, *telling, *aliases['image'], format.image, format.title, 'price', 'text', 'store', 'main_category'}
         wanted = [c for c in columns if table.kind != 'lines' or not format.text or c in every]
         extra = [*columns_in(format.item_where), *filter(None, [format.latest])]
+        odd = [c for c in extra if c.lower() not in columns]
+        if odd: raise ValueError(f'{table.path}, line 1: no column {odd[0]} among {", ".join(columns)}; a file of {format.name} has it, so correct the header.')
         frame = read(table, list(dict.fromkeys([key, *wanted, *extra])))
         if table.kind == 'lines' and any(frame[c].str.contains('\x00', literal=True).any() for c in frame.columns):
             frame = slow_lines(table, frame.columns) # half a character, which polars reads as none
@@ -234,7 +236,7 @@ def item_rows(found:Found, removed:dict)->tuple[pl.DataFrame, list[str]]:
         columns = [c for c in columns if c not in frame.columns]
     return one_each(frame, key, found, removed), columns or []
 
-# %% ../../nbs/01_data/03_formats.ipynb #917ae67a
+# %% ../../nbs/01_data/03_formats.ipynb #fa13fc85
 def text_columns(frame:pl.DataFrame, found:Found)->list[str]:
     "The columns that make the text: those asked for, the format's, `text`, or those with telling names"
     asked, columns = [c.lower() for c in found.format.text], [c for c in frame.columns if not c.startswith(' ')]
@@ -242,7 +244,7 @@ def text_columns(frame:pl.DataFrame, found:Found)->list[str]:
     usual = ['text'] if 'text' in columns else [c for c in telling if c in columns]
     return [c for c in asked if c in columns] or usual
 
-# %% ../../nbs/01_data/03_formats.ipynb #2c6bd8da
+# %% ../../nbs/01_data/03_formats.ipynb #8de6c437
 def typed_tokens(found:Found, columns:list[str])->list[str]:
     "The columns of a RecBole file of items that hold words"
     if not found.items: return []
@@ -250,14 +252,14 @@ def typed_tokens(found:Found, columns:list[str])->list[str]:
     words = {name.strip().lower().partition(':')[0] for name in first if name.partition(':')[2].startswith('token')}
     return [c for c in columns if c in words and c != found.format.item]
 
-# %% ../../nbs/01_data/03_formats.ipynb #d08f1709
+# %% ../../nbs/01_data/03_formats.ipynb #8ca39b90
 def template_pictures(ids:pl.Series, format:Format, table:Table)->tuple[list, list]:
     "The pictures of a layout that names them after the items"
     if '{' not in format.image or not (table.path.parent/format.image.partition('/')[0]).is_dir(): return [], []
     paths = [table.path.parent/format.image.format(item=i) for i in ids]
     return [p if p.is_file() else None for p in paths], []
 
-# %% ../../nbs/01_data/03_formats.ipynb #a80fd0e3
+# %% ../../nbs/01_data/03_formats.ipynb #b90e5b9b
 def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, each once, and the others
     "The catalogue of rows of items: what is text is cleaned, what is a picture is not opened"
     table, format = found.items or found.log, found.format
@@ -282,12 +284,12 @@ def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, ea
     if any(files): more['image'] = pl.Series([str(f) if isinstance(f, Path) else None for f in files], dtype=pl.String)
     return Catalogue.of(made.with_columns(**more), tuple(named), ImageFiles(files) if any(files) else None, found.name)
 
-# %% ../../nbs/01_data/03_formats.ipynb #8c882456
+# %% ../../nbs/01_data/03_formats.ipynb #a019409a
 def alike(ids:pl.Series)->pl.Series:
     "Ids without what often differs between two files: case, leading zeros, '.0'"
     return ids.str.to_lowercase().str.strip_suffix('.0').str.replace(r'^0+(.)', '${1}')
 
-# %% ../../nbs/01_data/03_formats.ipynb #9ff51823
+# %% ../../nbs/01_data/03_formats.ipynb #2d043d66
 def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids of the items
     "The interactions with items that are described; ValueError where the two files write ids differently"
     unknown = ~log.items.is_in(known.implode())
@@ -299,9 +301,9 @@ def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids o
     if other.any():
         mine = strange.filter(other)[0]
         theirs = known.filter(alike(known) == alike(pl.Series([mine]))[0])[0]
-        raise ValueError(f'{at} are with items that {found.items.path.name} writes differently ({mine!r} here, {theirs!r} there); write both alike.')
+        raise ValueError(f'{at} are with items that {found.items.path.name} writes differently ({mine[:60]!r} here, {theirs[:60]!r} there); write both alike.')
     if found.format.strict or n == log.n: raise ValueError(
-        f'{at} are with items that {found.items.path.name} does not describe (first: {log.items[int(log.i[mask.argmax()])]!r}); '
+        f'{at} are with items that {found.items.path.name} does not describe (first: {log.items[int(log.i[mask.argmax()])][:60]!r}); '
         f'add {len(strange):,} items there{" or load with strict=False, which drops and counts them" if n < log.n else ""}.')
     left = take(log, ~mask)
     gone = lost(log, left)
@@ -309,7 +311,7 @@ def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids o
                     'users who took only those': gone['users']})
     return left
 
-# %% ../../nbs/01_data/03_formats.ipynb #e6e05e74
+# %% ../../nbs/01_data/03_formats.ipynb #129eba2f
 def filtered(log:Log, found:Found, removed:dict)->Log: # in order
     "What repeats, the k-core and the number of users leave, each counted"
     if found.format.dedupe:
@@ -326,7 +328,7 @@ def filtered(log:Log, found:Found, removed:dict)->Log: # in order
         removed |= {f'users beyond the {found.format.max_users:,} asked for': gone['users'], 'interactions of those users': gone['interactions']}
     return log
 
-# %% ../../nbs/01_data/03_formats.ipynb #d54b7877
+# %% ../../nbs/01_data/03_formats.ipynb #20ecffe8
 missing_words = ('nan', 'null', 'none', 'na', 'n/a', '\\n', '<na>')
 
 def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
@@ -359,13 +361,13 @@ def notes_on(dataset:Dataset, found:Found, unused:dict[str, list])->list[str]:
     say(short, f'{short:,} of {len(h):,} users have one item only; nobody can be asked what came next')
     return notes
 
-# %% ../../nbs/01_data/03_formats.ipynb #266ac2dc
+# %% ../../nbs/01_data/03_formats.ipynb #d86176d0
 def report(dataset:Dataset)->str:
     "What was loaded, what was removed on the way, and what else to know"
     removed = [f'removed: {count:,} {what}' for what, count in dataset.removed.items() if count]
     return '\n'.join([repr(dataset), *(removed or ['removed: nothing']), *(f'note: {note}' for note in dataset.notes)])
 
-# %% ../../nbs/01_data/03_formats.ipynb #b602a452
+# %% ../../nbs/01_data/03_formats.ipynb #5ac40afa
 def joined_items(found:Found, words:list[str])->pl.DataFrame: # column ` id`
     "The items of a table that holds interactions and texts; two texts for one item are an error"
     table = found.log
@@ -376,7 +378,7 @@ def joined_items(found:Found, words:list[str])->pl.DataFrame: # column ` id`
     frame = read(table, list(dict.fromkeys([item, *words, *more])))
     return one_each(frame, item, found._replace(items=table), {})
 
-# %% ../../nbs/01_data/03_formats.ipynb #92bd05b1
+# %% ../../nbs/01_data/03_formats.ipynb #3c8572a6
 def load_found(found:Found)->Dataset:
     "A recognised data set, read, checked and filtered"
     removed, unused = {}, {}
@@ -404,7 +406,7 @@ def load_found(found:Found)->Dataset:
     dataset.notes = notes_on(dataset, found, unused)
     return dataset
 
-# %% ../../nbs/01_data/03_formats.ipynb #6c0aa9eb
+# %% ../../nbs/01_data/03_formats.ipynb #acff6f3f
 def check_given(found:Found, given:dict)->None:
     "ValueError for a column that was named and is in neither table"
     if found.format.name == 'JSON pair': return
@@ -414,7 +416,7 @@ def check_given(found:Found, given:dict)->None:
     odd = next((c for c in named if c and tables and c.lower() not in known), None)
     if odd: raise ValueError(f'{tables[0].path}, line 1: no column {odd} among {", ".join(known)}; name one that is there.')
 
-# %% ../../nbs/01_data/03_formats.ipynb #1e63995d
+# %% ../../nbs/01_data/03_formats.ipynb #e6d566e8
 def load(path:str|Path, # a folder, one of its files, or a folder of shards
          user:str|None=None, item:str|None=None, time:str|None=None,
              # names of columns, where they are not the usual ones

@@ -6,7 +6,7 @@
 __all__ = ['Log', 'gather', 'take', 'in_order', 'drop_repeats', 'keep_first', 'k_core', 'present', 'lost', 'first_users',
            'histories', 'rows_of_ids']
 
-# %% ../../nbs/01_data/07_interactions.ipynb #eba13f2a
+# %% ../../nbs/01_data/07_interactions.ipynb #b85d806f
 from typing import NamedTuple
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ import torch
 from .columns import standard_order
 from .dataset import Catalogue, Histories
 
-# %% ../../nbs/01_data/07_interactions.ipynb #2ad00bca
+# %% ../../nbs/01_data/07_interactions.ipynb #0a837410
 class Log(NamedTuple):
     "Who took what and when; row by row"
     users: pl.Series # original ids
@@ -27,19 +27,19 @@ class Log(NamedTuple):
     def n(self)->int: return len(self.u)
     def __repr__(self)->str: return f'Log({self.n:,} interactions, {len(self.users):,} users, {len(self.items):,} items)'
 
-# %% ../../nbs/01_data/07_interactions.ipynb #ed9cac6b
+# %% ../../nbs/01_data/07_interactions.ipynb #aed1b237
 def gather(user:tuple, item:tuple, time:np.ndarray)->Log: # two results of `encode` (t and the ids); t
     "The log of three columns; users and items in standard order"
     orders = [standard_order(names) for _, names in (user, item)]
     u, i = (np.argsort(order).astype(np.uint32)[codes] for order, (codes, _) in zip(orders, (user, item)))
     return Log(user[1].gather(orders[0]), item[1].gather(orders[1]), u, i, np.asarray(time))
 
-# %% ../../nbs/01_data/07_interactions.ipynb #754f4f2f
+# %% ../../nbs/01_data/07_interactions.ipynb #df6ebbd3
 def take(log:Log, rows:np.ndarray)->Log: # positions or a mask
     "Some rows of a log, in the order of `rows`; users and items keep their positions"
     return log._replace(u=log.u[rows], i=log.i[rows], time=log.time[rows])
 
-# %% ../../nbs/01_data/07_interactions.ipynb #af7a72ba
+# %% ../../nbs/01_data/07_interactions.ipynb #0fa9d2f9
 def in_order(log:Log)->Log:
     "The rows sorted by user, then time, then place in the log"
     if not log.n: return log
@@ -53,7 +53,7 @@ def in_order(log:Log)->Log:
     at = rows['key'].to_numpy()
     return log._replace(u=(at >> width).astype(np.uint32), i=rows['i'].to_numpy(), time=(at & ((1 << width) - 1)) + low)
 
-# %% ../../nbs/01_data/07_interactions.ipynb #6e838018
+# %% ../../nbs/01_data/07_interactions.ipynb #332c413f
 def drop_repeats(log:Log)->Log: # in order
     "Rows that are equal in user, time and item to one before them are left out"
     same = (log.u[1:] == log.u[:-1]) & (log.time[1:] == log.time[:-1])
@@ -62,12 +62,12 @@ def drop_repeats(log:Log)->Log: # in order
     first = pl.Series(group*len(log.items) + log.i[tied]).is_first_distinct().to_numpy()
     return log if first.all() else take(log, np.delete(np.arange(log.n), tied[~first]))
 
-# %% ../../nbs/01_data/07_interactions.ipynb #5592b964
+# %% ../../nbs/01_data/07_interactions.ipynb #b43e4359
 def keep_first(log:Log)->Log: # in order
     "The first of each user's interactions with an item"
     return take(log, pl.Series(log.u.astype(np.int64)*len(log.items) + log.i).is_first_distinct().to_numpy())
 
-# %% ../../nbs/01_data/07_interactions.ipynb #e444e03e
+# %% ../../nbs/01_data/07_interactions.ipynb #e34e7d64
 def k_core(log:Log, k:int=5)->Log: # 5 in the Amazon benchmarks
     "The largest part of the log in which every user and every item has k interactions"
     alive, counts = np.ones(log.n, bool), [np.bincount(x) for x in (log.u, log.i)]
@@ -77,24 +77,24 @@ def k_core(log:Log, k:int=5)->Log: # 5 in the Amazon benchmarks
         counts = [n - np.bincount(x[rows], minlength=len(n)) for n, x in zip(counts, (log.u, log.i))]
     return log if alive.all() else take(log, alive)
 
-# %% ../../nbs/01_data/07_interactions.ipynb #29830ea8
+# %% ../../nbs/01_data/07_interactions.ipynb #81a21abe
 def present(log:Log)->tuple[np.ndarray, np.ndarray]: # bool: of each user, of each item
     "Which users and items have an interaction"
     return tuple(np.bincount(x, minlength=len(names)) > 0 for x, names in ((log.u, log.users), (log.i, log.items)))
 
-# %% ../../nbs/01_data/07_interactions.ipynb #7ec37d84
+# %% ../../nbs/01_data/07_interactions.ipynb #58451a00
 def lost(before:Log, after:Log)->dict[str, int]: # 'interactions', 'users', 'items'
     "How much of a log a step removed"
     size = lambda log: (log.n, *(int(x.sum()) for x in present(log)))
     return {what: b - a for what, b, a in zip(('interactions', 'users', 'items'), size(before), size(after))}
 
-# %% ../../nbs/01_data/07_interactions.ipynb #5fd68367
+# %% ../../nbs/01_data/07_interactions.ipynb #fa90d9a5
 def first_users(log:Log, n:int)->Log:
     "The rows of the first n users in standard order: a sample that no order of the data decides"
     there = np.flatnonzero(present(log)[0])
     return take(log, log.u <= there[n - 1]) if n < len(there) else log
 
-# %% ../../nbs/01_data/07_interactions.ipynb #0cdae9c8
+# %% ../../nbs/01_data/07_interactions.ipynb #e3506f37
 def histories(log:Log, catalogue:Catalogue)->Histories: # in order; holds every item of the log
     "One sequence of rows per user of the log"
     users, items = present(log)
@@ -104,7 +104,7 @@ def histories(log:Log, catalogue:Catalogue)->Histories: # in order; holds every 
     return Histories(log.users.filter(pl.Series(users)).to_list(), torch.from_numpy(row[log.i]),
                      torch.from_numpy(offsets))
 
-# %% ../../nbs/01_data/07_interactions.ipynb #449c0d5c
+# %% ../../nbs/01_data/07_interactions.ipynb #732a34ee
 def rows_of_ids(ids:pl.Series, catalogue:Catalogue)->np.ndarray: # rows; KeyError for an unknown id
     "The rows of many items at once"
     known = catalogue.frame.select(id='item').with_row_index('row')

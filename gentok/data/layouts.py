@@ -6,14 +6,14 @@
 __all__ = ['formats', 'aliases', 'telling', 'json_pair', 'parts', 'Format', 'role', 'Found', 'tables_in', 'has', 'is_document',
            'candidates', 'refuse_parts', 'generic', 'one_of_them', 'recognise', 'together']
 
-# %% ../../nbs/01_data/09_layouts.ipynb #c1693899
+# %% ../../nbs/01_data/09_layouts.ipynb #26072959
 import json, re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from .tables import Table, columns_of, kind_of, table_at
 
-# %% ../../nbs/01_data/09_layouts.ipynb #954b6e74
+# %% ../../nbs/01_data/09_layouts.ipynb #63bff5b9
 class Format(NamedTuple):
     "One published layout: which files, and which columns play which role"
     name: str
@@ -41,7 +41,7 @@ class Format(NamedTuple):
     max_users: int|None = None # at most so many, the first in standard order
     strict: bool = False # items without metadata and repeated metadata are errors
 
-# %% ../../nbs/01_data/09_layouts.ipynb #2234d1ff
+# %% ../../nbs/01_data/09_layouts.ipynb #308d5f99
 formats = (
     Format('JSON pair', r'(?P<name>.+)\.inter\.json', r'(?P<name>.+)\.item\.json', 'user', 'item', key='item',
            text=('title', 'brand', 'categories', 'description')),
@@ -65,7 +65,7 @@ formats = (
                core=5, dedupe=True),
 )
 
-# %% ../../nbs/01_data/09_layouts.ipynb #eb17c831
+# %% ../../nbs/01_data/09_layouts.ipynb #e5fbf0d0
 formats += (
     Format('Yelp', r'yelp_academic_dataset_review\.json', r'yelp_academic_dataset_business\.json', 'user_id', 'business_id', 'date', 'stars',
            text=('name', 'categories', 'city'), title='name'),
@@ -91,7 +91,7 @@ formats += (
     Format('lines of items', r'(?P<name>.+)\.txt', user='user', item='item', separator='\x1f', log_columns=('line',)),
 )
 
-# %% ../../nbs/01_data/09_layouts.ipynb #abfac641
+# %% ../../nbs/01_data/09_layouts.ipynb #090b914b
 aliases = dict(user='user user_id userid uid visitorid visitor_id customer_id customerid reviewerid member_id',
                item='item item_id itemid iid parent_asin asin movieid movie_id product_id productid article_id video_id business_id news_id sku isbn',
                time='time timestamp datetime date date_time ts t_dat time_ms unixreviewtime event_time created_at',
@@ -100,7 +100,7 @@ aliases = {role: names.split() for role, names in aliases.items()}
 telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand', 'categories', 'category', 'genres',
            'features', 'description', 'detail_desc')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #fc80f6df
+# %% ../../nbs/01_data/09_layouts.ipynb #3dcfda39
 def role(columns:Sequence[str], name:str, table:Table, given:str='')->str|None: # columns in lower case
     "The column that plays a role, under the name given or a usual one; ValueError where two could"
     if given: return given.lower() if given.lower() in columns else None
@@ -109,7 +109,7 @@ def role(columns:Sequence[str], name:str, table:Table, given:str='')->str|None: 
                                         f'say which with {name}={found[0]!r}, or remove or rename one.')
     return found[0] if found else None
 
-# %% ../../nbs/01_data/09_layouts.ipynb #ce7cd9bd
+# %% ../../nbs/01_data/09_layouts.ipynb #ba4a2ab1
 class Found(NamedTuple):
     "A data set that was recognised"
     format: Format
@@ -118,7 +118,7 @@ class Found(NamedTuple):
     items: Table|None
     beside: tuple[str, ...] # files that are not read
 
-# %% ../../nbs/01_data/09_layouts.ipynb #25e76fc7
+# %% ../../nbs/01_data/09_layouts.ipynb #35bc46a2
 json_pair = re.compile(r'.+\.(inter|item)\.json')
 
 def tables_in(folder:Path)->tuple[dict[str, Table], list[str]]: # name -> table; the other files
@@ -134,7 +134,7 @@ def has(table:Table, names:Sequence[str])->bool:
     "Whether a table has these columns; one without a header has those of its format"
     return bool(table.columns) or set(names) <= set(columns_of(table))
 
-# %% ../../nbs/01_data/09_layouts.ipynb #09f2e19e
+# %% ../../nbs/01_data/09_layouts.ipynb #c6d4eb56
 def is_document(path:Path)->bool:
     "Whether a file is one JSON value and no table"
     if path.suffix != '.json' or path.stat().st_size > 1 << 26: return False
@@ -142,7 +142,7 @@ def is_document(path:Path)->bool:
     except ValueError: return False
     return not (isinstance(value, dict) and len(path.read_text('utf-8').strip().splitlines()) == 1)
 
-# %% ../../nbs/01_data/09_layouts.ipynb #33ab41af
+# %% ../../nbs/01_data/09_layouts.ipynb #f1e2903c
 def candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (format, name) -> interactions, items
     "The published layouts that a folder's tables could be; those with interactions, else those with items alone"
     found, taken = {}, set()
@@ -171,7 +171,7 @@ def candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (form
         found |= here
     return {key: sides for key, sides in found.items() if sides[0]} or found
 
-# %% ../../nbs/01_data/09_layouts.ipynb #f9d390e3
+# %% ../../nbs/01_data/09_layouts.ipynb #76654f9c
 parts = re.compile(r'(.+)[._-](train|training|valid|validation|val|test|part\d+)')
 
 def refuse_parts(names:list[str], folder:Path, every:set)->None:
@@ -183,7 +183,7 @@ def refuse_parts(names:list[str], folder:Path, every:set)->None:
         if len(alike) > 1: raise ValueError(f'{folder}: {" and ".join(alike)} are parts of one log that was split before, and gentok splits '
                                             f'by itself; join them into {found[1]}.{name.rpartition(".")[2]}.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #0dd91aca
+# %% ../../nbs/01_data/09_layouts.ipynb #3440d21a
 def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)->tuple[list, list]:
     "Tables of one's own: interactions have a user and an item, items have no user; a name decides where the header leaves doubt"
     logs, items, seen, lacking = [], [], {}, []
@@ -210,7 +210,7 @@ def generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)-
         "or name the columns with user='…', item='…', time='…', text=['…'].")
     return logs, items
 
-# %% ../../nbs/01_data/09_layouts.ipynb #70e74faa
+# %% ../../nbs/01_data/09_layouts.ipynb #323d6edf
 def one_of_them(found:list[Table], what:str)->Table|None: # interactions or items
     "The only one, or the only one that is called so; ValueError that names two"
     if len(found) < 2: return found[0] if found else None
@@ -219,7 +219,7 @@ def one_of_them(found:list[Table], what:str)->Table|None: # interactions or item
     a, b = (t.path.name for t in found[:2])
     raise ValueError(f'{found[0].path.parent}: {a} and {b} could both be the {what}; name one of the two as the path, or move the other away.')
 
-# %% ../../nbs/01_data/09_layouts.ipynb #add12374
+# %% ../../nbs/01_data/09_layouts.ipynb #5930f4a3
 def recognise(path:Path, given:Format=Format('tables'))->Found:
     "The one data set at a path, a folder or one of its files; `given` is what the user says of the columns"
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; check the path.')
@@ -252,7 +252,7 @@ def recognise(path:Path, given:Format=Format('tables'))->Found:
     name = name or (path.resolve().name if path.is_dir() else path.name.split('.')[0])
     return Found(format, name, log, items, tuple(beside))
 
-# %% ../../nbs/01_data/09_layouts.ipynb #ea16ad8f
+# %% ../../nbs/01_data/09_layouts.ipynb #de362177
 def together(tables:list[Table])->list[Table]:
     "Several files as one table"
     return [tables[0]._replace(files=tuple(f for t in tables for f in t.files))] if tables else []

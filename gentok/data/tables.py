@@ -7,7 +7,7 @@ __all__ = ['endings', 'shard', 'Table', 'kind_of', 'complete', 'table_at', 'open
            'separator_of', 'header', 'names_in', 'first_row', 'once', 'fast_text', 'slow_text', 'tally', 'check_rows',
            'objects', 'as_json', 'slow_lines', 'columns_of', 'scan', 'arrow', 'read', 'place']
 
-# %% ../../nbs/01_data/08_tables.ipynb #193f06c6
+# %% ../../nbs/01_data/08_tables.ipynb #36fb6cb0
 import ast, csv, gzip, io, json, re, zlib
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-# %% ../../nbs/01_data/08_tables.ipynb #294600ef
+# %% ../../nbs/01_data/08_tables.ipynb #8e011fc1
 endings = dict(text=('csv', 'tsv', 'txt', 'dat', 'data', 'inter', 'item'), lines=('jsonl', 'ndjson', 'json'),
                parquet=('parquet',), arrow=('arrow', 'feather'))
 
@@ -34,13 +34,13 @@ class Table(NamedTuple):
     @property
     def quoted(self)->bool: return not self.columns and self.separator != '\t' and self.files[0].name.removesuffix('.gz').endswith('.csv')
 
-# %% ../../nbs/01_data/08_tables.ipynb #95595ae2
+# %% ../../nbs/01_data/08_tables.ipynb #373dbdcc
 def kind_of(name:str)->str: # '' where the ending is not known
     "How a file of this name is read"
     ending = name.removesuffix('.gz').rpartition('.')[2].lower()
     return next((kind for kind, known in endings.items() if ending in known), '')
 
-# %% ../../nbs/01_data/08_tables.ipynb #c8fd19e3
+# %% ../../nbs/01_data/08_tables.ipynb #b499ea0a
 shard = re.compile(r'(?P<stem>.+)-(?P<n>\d{5})-of-(?P<of>\d{5})(?P<end>\..+)')
 
 def complete(files:list[Path])->tuple[Path, ...]: # in order
@@ -52,7 +52,7 @@ def complete(files:list[Path])->tuple[Path, ...]: # in order
         f'{min(missing):05} is missing); copy all of them there.')
     return tuple(files)
 
-# %% ../../nbs/01_data/08_tables.ipynb #4ddd9204
+# %% ../../nbs/01_data/08_tables.ipynb #7eb6634a
 def table_at(path:Path)->Table|None: # None: nothing that is known
     "The table at a path: a file, a shard with its siblings, or a folder of parts (Spark, `save_to_disk`)"
     if path.is_dir():
@@ -63,7 +63,7 @@ def table_at(path:Path)->Table|None: # None: nothing that is known
     return Table(path.with_name(found['stem'] + found['end']),
                  complete(sorted(path.parent.glob(f'{found["stem"]}-?????-of-{found["of"]}{found["end"]}'))), kind)
 
-# %% ../../nbs/01_data/08_tables.ipynb #9ed98e13
+# %% ../../nbs/01_data/08_tables.ipynb #b20c1871
 def opened(path:Path)->io.BufferedIOBase:
     "A file, decompressed where its name ends in .gz; what is missing, empty or misnamed is an error"
     if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; check the path.')
@@ -73,7 +73,7 @@ def opened(path:Path)->io.BufferedIOBase:
     if head in (b'\xff\xfe', b'\xfe\xff'): raise ValueError(f'{path}, line 1: not UTF-8 text but UTF-16; save the file as UTF-8.')
     return (gzip.open if path.suffix == '.gz' else open)(path, 'rb')
 
-# %% ../../nbs/01_data/08_tables.ipynb #d2f6c7c7
+# %% ../../nbs/01_data/08_tables.ipynb #55e2f4ac
 def lines(path:Path, encoding:str='utf-8')->Iterator[str]:
     "The lines of a text file; the first that is cut or not text is named"
     n = 0
@@ -86,7 +86,7 @@ def lines(path:Path, encoding:str='utf-8')->Iterator[str]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise ValueError(
         f'{path}, after line {n}: the gzip data is cut or damaged ({e}); copy or download it again.') from None
 
-# %% ../../nbs/01_data/08_tables.ipynb #3bc6f07b
+# %% ../../nbs/01_data/08_tables.ipynb #b9e34fb0
 def rows_of(table:Table, path:Path)->Iterator[tuple[int,
                                                     list]]: # one of its files -> the line a row ends in, its values
     "The rows of a text table, header included, one by one: slow, and exact about what is wrong where"
@@ -108,7 +108,7 @@ def is_utf8(path:Path)->bool:
     except UnicodeDecodeError: return False
     return True
 
-# %% ../../nbs/01_data/08_tables.ipynb #28776d5a
+# %% ../../nbs/01_data/08_tables.ipynb #4f8a7a8f
 def separator_of(table:Table, path:Path)->str:
     "What stands between the values"
     if table.separator: return table.separator
@@ -116,7 +116,7 @@ def separator_of(table:Table, path:Path)->str:
     if not first: raise ValueError(f'{path} is empty; expected rows, so write or copy it again.')
     return max(',;\t', key=first.count)
 
-# %% ../../nbs/01_data/08_tables.ipynb #c877e330
+# %% ../../nbs/01_data/08_tables.ipynb #8f94d025
 def header(table:Table, path:Path|None=None)->list[str]: # None: of the first file
     "The names of a text table's columns in lower case, without RecBole's types; ValueError for a name that stands twice"
     first = first_row(table, path := path or table.files[0])
@@ -140,7 +140,7 @@ def first_row(table:Table, path:Path)->list[str]:
     "The first row that is not blank"
     return next((row for _, row in rows_of(table, path) if any(row)), [])
 
-# %% ../../nbs/01_data/08_tables.ipynb #3d1a1d0e
+# %% ../../nbs/01_data/08_tables.ipynb #11fe5385
 def once(names:list[str], path:Path)->list[str]:
     "The names; ValueError if one of them stands twice, or is no name"
     if max(map(len, names), default=0) > 200: raise ValueError(f'{path}, line 1: a column name of {max(map(len, names)):,} letters; expected a header, so add one.')
@@ -148,7 +148,7 @@ def once(names:list[str], path:Path)->list[str]:
     if twice is not None: raise ValueError(f'{path}, line 1: two columns are called {twice!r}; remove or rename one.')
     return names
 
-# %% ../../nbs/01_data/08_tables.ipynb #9ae1b078
+# %% ../../nbs/01_data/08_tables.ipynb #969499a5
 def fast_text(table:Table, names:list[str], wanted:list[str])->pl.LazyFrame: # all of its columns, and those to be read
     "Columns of a text table through polars; its `PolarsError` where the table has to be read slowly"
     separator = separator_of(table, table.files[0])
@@ -167,7 +167,7 @@ def fast_text(table:Table, names:list[str], wanted:list[str])->pl.LazyFrame: # a
                                   **kind).select(wanted)
                       for path in table.files])
 
-# %% ../../nbs/01_data/08_tables.ipynb #1d9ca26d
+# %% ../../nbs/01_data/08_tables.ipynb #a1e2b51d
 def slow_text(table:Table, names:list[str], wanted:list[str])->pl.DataFrame:
     "Columns of a text table through Python's csv; the first row that is none is named"
     found, width = [], len(names)
@@ -181,7 +181,7 @@ def slow_text(table:Table, names:list[str], wanted:list[str])->pl.DataFrame:
             found.append([row[at] or None for at in order] if row else [None]*width)
     return pl.DataFrame(found, {name: pl.String for name in names}, orient='row').select(wanted)
 
-# %% ../../nbs/01_data/08_tables.ipynb #c9bd1c7f
+# %% ../../nbs/01_data/08_tables.ipynb #0b1423f3
 def tally(path:Path, signs:str)->list[int]:
     "How often each sign stands in a file"
     counts = [0]*len(signs)
@@ -191,7 +191,7 @@ def tally(path:Path, signs:str)->list[int]:
             counts = [n + np.count_nonzero(found == ord(sign)) for n, sign in zip(counts, signs)]
     return counts
 
-# %% ../../nbs/01_data/08_tables.ipynb #ad80350a
+# %% ../../nbs/01_data/08_tables.ipynb #86689ada
 def check_rows(table:Table, names:list[str])->None: # all of its columns
     "ValueError where a row is too short or too long, or where a quote swallows rows because it is closed in a later one"
     separator = separator_of(table, table.files[0])
@@ -207,7 +207,7 @@ def check_rows(table:Table, names:list[str])->None: # all of its columns
             if odd: raise ValueError(f'{table.files[0]}: the quote before {text[:30]!r} is closed in a later row '
                                      f'({separator.join(odd)[:40]!r}); double or remove it.')
 
-# %% ../../nbs/01_data/08_tables.ipynb #c7751c1d
+# %% ../../nbs/01_data/08_tables.ipynb #7056c781
 def objects(table:Table)->Iterator[tuple[Path, int, dict]]: # file, line, object
     "The objects of JSON lines, also of lines that Python wrote (Amazon 2014, Steam); a malformed line is named"
     for path in table.files:
@@ -226,14 +226,14 @@ def as_json(value)->str|None:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode('utf-8', 'replace').decode()
 
-# %% ../../nbs/01_data/08_tables.ipynb #da570ee7
+# %% ../../nbs/01_data/08_tables.ipynb #f9194006
 def slow_lines(table:Table, wanted:list[str])->pl.DataFrame:
     "Columns of JSON lines through Python's json"
     return pl.DataFrame([[as_json({k.strip().lower(): v for k, v in o.items()}.get(name)) for name in wanted]
                          for *_, o in objects(table)],
                         {name: pl.String for name in wanted}, orient='row')
 
-# %% ../../nbs/01_data/08_tables.ipynb #b4bdd6b2
+# %% ../../nbs/01_data/08_tables.ipynb #261dac20
 def columns_of(table:Table)->dict[str, str]: # name in lower case -> as it is written
     "The columns of a table; of JSON lines, the keys of the first thousand"
     first = table.files[0]
@@ -256,12 +256,12 @@ def scan(table:Table, names:dict[str, str]|None)->pl.LazyFrame: # lower -> writt
     if names: frames = [f.select(pl.col(raw).alias(name) for name, raw in names.items()) for f in frames]
     return pl.concat(frames, how='vertical_relaxed')
 
-# %% ../../nbs/01_data/08_tables.ipynb #abc44e15
+# %% ../../nbs/01_data/08_tables.ipynb #bd2b673d
 def arrow(path:Path)->pl.DataFrame:
     "An Arrow file, or a stream as `save_to_disk` of Hugging Face datasets writes it"
     with open(path, 'rb') as f: return (pl.read_ipc if f.read(6) == b'ARROW1' else pl.read_ipc_stream)(path)
 
-# %% ../../nbs/01_data/08_tables.ipynb #1c1f2abc
+# %% ../../nbs/01_data/08_tables.ipynb #90ec4a1d
 def read(table:Table, wanted:list[str])->pl.DataFrame: # in lower case -> one row for each of the table, in its order
     "Columns of a table, read at once; only when that fails, the line that is wrong is looked for"
     known = columns_of(table)
@@ -275,7 +275,7 @@ def read(table:Table, wanted:list[str])->pl.DataFrame: # in lower case -> one ro
         raise ValueError(f'{table.files[0]} is not {table.kind.capitalize()} or is damaged ({str(e).splitlines()[0][:80]}); write it again.') from None
     return frame
 
-# %% ../../nbs/01_data/08_tables.ipynb #9d33be8c
+# %% ../../nbs/01_data/08_tables.ipynb #50188374
 def place(table:Table, row:int)->str: # from 0
     "'path, line n' of a row of the frame that `read` gave"
     for path in table.files:
