@@ -7,7 +7,7 @@ __all__ = ['rows_known', 'alone', 'asked', 'Row', 'timed', 'race', 'limited', 'F
            'generate', 'same_ten', 'search_row', 'exact_row', 'Usual', 'Padded', 'trainer_of', 'training_row',
            'same_codes', 'codes_row', 'Given', 'usual_epoch', 'rqvae_row', 'same_tokenizer', 'many_tables',
            'influence_row', 'held', 'peak_memory', 'memory_job', 'memory_row', 'large_row', 'write_log', 'rows_in',
-           'checked_cells', 'read_by_rows', 'load_job', 'fresh_load', 'load_rows', 'machine', 'bench']
+           'checked_cells', 'read_by_rows', 'texts_in', 'load_job', 'fresh_load', 'load_rows', 'machine', 'bench']
 
 # %% ../nbs/13_bench.ipynb #9c4057bc
 import csv
@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import gentok
 from .data.dataset import Dataset
+from .data.columns import clean
 from .data.formats import load
 from .store.memory import kept_memory
 from .data.splits import Examples, Split, leave_one_out
@@ -462,8 +463,8 @@ def checked_cells(rows:Iterator[list])->Iterator[tuple]: # user, item, time
         if not math.isfinite(when := float(said)): raise ValueError(f'time {said!r} is no number.')
         yield user, item, when
 
-def read_by_rows(folder:Path, kind:str, k:int=5)->dict: # user -> items in time order
-    "The peer: the histories of the k-core, read row by row"
+def read_by_rows(folder:Path, kind:str, k:int=5)->tuple[dict, dict]: # user -> items in time order; item -> text
+    "The peer: the k-core, read row by row"
     users, items, u, i, times = {}, {}, array('q'), array('q'), array('d')
     for user, item, t in rows_in(folder, kind):
         u.append(users.setdefault(user, len(users)))
@@ -477,9 +478,16 @@ def read_by_rows(folder:Path, kind:str, k:int=5)->dict: # user -> items in time 
     while (thin := (np.bincount(u)[u] < k) | (np.bincount(i)[i] < k)).any():
         u, i, time = u[~thin], i[~thin], time[~thin]
     order, names, things = np.lexsort((time, u)), list(users), list(items)
-    found = {}
+    found, known = {}, texts_in(folder, kind)
     for a, b in zip(u[order].tolist(), i[order].tolist()): found.setdefault(names[a], []).append(things[b])
-    return found
+    return found, {things[b]: known[things[b]] for b in set(i.tolist())}
+
+def texts_in(folder:Path, kind:str)->dict: # item -> text
+    "The text of every item, each cleaned alone"
+    id, text = ('parent_asin', 'title') if kind == 'jsonl' else ('item', 'text')
+    if kind == 'jsonl': lines = map(json.loads, gzip.open(folder/'meta_Shop.jsonl.gz', 'rt', encoding='utf-8'))
+    else: lines = csv.DictReader(open(folder/'items.csv', newline='', encoding='utf-8'), strict=True)
+    return {line[id]: clean(line[text]) for line in lines}
 
 # %% ../nbs/13_bench.ipynb #2e086ebd
 def load_job(folder:str)->list: # seconds, bytes beyond what was held before
@@ -497,21 +505,21 @@ def fresh_load(folder:Path)->tuple: # seconds, bytes
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 def load_rows(n:int=10_000_000, repeats:int=5)->Iterator[Row]:
-    "Interactions per second and bytes of each, for CSV, Parquet and gzipped JSON lines; the peer reads a tenth"
+    "Interactions per second and bytes of each, for CSV, Parquet and gzipped JSON lines"
     with tempfile.TemporaryDirectory() as home:
         for kind in ('csv', 'parquet', 'jsonl'):
-            large, small = Path(home)/kind, Path(home)/f'{kind}-small'
-            for folder, size in ((large, n), (small, n//10)): folder.mkdir(); write_log(folder, size, kind)
-            runs = [fresh_load(large) for _ in range(repeats)]
+            (folder := Path(home)/kind).mkdir()
+            write_log(folder, n, kind)
+            runs = [fresh_load(folder) for _ in range(repeats)]
             yield limited(f'memory to load {kind}', tuple(peak/n for _, peak in runs), 100, 'bytes an interaction')
             if kind == 'parquet': continue
-            data, peer = load(small, core=5), read_by_rows(small, kind)
-            same = {u: [data.catalogue.ids[r] for r in h] for u, h in zip(data.histories.users, data.histories)} == peer
-            if not same: raise ValueError(f'{kind}: the two readers end with different histories; this is a bug.')
-            work = partial(read_by_rows, small, kind)
-            theirs = tuple(n/10/timed(work)[0] for _ in range(repeats))
+            peer = read_by_rows(folder, kind)
+            theirs = tuple(n/timed(partial(read_by_rows, folder, kind))[0] for _ in range(repeats))
+            c, h = (data := load(folder, core=5)).catalogue, data.histories
+            same = {u: [c.ids[r] for r in taken.tolist()] for u, taken in zip(h.users, h)}, dict(zip(c.ids, c.text))
+            if same != peer: raise ValueError(f'{kind}: the two readers end with different data; this is a bug.')
             yield Row(f'load {kind}', 'a reader row by row', 'interactions', tuple(n/s for s, _ in runs), theirs, 10,
-                      f'{n:,} interactions with {n//10:,} items, 5-core; the peer reads a tenth of it, to the same histories')
+                      f'{n:,} interactions with {n//10:,} items and their texts, 5-core; the same histories and texts')
 
 # %% ../nbs/13_bench.ipynb #eabaf63c
 def machine()->str:

@@ -717,3 +717,13 @@ def test_bad_input_is_one_clear_sentence_and_nothing_is_written(tmp_path, files,
     assert says in text and str(folder) in text
     assert '\n' not in text and text.endswith('.') and len(text) < 600
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize('bits', [0, 1, 5])
+def test_ids_whose_hashes_begin_alike_stay_apart(monkeypatch, bits):
+    usual, column = pl.Series.hash, pl.Series([f'id{n % 977}' for n in range(5000)] + [None])
+    def poor(self, seed=0): return usual(self, seed) if seed else usual(self, 0) & np.uint64((1 << bits) - 1 << 64 - bits)
+    monkeypatch.setattr(pl.Series, 'hash', poor)
+    codes, names = encode(column)
+    assert names.n_unique() == len(names) == 978
+    assert names.gather(codes).equals(column.rename(names.name))

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['tag', 'messy', 'eras', 'shapes', 'unlisted', 'clean', 'texts', 'sentence', 'joined', 'paths', 'prices', 'id_text',
-           'encode', 'standard_order', 'kinds_of_time', 'Odd', 'times', 'text_times', 'ImageFiles', 'large_image',
-           'pictures']
+           'pieces', 'with_places', 'places', 'encode', 'standard_order', 'kinds_of_time', 'Odd', 'times', 'text_times',
+           'ImageFiles', 'large_image', 'pictures']
 
 # %% ../../nbs/01_data/06_columns.ipynb #9eafef5c
 import ast, html, io, json, re, warnings, zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -98,36 +98,58 @@ def id_text(column:pl.Series, where:str)->pl.Series: # t: text, bytes, whole num
         f'{where}: column {column.name} holds {kind} that is no text; expected ids, so decode it.') from None
 
 # %% ../../nbs/01_data/06_columns.ipynb #be586a0a
+def pieces(n:int)->Iterator[slice]: # of rows, so few that they stay in the cache
+    "The rows, piece by piece"
+    return (slice(at, min(at + (1 << 18), n)) for at in range(0, n, 1 << 18))
+
+def with_places(words:np.ndarray)->np.ndarray: # t: uint64 whose last bits are 0; becomes the answer
+    "The words sorted, in the last bits of each its place; as many bits as the number of words has"
+    for p in pieces(len(words)): words[p] |= np.arange(p.start, p.stop, dtype=np.uint64)
+    words.sort()
+    return words
+
+def places(values:np.ndarray, width:int)->np.ndarray: # t: whole numbers from 0 of so many bits -> t: positions
+    "The positions in the order of the values, equal ones as they stand"
+    bits = len(values).bit_length()
+    if width + bits > 64: return np.argsort(values, kind='stable')
+    words = values.astype(np.uint64)
+    words <<= np.uint64(bits)
+    with_places(words)
+    words &= np.uint64((1 << bits) - 1)
+    return words.view(np.int64)
+
+# %% ../../nbs/01_data/06_columns.ipynb #be586a0b
 def encode(column:pl.Series)->tuple[np.ndarray, pl.Series]: # t: String -> t: position among the names; the names
     "Each value once, and numbers in place of the values"
-    keys = column.hash(0).to_numpy()
-    known = pl.Series(keys).unique().sort().to_numpy()
-    bits = len(known).bit_length() + 2
-    shift = np.uint64(64 - bits)
-    start = np.searchsorted(known, np.arange(1 << bits, dtype=np.uint64) << shift).astype(np.uint32)
-    code = np.empty(len(keys), np.uint32)
-    for at in range(0, len(keys), 1 << 18): # a piece that stays in the cache
-        piece = keys[at:at + (1 << 18)]
-        place = start[piece >> shift] # the first with these bits
-        late = np.flatnonzero(known[place] != piece)
-        while len(late):
-            place[late] += 1
-            late = late[known[place[late]] != piece[late]]
-        code[at:at + (1 << 18)] = place
-    first = np.empty(len(known), np.int64)
-    first[code[::-1]] = np.arange(len(keys) - 1, -1, -1)
-    del keys
-    names = column.gather(first)
-    if (names.hash(1).to_numpy()[code] == column.hash(1).to_numpy()).all(): return code, names
-    names = column.unique(maintain_order=True) # two values with one hash
-    return column.replace_strict(names, pl.Series(range(len(names)), dtype=pl.Int64)).to_numpy(), names
+    n, last = len(column), np.uint64((1 << len(column).bit_length()) - 1)
+    hashes = lambda p, seed: column.slice(p.start, p.stop - p.start).hash(seed).to_numpy()
+    words, code = np.empty(n, np.uint64), np.empty(n, np.uint32)
+    for p in pieces(n): words[p] = hashes(p, 0) & ~last
+    with_places(words) # equal values stand together
+    first, before, count = [], ~words[:1], 0
+    for p in pieces(n):
+        place = (words[p] & last).view(np.int64)
+        words[p] |= last
+        new = np.diff(words[p], prepend=before) != 0
+        code[place] = new.cumsum() + (count - 1)
+        first.append(place[new])
+        before, count = words[p][-1:], count + new.sum()
+    del words
+    names = column.gather(np.concatenate(first or [[]]).astype(int))
+    marks, odd = names.hash(1).to_numpy(), [] # values of one word that differ are told apart by a second hash
+    for p in pieces(n): odd.append(np.flatnonzero(marks[code[p]] != hashes(p, 1)) + p.start)
+    odd = np.concatenate(odd or [[]]).astype(int)
+    _, at, again = np.unique(column.gather(odd).hash(1).to_numpy(), return_index=True, return_inverse=True)
+    code[odd] = count + again
+    return code, names.append(column.gather(odd[at])) if len(odd) else names
 
 # %% ../../nbs/01_data/06_columns.ipynb #5fbe1428
 def standard_order(ids:Sequence)->np.ndarray: # n: unique -> n: positions
     "The order of the ids' CRC-32: the same for every order of the rows, and telling nothing of it"
-    names = [str(i).encode('utf-8', 'surrogatepass') for i in ids]
+    if isinstance(ids, pl.Series) and ids.dtype == pl.String: names = ids.cast(pl.Binary).to_list()
+    else: names = [str(i).encode('utf-8', 'surrogatepass') for i in ids]
     marks = np.fromiter(map(zlib.crc32, names), np.uint32, len(names))
-    order = np.argsort(marks, kind='stable')
+    order = places(marks, 32)
     same = np.flatnonzero(np.diff(marks[order]) == 0)
     for a in same[np.diff(same, prepend=-2) > 1]: # equal sums stand in the order of the ids
         b = a + 1 + np.argmin(np.append(np.diff(marks[order[a:]]) == 0, False))

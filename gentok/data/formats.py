@@ -11,6 +11,7 @@ __all__ = ['shaped', 'missing_words', 'place_of', 'json_rows', 'json_items', 'li
 # %% ../../nbs/01_data/03_formats.ipynb #f4463082
 import json, re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ from .columns import (ImageFiles, Odd, encode, id_text, joined, paths, pictures,
 from .dataset import Catalogue, Dataset
 from ..store.files import read_json, read_text
 from .interactions import (Log, drop_repeats, first_users, gather, histories, in_order, k_core, keep_first,
-                                      lost, present, take)
+                                      lost, present, rows_of_ids, take)
 from .layouts import Format, Found, aliases, recognise, role, telling
 from .tables import (Table, as_json, check_rows, columns_of, first_row, objects, opened, place, read,
                                 slow_lines)
@@ -133,7 +134,7 @@ def log_rows(found:Found)->tuple[pl.DataFrame, list[str]]:
     extra = columns_in(format.where)
     odd = [c for c in extra if c.lower() not in columns]
     if odd: raise ValueError(f'{table.path}, line 1: where={format.where!r} names {odd[0]!r}, expected one of {", ".join(columns)}.')
-    frame = read(table, [*names.values(), *map(str.lower, extra)])
+    frame = read(table, [*names.values(), *map(str.lower, extra)], names.get('time'))
     if table.kind == 'text' and not table.columns: check_rows(table, columns)
     frame = frame.with_columns(pl.col(c.lower()).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
     return frame, [c for c in columns if c not in (*names.values(), *map(str.lower, extra))]
@@ -175,7 +176,7 @@ def log_of(found:Found, removed:dict)->tuple[Log, list[str]]: # in order; column
         columns, n = {c: frame[c] for c in ('user', 'item', 'time') if c in frame.columns}, frame.height
         del frame # what has been read is given back column by column
         time = times(columns.pop('time')).to_numpy() if 'time' in columns else np.arange(n)
-        user, item = (ids_of(columns.pop(c), found.log) for c in ('user', 'item'))
+        with ThreadPoolExecutor() as pool: user, item = pool.map(lambda c: ids_of(columns.pop(c), found.log), ('user', 'item'))
     except Odd as e:
         row = e.row if rows is None else rows[e.row]
         raise ValueError(f'{place(found.log, int(row))}: {e}; correct it or remove the line.') from None
@@ -263,7 +264,6 @@ def template_pictures(ids:pl.Series, format:Format, table:Table)->tuple[list, li
 def catalogue_of(frame:pl.DataFrame, found:Found)->Catalogue: # column ` id`, each once, and the others
     "The catalogue of rows of items: what is text is cleaned, what is a picture is not opened"
     table, format = found.items or found.log, found.format
-    frame = frame.select(pl.all().gather(pl.Series(standard_order(frame[' id']))))
     named = text_columns(frame, found)
     image = role(frame.columns, 'image', table, format.image)
     plain = {c: texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ')
@@ -292,8 +292,10 @@ def alike(ids:pl.Series)->pl.Series:
 # %% ../../nbs/01_data/03_formats.ipynb #2d043d66
 def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids of the items
     "The interactions with items that are described; ValueError where the two files write ids differently"
-    unknown = ~log.items.is_in(known.implode())
-    if not unknown.any(): return log
+    rows = rows_of_ids(log.items, known)
+    unknown = rows.is_null()
+    renumbered = lambda log: log._replace(items=known, i=rows.fill_null(0).cast(pl.UInt32).to_numpy()[log.i])
+    if not unknown.any(): return renumbered(log)
     mask = unknown.to_numpy()[log.i]
     strange, n = log.items.filter(unknown), int(mask.sum())
     at = f'{found.log.path}: {n:,} of {log.n:,} interactions'
@@ -309,7 +311,7 @@ def described(log:Log, known:pl.Series, found:Found, removed:dict)->Log: # ids o
     gone = lost(log, left)
     removed.update({'interactions with items without metadata': gone['interactions'], 'items without metadata': gone['items'],
                     'users who took only those': gone['users']})
-    return left
+    return renumbered(left)
 
 # %% ../../nbs/01_data/03_formats.ipynb #129eba2f
 def filtered(log:Log, found:Found, removed:dict)->Log: # in order
@@ -393,13 +395,14 @@ def load_found(found:Found)->Dataset:
         unused[found.log.path.name] = [c for c in rest if items or c not in frame.columns]
     if found.items:
         frame, unused[found.items.path.name] = item_rows(found, removed)
+    if log is None or not frame[' id'].equals(log.items): frame = frame[standard_order(frame[' id'])]
     if log is not None:
-        if found.items: log = described(log, frame[' id'], found, removed)
-        log = filtered(log, found, removed)
+        before = described(log, frame[' id'], found, removed)
+        log = filtered(before, found, removed)
         if found.format.core > 1:
-            there = frame[' id'].is_in(log.items.filter(pl.Series(present(log)[1])).implode())
-            removed['items of the metadata that nobody took'] = frame.height - int(frame[' id'].is_in(log.items.implode()).sum())
-            frame = frame.filter(there)
+            removed['items of the metadata that nobody took'] = int((~present(before)[1]).sum())
+            frame = frame.filter(pl.Series(present(log)[1]))
+        del before
     catalogue = catalogue_of(frame, found)
     taken = None if log is None else histories(log, catalogue)
     dataset = Dataset(found.name, catalogue, taken, {reason: n for reason, n in removed.items() if n})

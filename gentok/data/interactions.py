@@ -7,11 +7,12 @@ __all__ = ['Log', 'gather', 'take', 'in_order', 'drop_repeats', 'keep_first', 'k
            'histories', 'rows_of_ids']
 
 # %% ../../nbs/01_data/07_interactions.ipynb #b85d806f
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from .columns import standard_order
+from .columns import places, standard_order
 from .dataset import Catalogue, Histories
 
 # %% ../../nbs/01_data/07_interactions.ipynb #0a837410
@@ -30,28 +31,28 @@ class Log(NamedTuple):
 # %% ../../nbs/01_data/07_interactions.ipynb #aed1b237
 def gather(user:tuple, item:tuple, time:np.ndarray)->Log: # two results of `encode` (t and the ids); t
     "The log of three columns; users and items in standard order"
-    orders = [standard_order(names) for _, names in (user, item)]
-    u, i = (np.argsort(order).astype(np.uint32)[codes] for order, (codes, _) in zip(orders, (user, item)))
-    return Log(user[1].gather(orders[0]), item[1].gather(orders[1]), u, i, np.asarray(time))
+    def sorted_codes(codes, names):
+        order = standard_order(names)
+        return names.gather(order), np.argsort(order).astype(np.uint32)[codes]
+    with ThreadPoolExecutor() as pool: (users, u), (items, i) = pool.map(sorted_codes, *zip(user, item))
+    return Log(users, items, u, i, np.asarray(time))
+
 
 # %% ../../nbs/01_data/07_interactions.ipynb #df6ebbd3
 def take(log:Log, rows:np.ndarray)->Log: # positions or a mask
     "Some rows of a log, in the order of `rows`; users and items keep their positions"
-    return log._replace(u=log.u[rows], i=log.i[rows], time=log.time[rows])
+    with ThreadPoolExecutor() as pool: u, i, time = pool.map(lambda column: column[rows], (log.u, log.i, log.time))
+    return log._replace(u=u, i=i, time=time)
 
 # %% ../../nbs/01_data/07_interactions.ipynb #0fa9d2f9
 def in_order(log:Log)->Log:
     "The rows sorted by user, then time, then place in the log"
     if not log.n: return log
-    low, high = log.time.min(), log.time.max()
-    width = int(high - low).bit_length() if log.time.dtype.kind == 'i' else 64
-    if width + len(log.users).bit_length() > 62: return take(log, np.lexsort((log.time, log.u)))
-    key = log.u.astype(np.int64)
-    key <<= width
-    key |= log.time - low
-    rows = pl.DataFrame(dict(key=key, i=log.i)).sort('key', maintain_order=True)
-    at = rows['key'].to_numpy()
-    return log._replace(u=(at >> width).astype(np.uint32), i=rows['i'].to_numpy(), time=(at & ((1 << width) - 1)) + low)
+    low, high, bits = log.time.min(), log.time.max(), len(log.users).bit_length()
+    if log.time.dtype.kind != 'i': return take(log, np.lexsort((log.time, log.u)))
+    if (log.time[1:] >= log.time[:-1]).all(): return take(log, places(log.u, bits))
+    order = places(log.time - low, int(high - low).bit_length())
+    return take(log, order[places(log.u[order], bits)])
 
 # %% ../../nbs/01_data/07_interactions.ipynb #332c413f
 def drop_repeats(log:Log)->Log: # in order
@@ -65,7 +66,10 @@ def drop_repeats(log:Log)->Log: # in order
 # %% ../../nbs/01_data/07_interactions.ipynb #b43e4359
 def keep_first(log:Log)->Log: # in order
     "The first of each user's interactions with an item"
-    return take(log, pl.Series(log.u.astype(np.int64)*len(log.items) + log.i).is_first_distinct().to_numpy())
+    pair, first = log.u.astype(np.int64)*len(log.items) + log.i, np.ones(log.n, bool)
+    order = places(pair, int(pair.max(initial=0)).bit_length())
+    first[order[1:][np.diff(pair[order]) == 0]] = False
+    return take(log, first)
 
 # %% ../../nbs/01_data/07_interactions.ipynb #e34e7d64
 def k_core(log:Log, k:int=5)->Log: # 5 in the Amazon benchmarks
@@ -80,7 +84,9 @@ def k_core(log:Log, k:int=5)->Log: # 5 in the Amazon benchmarks
 # %% ../../nbs/01_data/07_interactions.ipynb #81a21abe
 def present(log:Log)->tuple[np.ndarray, np.ndarray]: # bool: of each user, of each item
     "Which users and items have an interaction"
-    return tuple(np.bincount(x, minlength=len(names)) > 0 for x, names in ((log.u, log.users), (log.i, log.items)))
+    found = np.zeros(len(log.users), bool), np.zeros(len(log.items), bool)
+    for there, positions in zip(found, (log.u, log.i)): there[positions] = True
+    return found
 
 # %% ../../nbs/01_data/07_interactions.ipynb #58451a00
 def lost(before:Log, after:Log)->dict[str, int]: # 'interactions', 'users', 'items'
@@ -99,14 +105,16 @@ def histories(log:Log, catalogue:Catalogue)->Histories: # in order; holds every 
     "One sequence of rows per user of the log"
     users, items = present(log)
     row = np.full(len(log.items), -1)
-    row[items] = rows_of_ids(log.items.filter(pl.Series(items)), catalogue)
+    names = log.items.filter(pl.Series(items))
+    rows = rows_of_ids(names, catalogue.frame['item'])
+    row[items] = rows.to_numpy() if not rows.null_count() else catalogue.rows(names)
     offsets = np.r_[0, np.bincount(log.u, minlength=len(users))[users].cumsum()]
     return Histories(log.users.filter(pl.Series(users)).to_list(), torch.from_numpy(row[log.i]),
                      torch.from_numpy(offsets))
 
 # %% ../../nbs/01_data/07_interactions.ipynb #732a34ee
-def rows_of_ids(ids:pl.Series, catalogue:Catalogue)->np.ndarray: # rows; KeyError for an unknown id
-    "The rows of many items at once"
-    known = catalogue.frame.select(id='item').with_row_index('row')
-    rows = ids.alias('id').to_frame().join(known, on='id', how='left', maintain_order='left')['row']
-    return rows.to_numpy() if not rows.null_count() else catalogue.rows(ids).numpy()
+def rows_of_ids(ids:pl.Series, known:pl.Series)->pl.Series: # unique -> Int64, null for an id that is not among the known
+    "Where each id stands among the known ones"
+    if ids.equals(known): return pl.Series(np.arange(len(ids)))
+    known = known.alias('id').to_frame().with_row_index('row')
+    return ids.alias('id').to_frame().join(known, on='id', how='left', maintain_order='left')['row'].cast(pl.Int64)

@@ -149,7 +149,8 @@ def once(names:list[str], path:Path)->list[str]:
     return names
 
 # %% ../../nbs/01_data/08_tables.ipynb #969499a5
-def fast_text(table:Table, names:list[str], wanted:list[str])->pl.LazyFrame: # all of its columns, and those to be read
+def fast_text(table:Table, names:list[str], wanted:list[str], whole:str|None=None # all of its columns; to be read; of whole numbers
+             )->pl.LazyFrame:
     "Columns of a text table through polars; its `PolarsError` where the table has to be read slowly"
     separator = separator_of(table, table.files[0])
     for path in table.files:
@@ -161,7 +162,7 @@ def fast_text(table:Table, names:list[str], wanted:list[str])->pl.LazyFrame: # a
         if len(separator) > 1 or head.removeprefix(b'\xef\xbb\xbf')[:1] in b'\r\n' or b'\r' in head.replace(b'\r\n',
             b'') or (table.columns and not is_utf8(path)):
             raise pl.exceptions.ComputeError('a dialect of its own')
-    kind = dict(separator=separator, quote_char='"' if table.quoted else None, infer_schema=False,
+    kind = dict(separator=separator, quote_char='"' if table.quoted else None, infer_schema=False, schema_overrides={whole: pl.Int64} if whole else None,
                 has_header=not table.columns)
     return pl.concat([pl.scan_csv(path, with_column_names=lambda _, own=names_in(table, path, names): own,
                                   **kind).select(wanted)
@@ -262,14 +263,17 @@ def arrow(path:Path)->pl.DataFrame:
     with open(path, 'rb') as f: return (pl.read_ipc if f.read(6) == b'ARROW1' else pl.read_ipc_stream)(path)
 
 # %% ../../nbs/01_data/08_tables.ipynb #90ec4a1d
-def read(table:Table, wanted:list[str])->pl.DataFrame: # in lower case -> one row for each of the table, in its order
+def read(table:Table, wanted:list[str], # in lower case
+         whole:str|None=None # one that is likely to hold whole numbers
+        )->pl.DataFrame: # one row for each of the table, in its order
     "Columns of a table, read at once; only when that fails, the line that is wrong is looked for"
     known = columns_of(table)
     names = {name: known[name] for name in dict.fromkeys(wanted)}
     try:
-        lazy = fast_text(table, list(known), list(names)) if table.kind == 'text' else scan(table, names)
+        lazy = fast_text(table, list(known), list(names), whole) if table.kind == 'text' else scan(table, names)
         frame = lazy.collect(engine='streaming')
     except (pl.exceptions.PolarsError, OSError) as e:
+        if whole: return read(table, wanted)
         if table.kind == 'text': return slow_text(table, list(known), list(names))
         if table.kind == 'lines': return slow_lines(table, list(names))
         raise ValueError(f'{table.files[0]} is not {table.kind.capitalize()} or is damaged ({str(e).splitlines()[0][:80]}); write it again.') from None
