@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gentok.train.alternating import Turns
-from gentok.train.loop import Course, TrainConfig, Trainer, learning_rate
+from gentok.train.loop import Callback, TrainConfig, Trainer, learning_rate
 from test_train import PowerCut, same, sequences
 from two import torchrun
 
@@ -27,7 +27,7 @@ class Pair(nn.Module):
 
 plan = TrainConfig(epochs=6, batch_size=8, lr=1e-2, precision='float32', checkpoint_seconds=0.)
 def trainer(out=None, config=plan, order=('one', 'two', 'two'), model=None, **more):
-    return Trainer(model or Pair(), sequences(10, config.batch_size), config, out, course=Turns(order, **more))
+    return Trainer(model or Pair(), sequences(10, config.batch_size), config, out, callback=Turns(order, **more))
 
 @given(st.lists(st.sampled_from('abc'), min_size=2, max_size=6).filter(lambda o: len(set(o)) > 1), st.integers(0, 30))
 def test_counts_are_those_of_a_walk(order, epochs):
@@ -40,7 +40,7 @@ def test_counts_are_those_of_a_walk(order, epochs):
 @given(st.lists(st.sampled_from(['one', 'two']), min_size=2, max_size=4).filter(lambda o: len(set(o)) > 1), st.integers(2, 7))
 def test_each_part_walks_its_own_schedule_once(order, epochs):
     t = trainer(config=replace(plan, epochs=epochs), order=order, rates=dict(two=3e-3))
-    n, turns = len(t.data), t.course
+    n, turns = len(t.data), t.callback
     for group in t.optimiser.param_groups:
         part, seen = group['turn'], []
         for step in range(t.total):
@@ -50,7 +50,7 @@ def test_each_part_walks_its_own_schedule_once(order, epochs):
         assert seen == [learning_rate(s, len(seen), mine) for s in range(len(seen))]
 
 def test_a_resting_part_is_left_alone():
-    class Watch(Course):
+    class Watch(Callback):
         def after(self, trainer, row):
             now = {k: v.clone() for k, v in trainer.weights().items()}
             changed = {k.split('.')[0] for k in now if not torch.equal(now[k], self.last[k])}

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from check_repo import marker_troubles, time_troubles
+import budget
+from check_repo import marker_troubles
 from pages import Cell, Names, Page, anchors, backticked, link_troubles, links, name_troubles, page_words, pages
 from pages import root, sidebar, sidebar_troubles, slug, stations
 
@@ -262,10 +263,44 @@ def test_conflict_markers_are_found(small):
     page.write_text(page.read_text().replace('{', '{\n"<<<<<<< HEAD\\n",', 1))
     assert 'line 2 is a conflict marker' in marker_troubles(small)[0]
 
-def test_slow_pages_are_found():
-    found = time_troubles('Success.\n01_loop.ipynb: 95 secs\n02_fast.ipynb: 3 secs\n', seconds=98)
-    assert len(found) == 1 and found[0].startswith('01_loop.ipynb: 95 s')
-    assert 'The book' in time_troubles('', seconds=10_000)[0]
+def test_pages_over_their_cpu_budget_are_found(monkeypatch):
+    monkeypatch.setattr(budget, 'page_seconds', 30)
+    monkeypatch.setattr(budget, 'book_seconds', 900)
+    found = budget.over_budget({'01_data/01_loop.ipynb': 95., '02_fast.ipynb': 3.})
+    assert len(found) == 1 and found[0].startswith('01_data/01_loop.ipynb: 95 CPU seconds, more than 30')
+    assert 'The book: 901' in budget.over_budget({f'{i}.ipynb': 30. for i in range(30)} | {'last.ipynb': 1.})[0]
+    assert budget.over_budget({f'{i}.ipynb': 30. for i in range(30)}) == []
+
+def test_the_table_shows_the_slowest_first():
+    head, *rows = budget.table(dict(a=1., b=20., c=3.), 'pages', n=2).splitlines()
+    assert head == 'slowest pages in CPU seconds, 2 of 3' and [r.split() for r in rows] == [['20.0', 'b'], ['3.0', 'c'], ['24.0', 'all']]
+
+def test_cpu_seconds_count_children_and_no_waiting():
+    import subprocess, time
+    spent = {}
+    with budget.measured(spent, 'waits'): time.sleep(.3)
+    with budget.measured(spent, 'child'): subprocess.run([sys.executable, '-c', 'import time\nwhile time.process_time() < .3: pass'], check=True)
+    assert spent['waits'] < .1 and spent['child'] >= .3
+
+def test_a_slow_page_is_a_warning_and_refused_only_where_budgets_are_strict(tmp_path):
+    import json, os, shutil, subprocess
+    shutil.copytree(root/'tools', tmp_path/'tools')
+    shutil.copy(root/'settings.ini', tmp_path)
+    (tmp_path/'nbs').mkdir()
+    long = 'import time\nstart = time.process_time()\nwhile time.process_time() - start < 2: pass'
+    for name, source in dict(a='import sys; sys.modules["__main__"] = sys', b='assert 1 == 2, "one is not two"', c=long, d='1', e='1').items():
+        code = dict(cell_type='code', source=source, metadata={}, outputs=[], execution_count=None)
+        skipped = dict(code, source='#| slow\n1/0')
+        (tmp_path/f'nbs/{name}.ipynb').write_text(json.dumps(dict(cells=[code, skipped], metadata={}, nbformat=4, nbformat_minor=5)))
+    def run(strict):
+        env = dict(os.environ, GENTOK_PAGE_SECONDS='1.9', GENTOK_STRICT_BUDGETS=strict)
+        return subprocess.run([sys.executable, 'tools/check_repo.py', 'notebooks'], cwd=tmp_path, capture_output=True, text=True, env=env)
+    done = run('1')
+    assert done.returncode == 1 and 'nbs/b.ipynb: fails' in done.stdout and 'one is not two' in done.stderr, done.stderr
+    assert 'slowest pages in CPU seconds, 5 of 5' in done.stdout and '\nc.ipynb: 2 CPU seconds, more than 2;' in done.stdout
+    (tmp_path/'nbs/b.ipynb').unlink()
+    done = run('')
+    assert done.returncode == 0 and 'Warning: c.ipynb: 2 CPU seconds' in done.stdout and done.stdout.endswith('Every page runs.\n'), done.stderr
 
 def test_flags_and_lines_of_a_cell():
     cell = Cell('code', '#| export\n#| slow\n\ndef f():\n\n    return 1')

@@ -13,12 +13,12 @@ import pytest
 
 script = Path(sys.executable).parent/'gentok'
 program = [str(script)] if script.exists() else [sys.executable, '-c', 'import sys; from gentok.cli import main; sys.exit(main())']
-commands = ('demo', 'tokenize', 'run', 'recommend', 'evaluate', 'bench')
+commands = ('demo', 'methods', 'tokenize', 'run', 'recommend', 'evaluate', 'update', 'push', 'bench')
 promised = 'recall@5 recall@10 ndcg@5 ndcg@10 users items collision_rate invalid_rate seconds config seed version'.split()
 small = ['codebook_size=4', 'levels=2', 'tokenizer_epochs=20', 'text_dim=6']
 tiny = [*small, 'epochs=12', 'd_model=16', 'layers=1', 'batch_size=32', 'validate_every=1']
 
-def settings(values): return [word for v in values for word in ('--set', v)]
+def settings(values): return [word for v in values for word in (f'--{v.partition("=")[0].replace("_", "-")}', v.partition('=')[2])]
 
 def gentok(*words, **env):
     "Exit code, standard output, standard error."
@@ -78,21 +78,59 @@ def trained(tmp_path_factory, shop):
 
 # ---------------------------------------------------------------- help
 
-def test_help_names_every_command_and_comes_at_once():
-    start = time.process_time()
-    out = succeed('--help')
-    assert all(re.search(rf'^ +{c}\b', out, re.M) for c in commands)
-    code = "import sys; from gentok.cli import parser; parser(); print(*{'torch', 'transformers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == ''
-    assert time.process_time() - start < 5
+def cpu_seconds(code):
+    timed = f'import sys, time; t = time.process_time(); {code}; print(time.process_time() - t, *{{"torch", "transformers"}} & set(sys.modules), file=sys.stderr)'
+    done = subprocess.run([sys.executable, '-c', timed], capture_output=True, text=True)
+    seconds, *heavy = done.stderr.split()
+    return float(seconds), heavy
+
+@pytest.mark.parametrize('words', [['--help'], ['methods'], ['run', '--help'], ['--version']], ids=' '.join)
+def test_what_is_looked_up_comes_at_once(words):
+    runs = [cpu_seconds(f'from gentok.cli import main; main({words})') for _ in range(3)]
+    assert min(seconds for seconds, _ in runs) < .5 and not runs[0][1], runs
+
+def test_help_names_every_command(ask):
+    import gentok
+    code, out, _ = ask('--help')
+    assert code == 0 and all(re.search(rf'^ +{c}\b', out, re.M) for c in commands)
+    code, out, _ = ask('methods')
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == list(gentok.methods)
+    assert json.loads(ask('methods', '--json')[1]) == gentok.methods
 
 @pytest.mark.parametrize('command', commands)
 def test_help_of_a_command_shows_an_example(ask, command):
     code, out, _ = ask(command, '--help')
-    assert code == 0 and re.search(rf'^example:\n +gentok {command} ', out, re.M)
-    example = re.search(rf'gentok ({command} .*)', out.split('example:')[1]).group(1)
-    from gentok.cli import parser
-    assert parser().parse_args(example.split()).command == command  # and the example is one that parses
+    assert code == 0 and re.search(rf'^example:\n +gentok {command}\b', out, re.M)
+    example = re.search(rf'gentok ({command}\b.*)', out.split('example:')[1]).group(1)
+    from gentok import cli
+    prog, known, rest, offer = cli.called(example.split())
+    assert isinstance(cli.parse(prog, known, rest, offer), cli.commands[command].words)  # and the example is one that parses
+
+@pytest.mark.parametrize('method', ['tiger', 'mtgrec', 'etegrec', 'unitok', 'utgrec'])
+def test_help_of_a_method_lists_every_setting(ask, method, monkeypatch):
+    from dataclasses import fields
+    import gentok
+    monkeypatch.setenv('COLUMNS', '200')
+    code, out, err = ask('run', method, '--help')
+    assert code == 0, err
+    out = ' '.join(re.sub('[│|]', ' ', out.split('settings options')[1]).split())
+    for f in fields(config := gentok.config_of(method)()):
+        name = '--text-encoder' if f.name == 'text' else f'--{f.name.replace("_", "-")}'
+        default = getattr(config, f.name)
+        shown = (','.join(map(str, default)) or 'none') if isinstance(default, tuple) else str(default) or "''"
+        assert re.search(rf'(?<![\w-]){name}\b(?!-)(, --no-[\w-]+)? .*?\(default: {re.escape(shown)}\)', out), (name, shown)
+    assert 'of the recommender' in out and '--where SQL' in out
+
+def test_words_become_the_configuration(ask, shop, tmp_path, monkeypatch):
+    from dataclasses import replace
+    import gentok
+    from gentok import cli
+    monkeypatch.setitem(cli.commands, 'run', cli.commands['run']._replace(work=lambda asked: vars(asked) and seen.append(asked) or {}, show=str))
+    seen, mtgrec = [], gentok.config_of('mtgrec')()
+    words = '--epochs 30 --stages 2,1 --starts 9,10 --no-curriculum --lr 1e-2 --text-encoder sasrec --codebook_size=16'.split()
+    assert ask('run', 'mtgrec', shop, *words, '--out', tmp_path, '--text', 'title,brand')[0] == 0
+    assert seen[0].settings == replace(mtgrec, epochs=30, stages=(2, 1), starts=(9, 10), curriculum=False, lr=.01, text='sasrec', codebook_size=16)
+    assert seen[0].reading.text == ['title', 'brand'] and seen[0].out == tmp_path
 
 def test_version(ask):
     import gentok
@@ -186,14 +224,14 @@ def test_evaluate_unseen_is_a_miss_for_what_they_had(ask, trained, shop):
     code, out, err = ask('evaluate', '--model', model, shop, '--unseen', '--json')
     found = json.loads(out)
     assert code == 0 and found['recall@10'] == 0 and found['repeats'] == 1 and found['config']['unseen'] is True, err
-    assert (model/'metrics.json').read_bytes() == kept and set(found) == set(said) - {'report'} | {'repeats'}
+    assert (model/'metrics.json').read_bytes() == kept and set(found) == set(said) - {'report'} | {'repeats', 'interval'}
     code, text, _ = ask('evaluate', '--model', model, shop, '--unseen', '--exact', '--split', 'valid')
     assert code == 0 and 'those new to a user ranked' in text and '100.0% of the targets are in their history' in text
 
 @pytest.mark.parametrize('command, words', [('recommend', 'leave out the items of the history'), ('evaluate', 'counts as a miss')])
 def test_help_says_what_unseen_does(ask, command, words):
     _, out, _ = ask(command, '--help')
-    assert words in ' '.join(out.split('--unseen')[2].split())
+    assert words in ' '.join(re.sub('[│|]', ' ', out.split('--unseen')[1]).split())
 
 # ---------------------------------------------------------------- ids and titles of the world
 
@@ -227,7 +265,7 @@ def test_any_id_can_be_named(ask, trained, renamed, plain, odd):
 def test_what_looks_like_an_option_needs_an_equals_sign(ask, renamed):
     model = renamed(ids=odd_ids)
     for text in ('-k', '--json'):
-        one_sentence(ask('recommend', '--model', model, '--history', text), 'expected one argument', '--history=-p001')
+        one_sentence(ask('recommend', '--model', model, '--history', text), '--history has no value', '--history=-p001')
         assert ask('recommend', '--model', model, f'--history={text}')[0] == 0
     one_sentence(ask('recommend', '--model', model, '--history'), '--history=-p001')
     assert succeed('recommend', '--model', model, '--history', '-p001,-p002', '-k', '2').count('\n') == 2
@@ -245,6 +283,120 @@ def test_one_line_for_each_item(ask, renamed):
     assert 'x'*59 + '…' in shown and 'y'*60 in shown
     whole = [i['title'] for i in json.loads(ask('recommend', '--model', renamed(titles=long), '--history', '10', '-k', '12', '--json')[1])['items']]
     assert set(long) <= set(whole)
+
+# ---------------------------------------------------------------- many histories, another catalogue
+
+def test_many_histories_are_answered_in_a_file(ask, trained, shop, tmp_path):
+    import polars as pl
+    model, out = trained[0], tmp_path/'not'/'yet'/'answers.parquet'
+    code, text, err = ask('recommend', '--model', model, '--histories', shop/'interactions.csv', '--out', out, '-k', '3', '--json')
+    assert code == 0 and json.loads(text) == dict(out=str(out)), err
+    found = pl.read_parquet(out)
+    assert found.columns == ['user', 'rank', 'id', 'title', 'score', 'codes'] and len(found) == 90
+    one = found.filter(pl.col('user') == 'u0')['id'].to_list()
+    history = ','.join(str(10 + 4*t % 12) for t in range(5))
+    assert one == answers(ask('recommend', '--model', model, '--history', history, '-k', '3', '--json')[1])
+
+def test_recommend_what_is_allowed(ask, trained, tmp_path):
+    (tmp_path/'offer.csv').write_text('item\n11\n12\n13\n')
+    def ids(*words): return set(answers(ask('recommend', '--model', trained[0], '--history', '10,14', *words, '--json')[1]))
+    assert ids('--allow', tmp_path/'offer.csv') == ids('--allow', '11,12,13') == {'11', '12', '13'}
+    assert ids('--allow', '11,12,13', '--deny', '12', '-k', '12') == {'11', '13'}
+    assert ids('--deny', tmp_path/'offer.csv', '-k', '12') == {str(i) for i in range(10, 22)} - {'11', '12', '13'}
+    one_sentence(ask('recommend', '--model', trained[0], '--history', '10', '--allow', '99'), "'99'", '12 items')
+
+def test_histories_and_history_exclude_each_other(ask, trained, shop, tmp_path):
+    model = 'recommend', '--model', trained[0]
+    one_sentence(ask(*model), 'neither --history nor --histories')
+    one_sentence(ask(*model, '--history', '10', '--histories', shop/'interactions.csv', '--out', tmp_path/'o.parquet'), 'both --history and --histories')
+    one_sentence(ask(*model, '--histories', shop/'interactions.csv'), '--out')
+    one_sentence(ask(*model, '--history', '10', '--out', tmp_path/'o.parquet'), '--histories')
+    one_sentence(ask(*model, '--histories', tmp_path/'gone.csv', '--out', tmp_path/'o.parquet'), 'gone.csv')
+    one_sentence(ask(*model, '--histories', shop/'interactions.csv', '--out', tmp_path/'o.txt'), '.parquet')
+    assert not list(tmp_path.iterdir())
+
+def test_update_without_training(ask, trained, tmp_path):
+    (tmp_path/'new.csv').write_text('item,text\n30,black cup\n31,black plate\n')
+    before = seen(trained[0])
+    code, text, err = ask('update', '--model', trained[0], tmp_path/'new.csv', '--retire', '10,11', '--out', tmp_path/'a'/'new', '--json')
+    assert code == 0 and json.loads(text) == dict(items=12, new=2, retired=2, out=str(tmp_path/'a'/'new')), err
+    assert seen(trained[0]) == before
+    found = answers(ask('recommend', '--model', tmp_path/'a'/'new', '--history', '10,14', '-k', '99', '--json')[1])
+    assert set(found) == {str(i) for i in (*range(12, 22), 30, 31)}
+    code, text, err = ask('update', '--model', tmp_path/'a'/'new', '--retire', '30', '--out', tmp_path/'newer')
+    assert code == 0 and text.startswith('11 items, 0 of them new, 1 retired'), err
+
+def test_updates_that_are_refused(ask, trained, tmp_path):
+    (tmp_path/'odd.csv').write_text('colour,shape\nred,round\n')
+    words = 'update', '--model', trained[0], '--out', tmp_path/'never'/'deep'
+    one_sentence(ask(*words), 'neither new items nor --retire')
+    one_sentence(ask(*words, '--retire', '99'), "'99'")
+    one_sentence(ask(*words, tmp_path/'odd.csv'))
+    one_sentence(ask(*words, tmp_path/'gone.csv'), 'gone.csv')
+    assert [p.name for p in tmp_path.iterdir()] == ['odd.csv']
+
+def test_push(ask, trained, monkeypatch):
+    import gentok
+    pushed = []
+    monkeypatch.setattr(gentok.Recommender, 'push_to_hub', lambda self, name: pushed.append((len(self), name)))
+    code, text, err = ask('push', '--model', trained[0], 'ann/crockery')
+    assert code == 0 and '--model ann/crockery' in text and pushed == [(12, 'ann/crockery')], err
+
+# ---------------------------------------------------------------- bounds, pipes, signals
+
+def test_more_than_there_is_is_cut(ask, trained, shop):
+    model = trained[0]
+    many = 'recommend', '--model', model, '--history', '10,14', '--json', '-k'
+    assert answers(ask(*many, '300000000')[1]) == answers(ask(*many, '12')[1])
+    assert answers(ask(*many, '3', '--beams', '100000000')[1]) == answers(ask(*many, '3', '--exact')[1])
+    code, text, err = ask('evaluate', '--model', model, shop, '--beams', '100000000', '--json')
+    assert code == 0 and json.loads(text)['config']['beams'] == 50 and json.loads(text)['recall@10'] == pytest.approx(trained[1]['recall@10']), err
+
+def test_a_run_with_more_beams_than_items(ask, trained, shop):
+    code, out, err = ask('run', 'tiger', shop, '--out', trained[0], *settings(tiny), '--beams', '100000000', '--json')
+    assert code == 0 and json.loads(out)['config']['beams'] == 50, err
+
+@pytest.mark.parametrize('words', [['--help'], ['methods'], ['recommend', '--help'], ['recommend', '--model', '{out}', '--history', '10']], ids=' '.join)
+def test_a_pipe_that_nobody_reads(trained, words):
+    words = [w.format(out=trained[0]) for w in words]
+    running = subprocess.Popen([*program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running.stdout.close()
+    said = running.stderr.read()
+    assert running.wait() == 0 and said == ''
+
+def test_titles_that_the_terminal_cannot_write(renamed):
+    model = renamed(titles=['红色的杯子 №1']*12)
+    words = 'recommend', '--model', model, '--history', '10', '-k', '2'
+    code, out, err = gentok(*words, PYTHONIOENCODING='cp1252')
+    assert code == 0 and len(out.splitlines()) == 3 and '\\u7ea2' in out, err
+    assert '红色的杯子' in gentok(*words, PYTHONIOENCODING='utf-8')[1]
+    code, out, err = gentok('recommend', '--model', model, '--history', '红', PYTHONIOENCODING='cp1252')
+    assert code == 2 and "item '\\u7ea2'" in err and 'Traceback' not in err
+    assert gentok('recommend', '--help', PYTHONIOENCODING='cp1252')[0] == 0
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_says_how_it_goes_on(shop, tmp_path, number, code):
+    words = [*program, 'run', 'tiger', str(shop), '--out', str(tmp_path/'out'), *settings([v for v in tiny if v != 'epochs=12']), '--epochs', '5000']
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    patience = time.time() + 300
+    while not (tmp_path/'out'/'training').exists() and running.poll() is None and time.time() < patience: time.sleep(.05)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (code, '') and err.rstrip().splitlines()[-1] == 'gentok run: stopped; the same command goes on from here.', err
+    assert 'Traceback' not in err and not (tmp_path/'out'/'metrics.json').exists()
+
+def test_two_runs_in_one_folder(ask, shop, catalogue, tmp_path):
+    from gentok.store.runs import locked
+    code = f'import time; from gentok.store.runs import locked\nwith locked({str(tmp_path/"out")!r}): print("held", flush=True); time.sleep(300)'
+    other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == 'held\n'
+        before = seen(tmp_path)
+        for words in (['run', 'tiger', shop], ['tokenize', catalogue], ['demo']):
+            one_sentence(ask(*words, '--out', tmp_path/'out'), 'in use by process', str(other.pid))
+        assert seen(tmp_path) == before
+    finally: other.kill(); other.wait()
+    with locked(tmp_path/'out'): pass
 
 # ---------------------------------------------------------------- who speaks
 
@@ -268,7 +420,7 @@ def test_only_what_is_split_has_one_speaker(ask, shop, monkeypatch, command, ran
     from gentok.train import scale_out
     ended, knows = [], []
     def work(args): return knows.append(os.environ.get('WORLD_SIZE')) or {'done': True}
-    for name in ('run_method', 'demo', 'recommend', 'evaluate_model', 'tokenize'): monkeypatch.setattr(cli, name, work)
+    monkeypatch.setitem(cli.commands, command, cli.commands[command]._replace(work=work))
     monkeypatch.setattr(scale_out, 'end_processes', lambda: ended.append(1))
     for name, value in dict(RANK=rank, WORLD_SIZE='2').items(): monkeypatch.setenv(name, value)
     words = dict(run=['tiger', shop, '--out', 'o'], recommend=['--model', 'm', '--history', '1'], evaluate=['--model', 'm', shop],
@@ -340,7 +492,7 @@ def test_tokenize_by_any_method_and_again(ask, catalogue, tmp_path, method):
     assert code == again == 0 and json.loads(first) == json.loads(second)
 
 def test_defaults_suit_a_small_catalogue(ask, catalogue, tmp_path):
-    code, out, err = ask('tokenize', catalogue, '--out', tmp_path/'ids', '--set', 'tokenizer_epochs=2')
+    code, out, err = ask('tokenize', catalogue, '--out', tmp_path/'ids', '--tokenizer-epochs', '2')
     assert code == 0 and '12 items' in out, err
 
 # ---------------------------------------------------------------- mistakes
@@ -358,31 +510,57 @@ def test_other_settings_are_refused(ask, trained, shop):
     assert seen(out) == before
 
 mistakes = {
-    'unknown setting': (['--set', 'epoch=3'], ["'epoch'", 'epochs']),
-    'a word for a number': (['--set', 'epochs=many'], ['epochs=3']),
-    'a setting without value': (['--set', 'epochs'], ['key=value']),
-    'no epochs': (['--set', 'epochs=0'], ['epochs is 0']),
-    'an impossible rate': (['--set', 'lr=nan'], ['lr is nan']),
-    'no levels': (['--set', 'levels=0'], []),
-    'no codes': (['--set', 'codebook_size=0'], []),
-    'no tokenizer epochs': (['--set', 'tokenizer_epochs=0'], []),
-    'unknown tokenizer': (['--set', 'tokenizer=magic'], ["'magic'", 'kmeans']),
-    'unknown policy': (['--set', 'policy=hope'], ["'hope'", 'suffix']),
+    'unknown setting': ('--epoch 3', ['--epoch is not known', 'perhaps you meant --epochs']),
+    'unknown setting with a value attached': ('--codbook-size=3', ['perhaps you meant --codebook-size']),
+    'unlike any setting': ('--zzzz 3', ['--zzzz is not known', 'gentok run tiger --help']),
+    'the old spelling': ('--set epochs=3', ['--set is not known']),
+    'a word for a number': ('--epochs many', ["--epochs 'many' is no whole number", 'write it like 3']),
+    'a fraction of an epoch': ('--epochs 1.5', ["--epochs '1.5' is no whole number"]),
+    'a setting without value': ('--epochs', ['--epochs has no value']),
+    'no epochs': ('--epochs 0', ['--epochs is 0']),
+    'an impossible rate': ('--lr nan', ["--lr 'nan' is no finite number"]),
+    'an infinite rate': ('--lr inf', ["--lr 'inf' is no finite number"]),
+    'a negative decay': ('--weight-decay -1', ['--weight-decay is -1']),
+    'no levels': ('--levels 0', ['--levels is 0']),
+    'no codes': ('--codebook-size 0', ['--codebook-size is 0']),
+    'too many codes': ('--codebook-size 999999999', ['--codebook-size is 999']),
+    'no tokenizer epochs': ('--tokenizer-epochs 0', ['--tokenizer-epochs is 0']),
+    'unknown tokenizer': ('--tokenizer magic', ["--tokenizer 'magic'", 'kmeans']),
+    'a slip in a tokenizer': ('--tokenizer rqvea', ["--tokenizer 'rqvea'", 'perhaps you meant rqvae']),
+    'unknown policy': ('--policy hope', ["--policy 'hope'", 'suffix']),
+    'one word too many': ('and more', ['and is not known', '--help']),
 }
 
 @pytest.mark.parametrize('words, said', mistakes.values(), ids=mistakes)
 def test_settings_that_no_run_could_use(ask, shop, tmp_path, words, said):
-    one_sentence(ask('run', 'tiger', shop, '--out', tmp_path/'a'/'b', *words), *said)
+    one_sentence(ask('run', 'tiger', shop, '--out', tmp_path/'a'/'b', *words.split()), *said)
     assert not list(tmp_path.iterdir())
 
+@pytest.mark.parametrize('method, words, said', [
+    ('etegrec', '--sia nan', ["--sia 'nan' is no finite number"]), ('etegrec', '--psa -1', ['--psa is -1']),
+    ('mtgrec', '--stages a,few', ['--stages', '8,3']), ('mtgrec', '--curriculum perhaps', ['perhaps is not known']),
+    ('mtgrec', '--no-curiculum', ['perhaps you meant --no-curriculum']), ('unitok', '--text-encoder sasrec', ["--text-encoder is 'sasrec'"]),
+    ('tigr', '', ["method 'tigr'", 'perhaps you meant tiger']), ('lion', '', ['tiger or mtgrec or']), ('--epochs', '3', ['no method'])])
+def test_settings_of_the_other_methods(ask, shop, tmp_path, method, words, said):
+    one_sentence(ask('run', method, shop, '--out', tmp_path/'out', *words.split()), *said)
+    assert not list(tmp_path.iterdir())
+
+def test_a_slip_in_a_command(ask):
+    one_sentence(ask('evalute', 'shop'), "command 'evalute'", 'perhaps you meant evaluate')
+    one_sentence(ask('tokenize', 'shop', '--out', 'o', '--method', 'kmean'), "--method 'kmean'", 'perhaps you meant kmeans')
+    one_sentence(ask('tokenize', 'shop', '--ot', 'o'), 'perhaps you meant --out')
+    one_sentence(ask('tokenize', 'shop', '--out', 'o', '--epochs', '3'), 'perhaps you meant')
+    one_sentence(ask('tokenize'), 'DATA', '--out', 'must be given')
+    one_sentence(ask('evaluate', 'shop', '--model', 'm', '--split', 'tset'), "--split 'tset'", 'perhaps you meant test')
+
 def test_a_mistake_that_shows_on_the_way_leaves_nothing(ask, shop, tmp_path):
-    code, out, err = ask('run', 'tiger', shop, '--out', tmp_path/'a'/'b', '--set', 'text=no/such/encoder')
+    code, out, err = ask('run', 'tiger', shop, '--out', tmp_path/'a'/'b', '--text-encoder', 'no/such/encoder')
     *report, said = err.splitlines()
     one_sentence((code, out, said), 'no/such/encoder', "'lsa'")
     assert report[0].startswith("Dataset('crockery': 12 items") and not list(tmp_path.iterdir())
 
 def test_a_catalogue_alone_cannot_train(ask, catalogue, tmp_path):
-    one_sentence(ask('run', 'tiger', catalogue, '--out', tmp_path/'out'), 'without histories', 'gentok tokenize')
+    one_sentence(ask('run', 'tiger', catalogue, '--out', tmp_path/'out'), 'without histories', 'add the interactions')
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('rows, options, words', [
@@ -415,9 +593,9 @@ def test_a_folder_that_holds_no_model(ask, shop, tmp_path, words):
 def test_the_data_of_another_model(ask, trained, shop, tmp_path):
     home = tmp_path/'other'
     home.mkdir()
-    (home/'items.csv').write_text('item,text\n' + '\n'.join(f'{i},a cup' for i in range(10, 15)))
-    (home/'interactions.csv').write_text('user,item,time\n' + '\n'.join(f'ann,{10 + t},{t}' for t in range(5)))
-    one_sentence(ask('evaluate', '--model', trained[0], home), '12 items', 'has 5')
+    (home/'items.csv').write_text('item,text\n' + '\n'.join(f'{i},a cup' for i in range(20, 25)))
+    (home/'interactions.csv').write_text('user,item,time\n' + '\n'.join(f'{user},{20 + t},{t}' for user in ('ann', 'bob') for t in range(5)))
+    one_sentence(ask('evaluate', '--model', trained[0], home), 'does not know', '3 of 5 items', 'read with the same options')
 
 slips = {'no command': [], 'unknown command': ['train'], 'unknown method': ['run', 'lion', '{shop}', '--out', '{out}'],
          'no --out': ['run', 'tiger', '{shop}'], 'k of nought': ['recommend', '--model', 'm', '--history', '1', '-k', '0'],

@@ -98,8 +98,8 @@ config = TrainConfig(epochs=6, batch_size=16, lr=.02, precision='float32', check
 
 def run(out=None, kind=Trainer, dropout=.2, stages=(2, 1, 1, 9), **changes):
     data = mixed()
-    course = Curriculum(data, sequences(9).examples, stages, **dict(dict(temperature=3., sample=24), **changes))
-    return kind(Chain(dropout=dropout), data, config, out, course=course)
+    callback = Curriculum(data, sequences(9).examples, stages, **dict(dict(temperature=3., sample=24), **changes))
+    return kind(Chain(dropout=dropout), data, config, out, callback=callback)
 
 def cut(at):
     class Cut(Trainer):
@@ -116,10 +116,10 @@ def straight():
 def test_stages_end_where_they_should(straight):
     trainer, result = straight
     assert [row['epoch'] for row in result.curve if 'probabilities' in row] == [2, 3, 4] == list(accumulate((2, 1, 1)))
-    course = trainer.course
-    assert course.rates == [row['lr'] for row in result.curve[1:4]] and len(course.influences) == 3
+    callback = trainer.callback
+    assert callback.rates == [row['lr'] for row in result.curve[1:4]] and len(callback.influences) == 3
     for k in range(1, 4):
-        p = sampling_probabilities(course.influences[:k], course.rates[:k], 3.)
+        p = sampling_probabilities(callback.influences[:k], callback.rates[:k], 3.)
         assert result.curve[k]['probabilities'] == p.tolist()
     assert trainer.data.probabilities.tolist() == p.tolist() and (p - .25).abs().max() > .01
 
@@ -131,9 +131,9 @@ def test_cut_anywhere_ends_equal(where, straight, tmp_path):
     with pytest.raises(PowerCut): run(tmp_path, cut(step)).fit()
     again = run(tmp_path)
     assert again.fit().curve == result.curve
-    assert same(again.tensors(), trainer.tensors()) and again.course.state() == trainer.course.state()
+    assert same(again.tensors(), trainer.tensors()) and again.callback.state() == trainer.callback.state()
     assert torch.equal(again.data.probabilities, trainer.data.probabilities)
-    assert newest_checkpoint(tmp_path/'checkpoints').state['course'] == json.loads(json.dumps(trainer.course.state()))
+    assert newest_checkpoint(tmp_path/'checkpoints').state['callback'] == json.loads(json.dumps(trainer.callback.state()))
 
 @pytest.mark.parametrize('change', (dict(temperature=1.), dict(total='sum'), dict(sample=25), dict(stages=(2, 2))))
 def test_another_curriculum_is_refused(change, tmp_path):
@@ -147,7 +147,7 @@ def test_a_nan_in_the_weights_stops_the_run():
         def after(self, trainer, row):
             if row['epoch'] in self.ends: trainer.bare.outside.bias.data.fill_(math.nan)
             return super().after(trainer, row)
-    trainer.course.__class__ = Sick
+    trainer.callback.__class__ = Sick
     with pytest.raises(ValueError, match='the influence of tokenizer 0 after stage 0 is nan, expected a number'): trainer.fit()
 
 def leave(folder, name):
@@ -155,7 +155,7 @@ def leave(folder, name):
     torch.set_num_threads(1)
     trainer = run(dropout=0.)
     trainer.fit()
-    found = dict(p=trainer.data.probabilities, influences=torch.tensor(trainer.course.influences), weight=trainer.weights()['inside.weight'],
+    found = dict(p=trainer.data.probabilities, influences=torch.tensor(trainer.callback.influences), weight=trainer.weights()['inside.weight'],
                  drawn=torch.cat(trainer.data.epoch(5)), processes=torch.tensor(trainer.accelerator.num_processes))
     save_file({k: t.detach().clone() for k, t in found.items()}, Path(folder)/f'{name}{trainer.accelerator.process_index}')
 

@@ -10,7 +10,7 @@ from gentok.ids.item_ids import random_ids
 from gentok.ids.sequences import Sequences, batch_tokens, item_tokens
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
-from gentok.papers.protocol import Protocol, fit_recommender
+from gentok.papers.protocol import Protocol, Start, fit_recommender
 from gentok.recommend.decoder_only import (DecoderOnly, UserSequences, block_logits, counted, in_blocks, spans,
                                            with_answer)
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, tied_names
@@ -286,6 +286,6 @@ def test_shares_of_a_batch_make_its_mean():
 def test_the_protocol_fits_it():
     ids, split = random_ids(40, (4, 4, 4), seed=0), leave_one_out(shop_of(range(4, 14)))
     protocol = Protocol(epochs=1, batch_size=24, d_model=16, layers=1, validate_every=1)
-    fitted = fit_recommender(split, ids, protocol, None, DecoderOnly, UserSequences)
+    fitted = fit_recommender(split, ids, protocol, None, Start(DecoderOnly, UserSequences))
     assert type(fitted.model) is DecoderOnly and 0 <= fitted.result.best <= 1 and fitted.result.steps == fitted.result.curve[-1]['epoch']*len(
         UserSequences(split.train, item_tokens(ids, fitted.model.vocabulary), 24))

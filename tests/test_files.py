@@ -101,13 +101,13 @@ def test_a_folder_that_was_never_finished_says_so(tmp_path, monkeypatch):
     with pytest.raises(Killed): write_folder(tmp_path/'m', {'step': 1}, {'w': torch.zeros(2)})
     with pytest.raises(FileNotFoundError, match='interrupted'): read_folder(tmp_path/'m')
 
-def test_a_file_keeps_usual_permissions_and_follows_links(tmp_path):
+def test_a_file_keeps_usual_permissions_and_replaces_links(tmp_path):
     (tmp_path/'real.txt').write_text('old')
     (tmp_path/'link.txt').symlink_to(tmp_path/'real.txt')
     atomic_write(tmp_path/'link.txt', b'new')
     (tmp_path/'plain.txt').write_text('')
-    assert (tmp_path/'real.txt').read_text() == 'new' and (tmp_path/'link.txt').is_symlink()
-    assert (tmp_path/'real.txt').stat().st_mode == (tmp_path/'plain.txt').stat().st_mode
+    assert (tmp_path/'real.txt').read_text() == 'old' and (tmp_path/'link.txt').read_text() == 'new' and not (tmp_path/'link.txt').is_symlink()
+    assert (tmp_path/'link.txt').stat().st_mode == (tmp_path/'plain.txt').stat().st_mode
 
 plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
                      lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=8)

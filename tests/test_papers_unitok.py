@@ -48,7 +48,7 @@ def test_killed_between_stages_it_continues(stage, shops, tmp_path, monkeypatch)
     whole = run_domains(shops.values(), small, tmp_path/'whole', only=[name])[name]
     def cut(*args): raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(unitok, 'fit_recommender' if stage == 'learn' else 'conclude', cut)
+        m.setattr(unitok, 'fit_recommender' if stage == 'learn' else 'finish_run', cut)
         run_domains(shops.values(), small, tmp_path/'cut', only=[name])
     assert equal(run_domains(shops.values(), small, tmp_path/'cut', only=[name])[name], whole)
 
@@ -97,7 +97,7 @@ def test_from_the_command_line(shops, tmp_path):
         folders.append(folder)
     settings = ['text_dim=12', 'codebook_size=16', 'tokenizer_epochs=6', 'tokenizer_warm=2', 'epochs=1', 'd_model=16', 'layers=1', 'beams=10']
     command = [sys.executable, '-m', 'gentok.cli', 'run', 'unitok', str(folders[0]), '--out', str(tmp_path/'out')]
-    for s in (*settings, f'others={folders[1]},{folders[2]}'): command += ['--set', s]
+    for s in (*settings, f'others={folders[1]},{folders[2]}'): command += [f'--{s}']
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())

@@ -47,7 +47,7 @@ def equal(a, b):
 @pytest.fixture(scope='module')
 def whole(shops, common, tmp_path_factory): return run_transfer(shops[:2], shops[2], tiny, tmp_path_factory.mktemp('whole'), common)
 
-@pytest.mark.parametrize('stage', ['identifiers', 'pretrain', 'adapt', 'fit_target', 'conclude'])
+@pytest.mark.parametrize('stage', ['identifiers', 'pretrain', 'adapt', 'fit_recommender', 'finish_run'])
 @pytest.mark.filterwarnings('ignore:.*left their prefix')
 def test_killed_between_stages_it_continues(stage, shops, whole, tmp_path, monkeypatch):
     def cut(*args): raise KeyboardInterrupt
@@ -180,13 +180,13 @@ def test_from_the_command_line(shops, tmp_path, capsys):
     folders = [written(shop, tmp_path/shop.name) for shop in shops]
     sizes = ('text_dim', 'codebook_size', 'width', 'patch', 'tokenizer_epochs', 'tokenizer_batch', 'tokenizer_warm', 'tuning_epochs',
              'pretraining_epochs', 'epochs', 'validate_every', 'd_model', 'layers', 'beams')
-    asked = [x for name in sizes for x in ('--set', f'{name}={getattr(tiny, name)}')]
+    asked = [x for name in sizes for x in (f'--{name.replace("_", "-")}', str(getattr(tiny, name)))]
     def gentok(out, *more): return cli.main(['run', 'utgrec', str(folders[2]), '--out', str(tmp_path/out), *asked, *more])
-    assert gentok('with', '--set', f'others={folders[0]},{folders[1]}') == 0
+    assert gentok('with', '--others', f'{folders[0]},{folders[1]}') == 0
     metrics = json.loads((tmp_path/'with'/'metrics.json').read_text())
     assert metrics['items'] == 20 and metrics['config']['others'] == f'{folders[0]},{folders[1]}'
     assert gentok('alone') == 2 and 'pretraining=off' in capsys.readouterr().err and not (tmp_path/'alone').exists()
-    assert gentok('alone', '--set', 'pretraining=off') == 0 and (tmp_path/'alone'/'metrics.json').exists()
+    assert gentok('alone', '--no-pretraining') == 0 and (tmp_path/'alone'/'metrics.json').exists()
 
 # ---------------------------------------------------------------- two processes
 

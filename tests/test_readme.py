@@ -24,7 +24,7 @@ def test_code_runs_as_pasted(text, tmp_path):
     assert code, 'the README shows no Python'
     script = tmp_path/'pasted.py'
     script.write_text(code)
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
 
 def test_first_code_is_short(text):

@@ -149,8 +149,16 @@ def test_ci_is_executable_and_parses():
     assert subprocess.run(['bash', '-n', root/'.ci/run']).returncode == 0
     assert git('ls-files', '-s', '.ci/run').startswith('100755')
 
+def test_only_ci_refuses_a_page_over_its_budget():
+    assert 'export GENTOK_STRICT_BUDGETS=1' in (root/'.ci/run').read_text()
+    assert not [f for f in ('Makefile', 'pytest.ini', 'tests/conftest.py') if 'GENTOK_STRICT_BUDGETS' in (root/f).read_text()]
+
+def test_no_tool_asks_the_clock():
+    clock = re.compile(r'\btime\.(time|perf_counter|monotonic)\b|\bperf_counter\(|\bfrom time import')
+    assert not [f.name for f in sorted((root/'tools').glob('*.py')) if clock.search(f.read_text())]
+
 def test_workflows_parse():
     import yaml
     for path in sorted((root/'.github/workflows').glob('*.yml')):
         jobs = yaml.safe_load(path.read_text())['jobs']
-        assert all(job['timeout-minutes'] <= 60 and job['steps'] for job in jobs.values())
+        assert all(20 <= job['timeout-minutes'] <= 60 and job['steps'] for job in jobs.values())

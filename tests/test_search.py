@@ -305,6 +305,6 @@ def test_histories_that_cannot_be_read_are_refused(search):
 def test_numbers_that_make_no_sense_are_refused():
     model, trie, _ = shop()
     with pytest.raises(ValueError, match='raise beams'): beam_search(model, trie, [[0]], beams=5, k=10)
-    with pytest.raises(ValueError, match='k >= 1'): beam_search(model, trie, [[0]], beams=5, k=0)
+    with pytest.raises(ValueError, match='at least 1'): beam_search(model, trie, [[0]], beams=5, k=0)
     for wrong in (dict(k=0), dict(beams=0)):
         with pytest.raises(ValueError, match='at least 1'): exact_top_k(model, trie, [[0]], **wrong)

@@ -1,5 +1,7 @@
 "A run goes on where it was cut: same weights, same curve; other settings are refused, and damage is named."
 import math
+import re
+import shutil
 import time
 import warnings
 from dataclasses import replace
@@ -12,7 +14,7 @@ from torch import nn
 from gentok.store.checkpoints import checkpoint_name, checkpoint_paths, newest_checkpoint, outdated
 from gentok.data.splits import Examples
 from gentok.ids.sequences import Sequences, batch_tokens
-from gentok.train.loop import TrainConfig, Trainer, learning_rate, pick_precision
+from gentok.train.loop import TrainConfig, Trainer, learning_rate, pick_precision, weights_at, weights_file
 
 class Chain(nn.Module):
     "A model of a few hundred weights with all that can go wrong: dropout, a buffer that counts, and padding"
@@ -167,10 +169,35 @@ def test_all_checkpoints_damaged_begins_again(straight, tmp_path):
 
 @pytest.mark.parametrize('damage', damages)
 def test_damaged_best_weights_are_named(damage, tmp_path):
-    _, result = train(tmp_path, short)
-    damages[damage](tmp_path/'best.safetensors')
-    with pytest.raises(ValueError, match=f'best.safetensors is damaged or missing, expected the weights of epoch {result.best_epoch}'):
-        train(tmp_path, short)
+    run = train(tmp_path/'run', short)
+    damages[damage](tmp_path/'run'/'best.safetensors')
+    said = 'is missing' if damage == 'gone' else '(is damaged|is not what this run has written)'
+    with pytest.raises(ValueError, match=f'best.safetensors {said}, expected the weights of epoch {run[1].best_epoch}; delete (.*) and run again') as e:
+        train(tmp_path/'run', short)
+    follow(e)
+    assert ends_equal(train(tmp_path/'run', short), run)
+
+def follow(error):
+    "Do what the sentence says: delete the folder that it names"
+    shutil.rmtree(re.search('; delete (.*) and ', str(error.value))[1])
+
+def test_the_best_weights_of_another_run_are_refused(tmp_path):
+    run, other = train(tmp_path/'run', short), train(tmp_path/'other', replace(short, lr=.01))
+    shutil.copy(tmp_path/'other'/'best.safetensors', tmp_path/'run'/'best.safetensors')
+    with pytest.raises(ValueError, match='best.safetensors is not what this run has written, expected the weights of epoch'): train(tmp_path/'run', short)
+
+@pytest.mark.parametrize('damage', damages)
+def test_damaged_weights_of_an_epoch_are_named(damage, tmp_path):
+    plan = replace(short, save_at=(2, 3))
+    trainer, _ = train(tmp_path/'run', plan)
+    kept = weights_at(tmp_path/'run', 2)
+    damages[damage](weights_file(tmp_path/'run', 2))
+    said = 'has no weights of epoch 2, expected .*epoch-000002' if damage == 'gone' else 'epoch-000002.safetensors is damaged, expected the weights of epoch 2'
+    with pytest.raises(FileNotFoundError if damage == 'gone' else ValueError, match=said) as e: weights_at(str(tmp_path/'run'), 2)
+    assert same(weights_at(tmp_path/'run', 3), weights_at(str(tmp_path/'run'), 3))
+    follow(e)
+    train(tmp_path/'run', plan)
+    assert same(weights_at(tmp_path/'run', 2), kept)
 
 def test_outdated_keeps_the_newest_whole_ones():
     paths = [Path(checkpoint_name(s)) for s in (1, 2, 3, 9)]
@@ -200,9 +227,22 @@ def test_data_and_configuration_must_agree():
     with pytest.raises(ValueError, match=r'\(8, 0\) in the data, but \(16, 0\)'): Trainer(Chain(), sequences(batch_size=8), short)
     with pytest.raises(ValueError, match=r'\(16, 3\) in the data, but \(16, 0\)'): Trainer(Chain(), sequences(seed=3), short)
 
-@pytest.mark.parametrize('wrong', (dict(epochs=0), dict(batch_size=0), dict(validate_every=0), dict(lr=0.), dict(lr=math.nan)))
+@pytest.mark.parametrize('wrong', (dict(epochs=0), dict(epochs=math.nan), dict(batch_size=0), dict(validate_every=0)))
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=f'{next(iter(wrong))} is .*, expected'): TrainConfig(**wrong)
+
+usual = dict(lr='0.001', weight_decay='0.05', clip='1', warmup='0.05', checkpoint_seconds='30')
+
+@pytest.mark.parametrize('value', (math.nan, math.inf, -math.inf, -1., -1e-300))
+@pytest.mark.parametrize('name', usual)
+def test_numbers_that_are_none_are_refused(name, value):
+    with pytest.raises(ValueError, match=f'^{name} is {value}, expected a finite number, .*; {usual[name]} is usual.$'): TrainConfig(**{name: value})
+
+def test_zero_is_refused_where_nothing_would_be_learnt():
+    for name in ('lr', 'clip'):
+        with pytest.raises(ValueError, match=f'{name} is 0, expected a finite number, more than 0'): TrainConfig(**{name: 0})
+    assert TrainConfig(weight_decay=0, warmup=0, checkpoint_seconds=0).clip == 1
+    with pytest.raises(ValueError, match='warmup is 2, expected a share of all steps, at most 1; 0.05 is usual'): TrainConfig(warmup=2)
 
 # ---------------------------------------------------------------- rate, stopping, precision, order
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from budget import cpu_seconds, measured, table
 from pages import copy_tree, link_troubles, name_troubles, pages, root, sidebar, sidebar_troubles, symbols
 
 # nbdev_proc_nbs would download and install a missing Quarto as root; staging does not need it
@@ -141,8 +142,8 @@ def math(body:str) -> str:
     parts = re.split(r'(<pre.*?</pre>|<code.*?</code>|<svg.*?</svg>|<img[^>]*>)', body, flags=re.S)
     return ''.join(p if i % 2 else re.sub(r'\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)', turn, p, flags=re.S) for i, p in enumerate(parts))
 
-def preview(proc:Path, top:Path=root) -> Path:
-    "Builds every staged page as plain HTML below `_preview`, beside its images, with the sidebar on each."
+def preview(proc:Path, spent:dict, top:Path=root) -> Path:
+    "Builds every staged page as plain HTML below `_preview`, beside its images, with the sidebar on each; notes the CPU seconds."
     import nbformat
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
@@ -155,7 +156,7 @@ def preview(proc:Path, top:Path=root) -> Path:
         (out/path.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, out/path.relative_to(proc))
     for page in book:
-        nb = load(proc/page.name)
+        start, nb = cpu_seconds(), load(proc/page.name)
         meta = front_matter(nb)
         plain(nb)
         body, _ = exporter.from_notebook_node(nbformat.reads(json.dumps(nb), as_version=4))
@@ -164,6 +165,7 @@ def preview(proc:Path, top:Path=root) -> Path:
         to.parent.mkdir(parents=True, exist_ok=True)
         title = html.escape(str(meta.get('title', page.title)))
         to.write_text(_page.format(title=title, up=up, nav=nav(page.name, up, entries, where), body=math(body)), encoding='utf-8')
+        spent[f'{page.name} as HTML'] = cpu_seconds() - start
     (out/'preview.css').write_text(HtmlFormatter().get_style_defs('.highlight') + _style, encoding='utf-8')
     if not (out/'index.html').exists():
         listing = nav('', '', entries, where)
@@ -200,13 +202,16 @@ def main():
     parser.add_argument('--check', action='store_true', help='only the checks, build nothing')
     parser.add_argument('--render', action='store_true', help='render the site with Quarto where it is installed')
     args = parser.parse_args()
-    fail(check())
+    spent = {}
+    with measured(spent, 'checks of the sidebar, links, images and names'): fail(check())
     print(f'{len(pages())} pages: every sidebar entry, link, image and name resolves.')
     if args.check: return
-    try: proc = stage()
+    try:
+        with measured(spent, 'staging of all pages'): proc = stage()
     except RuntimeError as e: sys.exit(str(e))
-    out = preview(proc)
-    fail(preview_troubles(out))
+    out = preview(proc, spent)
+    with measured(spent, 'checks of the HTML'): fail(preview_troubles(out))
+    print(table(spent, 'parts of the build'))
     print(f'Staged in {os.path.relpath(proc)}, plain HTML in {os.path.relpath(out)}/index.html.')
     if not args.render: return
     if not shutil.which('quarto'): return print('Quarto is not installed, so the site is not rendered; the plain HTML is complete.')

@@ -8,7 +8,7 @@ import yaml
 
 root = Path(__file__).resolve().parent.parent
 stations = ('figures', 'store', 'data', 'embed', 'quantize', 'tokenize', 'ids', 'recommend', 'search', 'train',
-            'evaluate', 'baselines', 'papers', 'bench', 'cli')
+            'evaluate', 'baselines', 'papers', 'recommender', 'bench', 'cli')
 _number = re.compile(r'^\d+[a-z]?_')
 
 # ---------------------------------------------------------------- pages

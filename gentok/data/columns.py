@@ -229,7 +229,9 @@ class ImageFiles(Sequence):
 # %% ../../nbs/01_data/06_columns.ipynb #25a03471
 def large_image(images:list|dict)->str|None: # dicts with 'large', a dict of lists side by side, or addresses
     "The address of the large version of an item's main picture, of Amazon's metadata"
-    if isinstance(images, dict): images = [dict(zip(images, values)) for values in zip(*images.values())]
+    if isinstance(images, dict):
+        beside = all(isinstance(values, list) for values in images.values())
+        images = [dict(zip(images, values)) for values in zip(*images.values())] if beside else [images]
     if not isinstance(images, list): return None
     images = [dict(large=i) if isinstance(i, str) else i for i in images if isinstance(i, (str, dict))]
     images = [i for i in images if i.get('large')]
@@ -243,7 +245,7 @@ def pictures(column:pl.Series, folder:Path)->tuple[list, list]: # n; n: Path, by
     for value in column.to_list():
         if isinstance(value, str) and value[:1] in ('[', '{'):
             try: value = json.loads(value)
-            except ValueError: pass
+            except (ValueError, RecursionError): pass
         if isinstance(value, dict) and 'bytes' in value: value = value['bytes'] or value.get('path')
         elif isinstance(value, (dict, list)): value = large_image(value)
         elif isinstance(value, str): value = value.strip()

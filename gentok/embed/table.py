@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..store.files import read_folder, read_json, write_folder
+from ..store.files import again, fingerprint, read_folder, read_json, write_folder
 
 # %% ../../nbs/02_embed/01_table.ipynb #f70ad6a7
 def plain_ids(ids:Sequence[Hashable]|Tensor # strings or whole numbers, of Python, numpy or torch
@@ -182,17 +182,23 @@ def save(self:EmbeddingTable,
          folder:str|Path # made if missing
         ):
     "Write the table as `config.json`, `items.json` and `model.safetensors`"
-    config = dict(kind='EmbeddingTable', source=self.source, n=len(self), dim=self.dim)
+    config = dict(kind='EmbeddingTable', source=self.source, n=len(self), dim=self.dim, ids=fingerprint(repr(self.ids)))
     write_folder(folder, config, {'matrix': self._matrix}, items={'ids': list(self._ids)})
 
 @patch(cls_method=True)
 def load(cls:EmbeddingTable,
-         folder:str|Path # written by `save`
+         folder:str|Path, # written by `save`
+         verify:bool=True # compare the digests of matrix and ids
         )->EmbeddingTable:
-    "Read a saved table; ValueError if the folder holds something else"
-    config, tensors = read_folder(folder)
-    if config.get('kind') != 'EmbeddingTable' or 'matrix' not in tensors: raise ValueError(
+    "Read a saved table; ValueError if the folder holds something else, or something that was changed"
+    config, tensors = read_folder(folder, verify)
+    if config.get('kind') != 'EmbeddingTable': raise ValueError(
         f'{folder} holds {config.get("kind", "something else")!r}, expected an embedding table; '
         'give a folder that table.save wrote.')
-    ids = read_json(Path(folder)/'items.json').get('ids', [])
-    return EmbeddingTable(ids, tensors['matrix'], config['source'])
+    if 'matrix' not in tensors: raise ValueError(f'{folder}/model.safetensors holds no matrix or is not there; {again}')
+    ids = read_json(items := Path(folder)/'items.json', dict, ids=list)['ids']
+    try: table = EmbeddingTable(ids, tensors['matrix'], config.get('source', ''))
+    except ValueError as e: raise ValueError(f'{items} and the matrix beside it make no table ({str(e).rstrip(".")}); {again}') from None
+    if verify and config.get('ids', '') not in ('', fingerprint(repr(table.ids))): raise ValueError(
+        f'{items} does not hold the ids that were written; {again}')
+    return table

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Groups', 'group_of', 'collides', 'suffixes', 'preferences', 'leave', 'take_turns', 'descend', 'relocate',
-           'nearest_free', 'Reassigned', 'reassign', 'suffixed', 'measure', 'rearranged', 'turns', 'in_rows', 'resolve']
+           'nearest_free', 'Reassigned', 'reassign', 'suffixed', 'measure', 'rearranged', 'turns', 'in_rows', 'resolve',
+           'nearest_codes', 'extend']
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #20e12cae
 import math, warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -273,3 +275,34 @@ def resolve(codes, # n l: a tokenizer's codes
         f'{int(done.expelled.sum())} of {len(codes)} items left their prefix, because it holds '
         f"more items than its {checked[-1]} last codes; raise K or use 'suffix'.", stacklevel=2)
     return in_rows(ItemIds(done.codes, checked, shared, int(done.moved.sum())), order)
+
+# %% ../../nbs/05_ids/02_collisions.ipynb #5110545b
+def nearest_codes(K:int, code:int, codewords:Tensor|None=None # K d
+                 )->list[int]: # K, the code itself first
+    "All codes of a level, those with near codewords first; without codewords those with near numbers"
+    numbers = torch.arange(K)
+    far = (numbers - code).abs().double() if codewords is None else (codewords - codewords[code]).double().norm(dim=1)
+    far[code] = -1
+    return far.argsort(stable=True).tolist()
+
+def extend(item_ids:ItemIds, codes, # m l, of new items by the tokenizer of the old ones; or m l-1 before a suffix
+           ids:Sequence|None=None, # m: their own, whose standard order decides who comes first; None: the rows do
+           codewords:Sequence[Tensor]=() # K d for each of the first levels
+          )->ItemIds: # n+m: first the old ones, unchanged
+    "Identifiers for new items beside the old ones; ValueError where there is no room"
+    codes, sizes = check_codes(codes, item_ids.sizes[:torch.as_tensor(codes).shape[-1]])[0], item_ids.sizes
+    free = math.prod(sizes) - len(item_ids)
+    if free < len(codes): raise ValueError(
+        f'{len(codes):,} new items do not fit into the {free:,} free identifiers of {sizes}; fit a tokenizer with more codes.')
+    held = Counter(tuple(c[:m]) for c in item_ids.table.tolist() for m in range(len(sizes)+1))
+    room = lambda prefix: math.prod(sizes[len(prefix):]) - held[prefix]
+    near = lru_cache(100_000)(lambda l, code: nearest_codes(sizes[l], code, codewords[l] if l < len(codewords) else None))
+    new = torch.zeros(len(codes), len(sizes), dtype=torch.long)
+    for i in turns(ids, len(codes)).tolist():
+        wish = (*codes[i].tolist(), 0)[:len(sizes)]
+        prefix = next(wish[:m] for m in reversed(range(len(sizes)+1)) if room(wish[:m]) > 0)
+        while (l := len(prefix)) < len(sizes): prefix = next(p for a in near(l, wish[l]) if room(p := (*prefix, a)) > 0)
+        held.update(prefix[:m] for m in range(len(sizes)+1))
+        new[i] = torch.tensor(prefix)
+    moved = int((new[:, :codes.shape[1]] != codes).any(1).sum())
+    return ItemIds(torch.cat([item_ids.table, new]), sizes, item_ids.collisions, item_ids.moved + moved)

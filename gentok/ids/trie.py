@@ -41,7 +41,7 @@ class Trie:
             self.code.append(codes[here, l].to(smallest(self.sizes[l])))
             self.degree.append(int(ends.diff().max()))
             parent = here
-        self.root, self._leaf = torch.tensor([0]), None
+        self.root, self._leaf, self.whole = torch.tensor([0]), None, None
 
     @property
     def nodes(self)->tuple: return tuple(len(c) for c in self.code)
@@ -102,6 +102,7 @@ def codes(self:Trie,
           rows:Tensor # ...: rows of the catalogue
          )->Tensor: # ... l
     "Identifiers read off the path from leaf to root"
+    if self.whole is not None: return self.whole.codes(rows)
     node, path = self.leaf[torch.as_tensor(rows, device=self.item.device)].long(), []
     for code, first in zip(reversed(self.code), reversed(self.first)):
         path.append(code[node].long())
@@ -120,3 +121,18 @@ def to(self:Trie,
     moved.code, moved.first = [t.to(device) for t in self.code], [t.to(device) for t in self.first]
     moved._leaf = None
     return moved
+
+# %% ../../nbs/05_ids/03_trie.ipynb #6cb9cc44
+@patch
+def only(self:Trie,
+         rows # of the catalogue: those that may be recommended
+        )->Trie:
+    "The trie of some items, which keep their rows; ValueError where none are left"
+    rows = torch.as_tensor(rows, dtype=torch.long).unique()
+    if not len(rows): raise ValueError('no item is left that may be recommended, expected at least one; allow more, or deny fewer.')
+    if rows[0] < 0 or rows[-1] >= self.n_items: raise ValueError(
+        f'rows {int(rows[0])} to {int(rows[-1])}, expected 0 to {self.n_items-1}; give rows of the catalogue.')
+    some = Trie(ItemIds(self.codes(rows).cpu(), self.sizes))
+    some.item = rows[some.item.long()].to(torch.int32)
+    some.n_items, some.whole = self.n_items, self.whole or self
+    return some

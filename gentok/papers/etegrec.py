@@ -6,7 +6,7 @@
 __all__ = ['EtegrecConfig', 'check_together', 'TargetSequences', 'Together', 'pair_of', 'learn', 'EtegrecResult', 'finish', 'run']
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #79936a39
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import tune
-from .protocol import Fitted, claim, conclude, fit_recommender
-from .tiger import Prepared, TigerConfig, prepare, unique_ids
+from .protocol import Fitted, ItemCoder, finish_run, fit_recommender, start_run
+from .tiger import Prepared, TigerConfig, coder_of, prepare, unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import Health
 from ..recommend.t5 import GenerativeRecommender, RecommenderConfig, drawn, tied_names
@@ -156,11 +156,11 @@ def learn(split:Split, prepared:Prepared, config:EtegrecConfig,
          )->tuple: # Together, ItemIds, TrainResult
     "Tokenizer and recommender by turns (ETEGRec, alternating optimisation)"
     together, data, refresh = pair_of(split, prepared, config)
-    course = Turns(config.order, dict(tokenizer=config.tokenizer_lr), refresh)
+    callback = Turns(config.order, dict(tokenizer=config.tokenizer_lr), refresh)
     def judge(pair, process, processes):
         return Validation(Trie(refresh.item_ids), split.valid)(pair.recommender['model'], process, processes)
     plan = replace(config.training(), epochs=config.joint_epochs, validate_every=config.cycle)
-    trainer = Trainer(together, data, plan, out, judge, course=course)
+    trainer = Trainer(together, data, plan, out, judge, callback=callback)
     result = trainer.fit()
     return trainer.bare.eval(), refresh.make(trainer.bare), result
 
@@ -172,6 +172,7 @@ class EtegrecResult(NamedTuple):
     fitted: Fitted # its curve is that of both stages, one after the other
     health: Health # of the tokenizer's codes, at the end
     out: Path|None
+    coder: ItemCoder|None # None where items are known by behaviour
     first_ids: ItemIds # of the tokenizer alone
     pair: Together
 
@@ -187,13 +188,13 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
     "ETEGRec from a data set to its numbers on every test user"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder)._replace(out=None)
-    dataset = dataset.in_standard_order()
-    split, out = leave_one_out(dataset), claim(out, 'etegrec', asdict(config), dataset)
-    prepared = first_process(lambda: prepare(dataset, config, out), out)
+    job = start_run('ETEGRec', dataset, config, out)
+    split, out = job.split, job.out
+    prepared = first_process(lambda: prepare(job.dataset, config, out), out)
     pair, item_ids, result = learn(split, prepared, config, out/'together')
     fitted = finish(split, pair, item_ids, config, out)
     later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch']) for row in fitted.result.curve]
     way = fitted.result._replace(curve=result.curve + later)
     seconds, health = prepared.seconds + result.seconds + fitted.result.seconds, pair.tokenizer.health(prepared.table)
-    done = conclude('ETEGRec', dataset, split, fitted._replace(result=way), health, config, seconds, out)
-    return EtegrecResult(*done, prepared.item_ids, pair)
+    coder = coder_of(job.dataset, config, pair.tokenizer)
+    return EtegrecResult(*finish_run(job, fitted._replace(result=way), health, seconds, coder), prepared.item_ids, pair)

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from ..data.dataset import Dataset
 from ..store.files import atomic_write, read_json
-from ..data.splits import Split, leave_one_out
+from ..data.splits import Split
 from ..embed.table import EmbeddingTable
 from ..evaluate.full_ranking import Evaluation, Validation, summarise
 from ..ids.item_ids import ItemIds
-from ..ids.sequences import Sequences, item_tokens
+from ..ids.sequences import item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
-from .protocol import Fitted, claim, conclude, fit_recommender
-from .tiger import TigerConfig, item_vectors, make_tokenizer, unique_ids
+from .protocol import Fitted, ItemCoder, Run, Start, finish_run, fit_recommender, register_run
+from .tiger import TigerConfig, coder_of, item_vectors, make_tokenizer, unique_ids
 from ..quantize.health import Health
-from ..recommend.t5 import GenerativeRecommender, load_weights
+from ..recommend.t5 import GenerativeRecommender
 from ..search.beam import beam_search
 from ..search.vote import vote
 from ..tokenize.epochs import last_epochs, other_starts
@@ -89,6 +89,7 @@ class Many(NamedTuple):
     codes: Tensor # n m l: before they were made unique
     item_ids: list # n ItemIds over the same sizes
     health: Health # of the last tokenizer's codes
+    tokenizers: Sequence[Tokenizer] # n, read when they are asked for
     seconds: float
 
 def prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to keep the stages in
@@ -106,7 +107,7 @@ def prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to kee
         for k, ids in enumerate(shared_sizes(made)): ids.save(place/str(k))
         atomic_write(place/'seconds.json', json.dumps(time.time() - start))
     item_ids = [ItemIds.load(place/str(k)) for k in range(config.n)]
-    return Many(epochs.encode(table), item_ids, epochs[-1].health(table), read_json(place/'seconds.json'))
+    return Many(epochs.encode(table), item_ids, epochs[-1].health(table), epochs, read_json(place/'seconds.json'))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
 def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
@@ -116,11 +117,11 @@ def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
     vocabulary, c = Vocabulary(item_ids[0].sizes), config
     tables = [item_tokens(ids, vocabulary) for ids in item_ids]
     data = MixedSequences(split.train, tables, c.batch_size, c.seed)
-    course = [Curriculum(data, split.valid, c.stages, c.temperature, sample=c.sample)] if c.curriculum else []
+    callback = [Curriculum(data, split.valid, c.stages, c.temperature, sample=c.sample)] if c.curriculum else []
     plan = replace(c.training(), epochs=c.pretraining_epochs, patience=0, save_at=c.all_starts)
     look = Validation(Trie(item_ids[-1]), split.valid)
     model = GenerativeRecommender(vocabulary, c.recommender(), c.seed)
-    return Trainer(model, data, plan, out, look, 'ndcg@10', *course).fit()
+    return Trainer(model, data, plan, out, look, 'ndcg@10', *callback).fit()
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1a670327
 def tune(weights:dict, # of `weights_at`
@@ -128,14 +129,8 @@ def tune(weights:dict, # of `weights_at`
          out:str|Path|None=None # folder to continue in
         )->Fitted:
     "A pre-trained model on the identifiers of one tokenizer (MTGRec, fine-tuning for item identification)"
-    vocabulary, trie = Vocabulary(item_ids.sizes), Trie(item_ids)
-    model = GenerativeRecommender(vocabulary, config.recommender(), config.seed)
-    load_weights(model, weights, 'the pre-training')
-    data = Sequences(split.train, item_tokens(item_ids, vocabulary), config.batch_size, config.seed)
     plan = replace(config.training(), epochs=config.tune_epochs, lr=config.tune_lr, validate_every=1)
-    trainer = Trainer(model, data, plan, out, Validation(trie, split.valid))
-    result = trainer.fit()
-    return Fitted(trainer.bare.eval(), trie, item_ids, result)
+    return fit_recommender(split, item_ids, config, out, Start(weights=weights, training=plan))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #3995da1c
 class Candidate(NamedTuple):
@@ -163,6 +158,7 @@ class MtgrecResult(NamedTuple):
     fitted: Fitted # its curve is that of pre-training and fine-tuning, one after the other
     health: Health # of the last tokenizer's codes
     out: Path|None
+    coder: ItemCoder|None
     codes: Tensor # n m l: before they were made unique
     tried: list # of Candidate
 
@@ -182,14 +178,14 @@ def run(dataset:Dataset, config:MtgrecConfig=MtgrecConfig(),
     "MTGRec from a data set to its numbers on every test user"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder, tokenizer)._replace(out=None)
-    dataset = dataset.in_standard_order()
-    split, given = leave_one_out(dataset), dict(tokenizer=tokenizer.settings) if tokenizer else {}
-    out = claim(out, 'mtgrec', asdict(config) | given, dataset)
-    many = first_process(lambda: prepare_many(dataset, config, out, tokenizer), out)
-    pretraining, tried = candidates_of(split, many, config, out)
+    dataset, given = dataset.in_standard_order(), dict(tokenizer=tokenizer.settings) if tokenizer else {}
+    job = Run('MTGRec', dataset, config, register_run(out, 'mtgrec', asdict(config) | given, dataset))
+    many = first_process(lambda: prepare_many(dataset, config, job.out, tokenizer), job.out)
+    pretraining, tried = candidates_of(job.split, many, config, job.out)
     best = max(tried, key=lambda c: c.fitted.result.best)
     seconds = many.seconds + sum(r.seconds for r in (pretraining, *(c.fitted.result for c in tried)) if r)
-    result = conclude('MTGRec', dataset, split, joined(pretraining, best), many.health, config, seconds, out)
+    coder = coder_of(dataset, config, many.tokenizers[best.tokenizer])
+    result = finish_run(job, joined(pretraining, best), many.health, seconds, coder)
     return MtgrecResult(*result, many.codes, tried)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #d73ab439

@@ -10,7 +10,7 @@ __all__ = ['UnitokConfig', 'tokenizer_of', 'Tokens', 'ordered', 'by_name', 'lear
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ from ..data.dataset import Dataset
 from ..store.files import atomic_write, read_json
 from ..data.formats import load
 from ..store.runs import one_of
-from ..data.splits import leave_one_out
 from ..embed.table import together
-from .protocol import Result, claim, conclude, fit_recommender
-from .tiger import TigerConfig, encoder_of, kept_ids, unique_ids
+from ..embed.text import TextEncoder
+from .protocol import ItemCoder, Result, finish_run, fit_recommender, start_run
+from .tiger import TigerConfig, cached_ids, encoder_of, unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import Tokenizer
 from ..tokenize.unitok import ExpertsConfig, UniTok
@@ -68,6 +68,7 @@ def tokenizer_of(config:UnitokConfig, names:Sequence[str], # of the domains that
 # %% ../../nbs/11_papers/05_unitok.ipynb #25fa479c
 class Tokens(NamedTuple):
     "What domains have in common"
+    encoder: TextEncoder
     tables: dict # name -> EmbeddingTable, of one text encoder
     tokenizers: dict # name -> Tokenizer; the same for all unless each has its own
     seconds: float # for all together
@@ -102,7 +103,7 @@ def learn(datasets:dict[str, Dataset], # name -> data set; histories are not loo
     else:
         everyone = together({name: tables[name] for name in known})
         made = dict.fromkeys(datasets, tokenizer_of(c, known).fit(everyone, place('all')))
-    return Tokens(tables, made, first_time(out, time.time() - start))
+    return Tokens(encoder, tables, made, first_time(out, time.time() - start))
 
 def first_time(out:Path|None, seconds:float)->float:
     "What the work in a folder took when it was done, however often it is read again"
@@ -116,23 +117,20 @@ def recommend(dataset:Dataset, tokens:Tokens, config:UnitokConfig,
               out:str|Path|None=None # run again with the same folder after an interruption: it continues
              )->Result:
     "One domain's recommender, on every test user; `seconds` count the common tokenizer in full"
-    dataset = dataset.in_standard_order()
-    name, split = dataset.name, leave_one_out(dataset)
-    if out: out = claim(out, 'unitok', asdict(config), dataset)
-    table, tokenizer = tokens.tables[name], tokens.tokenizers[name]
-    def unique(): return unique_ids(tokenizer, table, config.policy, config.seed)
-    item_ids = kept_ids(unique, out and out/'identifiers')
-    fitted = fit_recommender(split, item_ids, config, out/'training' if out else None)
-    seconds = tokens.seconds + fitted.result.seconds
-    title = dict(unitok='UniTok', own='RQ-VAE per domain', shared='One RQ-VAE for all')[config.tokenizer]
-    return conclude(title, dataset, split, fitted, tokenizer.health(table), config, seconds, out)
+    c, job = config, start_run('UniTok', dataset, config, out)
+    table, tokenizer = tokens.tables[job.dataset.name], tokens.tokenizers[job.dataset.name]
+    def unique(): return unique_ids(tokenizer, table, c.policy, c.seed)
+    fitted = fit_recommender(job.split, cached_ids(unique, job.folder('identifiers')), c, job.folder('training'))
+    seconds, coder = tokens.seconds + fitted.result.seconds, ItemCoder(tokens.encoder, tokenizer)
+    job = replace(job, name=dict(unitok='UniTok', own='RQ-VAE per domain', shared='One RQ-VAE for all')[c.tokenizer])
+    return finish_run(job, fitted, tokenizer.health(table), seconds, coder)
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #1ae42a75
 def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=None)->Result:
     "UniTok on one data set, with the items of `others`; run again with the same folder, it continues"
     others = [load(path.strip()) for path in config.others.split(',') if path.strip()]
     datasets = by_name([dataset, *others])
-    if out: out = claim(out, 'unitok', asdict(config), dataset, others)
+    out = start_run('UniTok', dataset, config, out, others).out
     return recommend(dataset, first_process(lambda: learn(datasets, config, out), out), config, out)
 
 def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),

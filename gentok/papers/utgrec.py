@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ablations', 'TransferPlan', 'UtgrecConfig', 'fit_plan', 'tokenizer_of', 'Learnt', 'learn', 'identifiers',
-           'vocabulary_of', 'mixed', 'teaches', 'some', 'pretrain', 'Target', 'adapt', 'fit_target', 'run_transfer',
-           'run', 'both_modalities', 'run_tiger_m']
+           'vocabulary_of', 'mixed', 'teaches', 'some', 'pretrain', 'Target', 'adapt', 'run_transfer', 'run',
+           'both_modalities', 'run_tiger_m']
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #1ec6bb3a
 import time
@@ -33,8 +33,8 @@ from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
-from .protocol import Fitted, Result, claim, conclude, fit_recommender
-from .tiger import TigerConfig, encoder_of, kept_ids, make_tokenizer, unique_ids
+from .protocol import ItemCoder, Result, Run, Start, finish_run, fit_recommender, start_run
+from .tiger import TigerConfig, cached_ids, encoder_of, make_tokenizer, unique_ids
 from .unitok import by_name, first_time, ordered
 from ..recommend.t5 import GenerativeRecommender, load_weights
 from ..tokenize.co_occurrence import co_occurrences, concat_positives
@@ -142,7 +142,7 @@ def learn(datasets:dict[str, Dataset], # name -> data set
     tokenizer.fit(items_together(items), out and out/'tokenizers'/'all', positives)
     def ids(k, table):
         place = out and out/'identifiers'/f'{k}.safetensors'
-        return kept_ids(lambda: identifiers(tokenizer, table, config.seed), place)
+        return cached_ids(lambda: identifiers(tokenizer, table, config.seed), place)
     item_ids = first_process(lambda: {name: ids(k, items[name]) for k, name in enumerate(items)}, out)
     seconds = first_process(lambda: first_time(out, time.time() - start), out)
     return Learnt(encoder, items, tokenizer, item_ids, seconds)
@@ -217,24 +217,10 @@ def adapt(dataset:Dataset, learnt:Learnt, config:UtgrecConfig, out:Path|None=Non
     if c.pretraining and c.tokenizer_tuning != 'none':
         plan, frozen = fit_plan(c, c.tuning_epochs, 1/3, revive=False), c.tokenizer_tuning == 'frozen'
         tokenizer = tokenizer.tune(items, plan, out and out/'tokenizer', co_occurrences(dataset), frozen)
-    def ids(): return kept_ids(lambda: identifiers(tokenizer, items, c.seed), out and out/'identifiers')
+    def ids(): return cached_ids(lambda: identifiers(tokenizer, items, c.seed), out and out/'identifiers')
     item_ids = first_process(ids, out)
     seconds = first_process(lambda: first_time(out, time.time() - start), out)
     return Target(items, tokenizer, item_ids, seconds)
-
-# %% ../../nbs/11_papers/02_utgrec.ipynb #cb632b17
-def fit_target(split:Split, item_ids:ItemIds, vocabulary:Vocabulary, config:UtgrecConfig,
-               weights:dict|None=None, # of `weights_at`; None: from scratch
-               out:str|Path|None=None # folder to continue in
-              )->Fitted:
-    "A recommender on the target; best weights by validation NDCG@10 (UTGRec, generative recommender fine-tuning)"
-    c, trie = config, Trie(item_ids)
-    model = GenerativeRecommender(vocabulary, c.recommender(), c.seed)
-    if weights is not None: load_weights(model, weights, 'the pre-training')
-    data = Sequences(split.train, item_tokens(item_ids, vocabulary), c.batch_size, c.seed)
-    trainer = Trainer(model, data, c.training(), out, Validation(trie, split.valid))
-    result = trainer.fit()
-    return Fitted(trainer.bare.eval(), trie, item_ids, result)
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #3b59e807
 def run_transfer(datasets:Sequence[Dataset], # the other domains
@@ -250,17 +236,18 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
     c = config if config.others else replace(config, others=','.join(d.name for d in datasets))
     if c.pretraining and not len(datasets): raise ValueError(
         f'there is nothing to pre-train on before {target.name}; name other data sets in others, or set pretraining=off.')
-    target = by_name([target, *datasets])[target.name]
-    known, split = by_name(datasets if c.pretraining else [target]), leave_one_out(target)
-    out = claim(out, 'utgrec', asdict(c), target, datasets if c.pretraining else ())
-    before = Path(common or out/'before')
+    known = by_name(datasets if c.pretraining else [target])
+    job = start_run('UTGRec', by_name([target, *datasets])[target.name], c, out, datasets if c.pretraining else ())
+    before = Path(common or job.out/'before')
     learnt = learn(known, c, before)
     first = pretrain(known, learnt, c, before/'recommender') if c.pretraining and c.recommender_pretraining else None
     weights = weights_at(before/'recommender', c.pretraining_epochs) if first else None
-    found = adapt(target, learnt, c, out)
-    fitted = fit_target(split, found.item_ids, vocabulary_of(found.tokenizer), c, weights, out/'training')
+    found = adapt(job.dataset, learnt, c, job.out)
+    start = Start(vocabulary=vocabulary_of(found.tokenizer), weights=weights)
+    fitted = fit_recommender(job.split, found.item_ids, c, job.folder('training'), start)
     seconds = learnt.seconds + found.seconds + fitted.result.seconds + (first.seconds if first else 0)
-    return conclude('UTGRec', target, split, fitted, found.tokenizer.health(found.items), c, seconds, out)
+    coder = ItemCoder(learnt.encoder, found.tokenizer)
+    return finish_run(job, fitted, found.tokenizer.health(found.items), seconds, coder)
 
 def run(dataset:Dataset, config:UtgrecConfig=UtgrecConfig(), out:str|Path|None=None)->Result:
     "UTGRec on one data set, pre-trained on `others`; run again with the same folder, it continues"
@@ -279,16 +266,13 @@ def both_modalities(catalogue:Catalogue, config:TigerConfig)->EmbeddingTable:
 
 def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(), out:str|Path|None=None)->Result:
     "TIGER on words and pictures (the rival that UTGRec calls TIGER_M)"
-    dataset = dataset.in_standard_order()
-    start, split = time.time(), leave_one_out(dataset)
-    if out: out = claim(out, 'tiger_m', asdict(config), dataset)
+    start, job = time.time(), start_run('TIGER_M', dataset, config, out)
     def make():
-        table = both_modalities(dataset.catalogue, config)
-        return table, make_tokenizer(config, table).fit(table, out and out/'tokenizer')
-    table, tokenizer = first_process(make, out)
+        table = both_modalities(job.dataset.catalogue, config)
+        return table, make_tokenizer(config, table).fit(table, job.folder('tokenizer'))
+    table, tokenizer = first_process(make, job.out)
     def unique(): return unique_ids(tokenizer, table, config.policy, config.seed)
-    item_ids = first_process(lambda: kept_ids(unique, out and out/'identifiers'), out)
-    before = first_time(out, time.time() - start)
-    fitted = fit_recommender(split, item_ids, config, out and out/'training')
-    health, seconds = tokenizer.health(table), before + fitted.result.seconds
-    return conclude('TIGER_M', dataset, split, fitted, health, config, seconds, out)
+    item_ids = first_process(lambda: cached_ids(unique, job.folder('identifiers')), job.out)
+    before = first_time(job.out, time.time() - start)
+    fitted = fit_recommender(job.split, item_ids, config, job.folder('training'))
+    return finish_run(job, fitted, tokenizer.health(table), before + fitted.result.seconds)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ids.trie import Trie
-from .beam import Found, HistoryReader, Pool, Task, as_examples, in_order, pick
+from .beam import Found, HistoryReader, Pool, Task, as_examples, check_widths, in_order, pick
 from .beam import put, reading, search_batch, to_ranked
 
 # %% ../../nbs/07_search/02_exact.ipynb #6cd3e512
@@ -54,11 +54,11 @@ def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
 @torch.inference_mode()
 def with_proof(task:Task, encoded, n:int # the histories of n users
               )->Found:
-    "Beam searches, each wider than the one before, until every answer is proven"
-    found = search_batch(task, encoded, n)
+    "Beam searches, each wider than the one before, until every answer is proven; one as wide as the catalogue always is"
+    found, most = search_batch(task, encoded, n), len(task.trie.item)
     unproven = found.bound > found.scores[:, -1]
-    if unproven.any():
-        wider = task._replace(width=4*task.width)
+    if unproven.any() and task.width < most:
+        wider = task._replace(width=min(4*task.width, most))
         put(found, unproven, with_proof(wider, pick(encoded, unproven), int(unproven.sum())))
     return found
 
@@ -74,20 +74,20 @@ class Exact(NamedTuple):
 @torch.no_grad()
 def exact_top_k(model:nn.Module, trie:Trie,
                 histories, # Examples, or a list of lists of rows
-                k:int=10, # items returned
-                beams:int=128, # prefixes kept for each user at first; changes the speed, not the answer
+                k:int=10, # items returned; where there are fewer, -1 fills up
+                beams:int=128, # prefixes kept for each user at first, at most as many as there are items; the answer is the same
                 batch_size:int=64 # users at once; memory grows with it
                )->Exact:
     "The k most probable items of the whole catalogue, with the proof that none is better"
-    if k < 1 or beams < 1: raise ValueError(
-        f'k={k} and beams={beams}, expected at least 1 of each; raise the smaller.')
+    n = len(trie.item)
+    check_widths(n, k, beams=beams, batch_size=batch_size)
     examples = as_examples(histories, trie.n_items, model.config.max_history)
     read = HistoryReader(model, trie, examples)
     trie, order = trie.to(read.device), read.batches(batch_size)
     pools = [Pool() for _ in range(trie.L)]
 
     def answer(index):
-        task = Task(reader, trie, beams, k, pools=pools)
+        task = Task(reader, trie, min(beams, n), min(k, n), pools=pools)
         found = with_proof(task, reader.encode(read(index)), len(index))
         items, scores, invalid = to_ranked(trie, found, model.vocabulary.offsets, k, False)
         return Exact(items, scores, found.bound, found.opened, invalid)

@@ -199,17 +199,19 @@ def check_tensors(expected:dict[str, Tensor], # what the configuration asks for
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #ac221893
 @patch(cls_method=True)
 def from_pretrained(cls:Tokenizer,
-                    folder:str|Path # written by `save_pretrained`
+                    folder:str|Path, # written by `save_pretrained`
+                    verify:bool=True # compare the digest of its tensors
                    )->Tokenizer: # fitted, on the CPU
     "Read a saved tokenizer, of the class that wrote it; ValueError says what does not fit"
-    config, tensors = read_folder(folder)
+    config, tensors = read_folder(folder, verify)
     kind = kind_of(config, cls, folder)
-    try: self = kind.from_settings(config['settings'])
-    except (TypeError, KeyError) as e: raise ValueError(
+    try:
+        self = kind.from_settings(config['settings'])
+        self.dim, self.source = config['dim'], config.get('source', '')
+        self.build(self.dim)
+    except (TypeError, KeyError, AttributeError, RuntimeError) as e: raise ValueError(
         f'{folder}/config.json has settings that {kind.__name__} does not understand ({e}); '
         'it was written by another version or edited, so save it again.') from None
-    self.dim, self.source = config['dim'], config.get('source', '')
-    self.build(self.dim)
     check_tensors(self.state_dict(), tensors, folder)
     self.load_state_dict(tensors)
     return self.eval()

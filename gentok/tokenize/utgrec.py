@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..store.files import fingerprint, json_text, read_folder, tensor_digest
 from ..store.runs import moments, packed, progress, seeded, take_up
+from ..store.tracking import run_log
 from ..embed.items import ItemTable, content_digest
 from ..embed.multimodal import ItemEncoder, LightConfig, LightEncoder, Words, projection
 from ..quantize.codebook import alone
@@ -28,7 +29,7 @@ from ..quantize.tree_codebooks import TreeCodebooks
 from .co_occurrence import Positives, co_occurrence_alignment, gather_rows
 from .diffusion_loss import DenoisingNetwork, DiffusionLoss, sample
 from .picture_decoder import PictureDecoder
-from .rqvae import digest_of
+from .rqvae import digest_of, in_use
 from .team import Team, average, same_
 from .text_decoder import BidirectionalLayer, TextDecoder, corrupt, fresh
 from .tokenizer import Tokenizer, check_tensors
@@ -249,11 +250,15 @@ def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None,
     if found: take_up(self, optimizer, found, who, f.epochs, out)
     self.fitted.fill_(True)
     same_(self.team, self.trained().values())
-    for epoch in progress(len(self.history) + 1, f.epochs, self.history):
-        self.history.append(dict(epoch=epoch, **self.train_epoch(contents, items, positives, optimizer, epoch)))
-        if out is None or not self.team.leads or epoch % f.every and epoch < f.epochs: continue
-        save_checkpoint(folder, Checkpoint(epoch, packed(model=self.trained(), optimizer=moments(self, optimizer)),
-                                           dict(identity=who, history=self.history)))
+    done = len(self.history)
+    with run_log('tokenizer', out, self.history, done < f.epochs) as log:
+        for epoch in progress(done + 1, f.epochs, self.history):
+            record = dict(epoch=epoch, **self.train_epoch(contents, items, positives, optimizer, epoch))
+            self.history.append(record | in_use(self.health(items)) if log and self.settled else record)
+            log(self.history[-1])
+            if out is None or not self.team.leads or epoch % f.every and epoch < f.epochs: continue
+            save_checkpoint(folder, Checkpoint(epoch, packed(model=self.trained(), optimizer=moments(self, optimizer)),
+                                               dict(identity=who, history=self.history)))
 
 @patch
 def fit(self:UTGRecTokenizer,

@@ -15,15 +15,15 @@ from torch import nn
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.vocabulary import Vocabulary
-from .loop import Course, Trainer, learning_rate
+from .loop import Callback, Trainer, learning_rate
 
 # %% ../../nbs/08_train/05_alternating.ipynb #d39bcb08
-class Turns(Course):
+class Turns(Callback):
     "Parts of a model learn in turns, an epoch each, while the others rest (ETEGRec, alternating optimisation)"
     partial = True
     def __init__(self, order:Sequence[str], # for each epoch of a cycle the name of a part, or of several: 'left+right'
                  rates:dict[str, float]|None=None, # highest learning rate of each part; without one, the trainer's
-                 then:Course=Course() # called after every epoch but the last, with the 'turn' in its row
+                 then:Callback=Callback() # called after every epoch but the last, with the 'turn' in its row
                 ):
         self.order, self.rates, self.then = tuple(order), rates or {}, then
         if len(self.parts) < 2: raise ValueError(f'the order is {self.order}, expected two parts or more.')
@@ -93,7 +93,7 @@ def load(self:Turns, state:dict)->None: # as `state` gave it
     self.then.load(state)
 
 # %% ../../nbs/08_train/05_alternating.ipynb #a961d350
-class Refresh(Course):
+class Refresh(Callback):
     "Identifiers follow the tokenizer, and stay while others learn (ETEGRec, after each tokenizer epoch)"
     def __init__(self, data:Sequences, # what the recommender reads; it gets each new table
                  make:Callable, # model -> ItemIds, always of the same sizes

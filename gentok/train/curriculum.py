@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.splits import Examples
 from ..ids.sequences import Batch, Sequences, batch_tokens
 from .influence import influences
-from .loop import Course, Trainer
+from .loop import Callback, Trainer
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #f244b977
 def sampling_probabilities(influences:Sequence, # k stages: n, or n n with the validation tokenizer behind
@@ -93,7 +93,7 @@ def alone(self:MixedSequences, examples:Examples|None=None # others than its own
     return [Sequences(parts, t, self.batch_size, self.seed, self.user_tokens) for t in self.table]
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #7686f549
-class Curriculum(Course):
+class Curriculum(Callback):
     "After each stage, tokenizers that helped more are drawn more often (MTGRec, curriculum pre-training)"
     def __init__(self, data:MixedSequences, # what the trainer trains on
                  valid:Examples, # what the influence is measured on
