@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['kinds', 'unset', 'Count', 'Switch', 'Text', 'File', 'Ids', 'Name', 'Out', 'commands', 'number', 'at_least_one',
            'whole_numbers', 'csv_words', 'nearest_name', 'among', 'spec', 'Settings', 'Offer', 'meanings', 'rules',
-           'as_typed', 'Reading', 'load_data', 'check_names', 'bounded', 'nothing_left', 'Tokenize',
-           'tokenizer_settings', 'tokenize', 'write_identifiers', 'tokenize_text', 'Methods', 'list_methods',
-           'methods_text', 'method_settings', 'Run', 'run_method', 'metrics_text', 'ids_in', 'Recommend',
-           'recommender_at', 'items_named', 'recommend', 'one_line', 'recommend_text', 'Evaluate', 'evaluate_model',
-           'Update', 'update', 'update_text', 'Push', 'push', 'push_text', 'Demo', 'demo_settings', 'demo', 'demo_text',
-           'Bench', 'run_bench', 'bench_text', 'Command', 'overview', 'run_overview', 'sentence', 'environment',
-           'attached', 'parse', 'called', 'processes', 'alone', 'say', 'Terminated', 'terminable', 'main', 'obey']
+           'as_typed', 'Reading', 'load_data', 'check_names', 'bounded', 'nothing_left', 'Words', 'OfData', 'OfModel',
+           'Tokenize', 'tokenizer_settings', 'tokenize', 'write_identifiers', 'tokenize_text', 'Methods', 'table',
+           'method_settings', 'Run', 'run_method', 'metrics_text', 'ids_in', 'Recommend', 'recommender_at',
+           'items_named', 'recommend', 'one_line', 'recommend_text', 'Evaluate', 'evaluate_model', 'Update', 'update',
+           'update_text', 'Push', 'push', 'Demo', 'demo_settings', 'demo', 'demo_text', 'Bench', 'run_bench',
+           'bench_text', 'Command', 'overview', 'help_of', 'sentence', 'environment', 'attached', 'parse', 'called',
+           'processes', 'alone', 'say', 'Terminated', 'terminable', 'main', 'obey']
 
 # %% ../nbs/12_cli.ipynb #8df5ddc2
 import csv
@@ -65,11 +65,13 @@ def csv_words(text:str)->list[str]:
     rows = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
     return [word.strip() for row in rows for word in row if word.strip()]
 
-# %% ../nbs/12_cli.ipynb #555247c1
+# %% ../nbs/12_cli.ipynb #63cbae59
 def nearest_name(word:str, known:Sequence[str])->str:
-    "The known name that is most like a word, or ''; dashes in front do not count"
-    close = difflib.get_close_matches(word.lstrip('-'), [k.lstrip('-') for k in known], 1)
-    return next((k for k in known if close and k.lstrip('-') == close[0]), '')
+    "The known name that is most like a word, or has it as a part, or ''; dashes in front do not count"
+    bare = word.lstrip('-')
+    close = difflib.get_close_matches(bare, [k.lstrip('-') for k in known], 1)
+    part = (k for k in known if len(bare) > 3 and bare in k)
+    return next((k for k in known if close and k.lstrip('-') == close[0]), next(part, ''))
 
 def among(known:Sequence[str], what:str, word:str)->str:
     "The word, if it is known"
@@ -94,7 +96,7 @@ Ids = Annotated[str|None, spec('IDS', str), unset]
 Name = Annotated[str|None, spec('NAME', str), unset]
 Out = Annotated[Path, spec('DIR', Path)]
 
-# %% ../nbs/12_cli.ipynb #e256a1dc
+# %% ../nbs/12_cli.ipynb #f98666d7
 class Settings:
     "Stands for a method's configuration"
 
@@ -110,12 +112,14 @@ class Offer(NamedTuple):
         offered = (f.name for f in fields(self.config) if self.only is None or f.name in self.only)
         return {name: called.get(name, name) for name in offered}
 
+# %% ../nbs/12_cli.ipynb #6c558340
 def meanings(config)->dict: # field -> the comment behind it, or behind that of the class it comes from
     "What a configuration's fields mean"
     from fastcore.docments import docments
     classes = [c for c in reversed(type(config).__mro__) if is_dataclass(c)]
     return {name: text for c in classes for name, text in docments(c).items() if text}
 
+# %% ../nbs/12_cli.ipynb #5bcb3546
 def rules(offer:Offer|None)->ConstructorRegistry:
     "What tyro is told of the placeholder"
     registry = ConstructorRegistry()
@@ -143,7 +147,7 @@ def as_typed(message:str, names:dict # field -> its name on the command line
     near = choice and nearest_name(choice[1], re.findall(r"[\w+-]+", choice[2]))
     return f'{message.rstrip(".")}; perhaps you meant {near}.' if near else message
 
-# %% ../nbs/12_cli.ipynb #dcb4b764
+# %% ../nbs/12_cli.ipynb #a4f28c68
 @dataclass
 class Reading:
     "How the data is read: its columns, and which rows are kept"
@@ -161,6 +165,7 @@ class Reading:
     dedupe: Switch = False # of a user's interactions with an item, keep the first
     strict: Switch = False # items without metadata, or with two of it, are an error
 
+# %% ../nbs/12_cli.ipynb #c1eee7ab
 def load_data(data:Path|None, reading:Reading): # Dataset, or None if no data is named
     "The data that was asked for, read as was asked"
     from gentok.data.formats import load
@@ -192,22 +197,37 @@ def nothing_left(out:Path)->Iterator[None]:
         if found <= {'run.json'}: shutil.rmtree(made[-1], ignore_errors=True)
         raise
 
-# %% ../nbs/12_cli.ipynb #1aa10e87
-@dataclass
-class Tokenize:
-    "Identifiers for a catalogue"
-    data: Positional[Path] # a folder or a file
-    out: Out # folder for the product; run again, it continues
-    settings: OmitArgPrefixes[Settings]
-    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+# %% ../nbs/12_cli.ipynb #4ade5882
+@dataclass(kw_only=True)
+class Words:
+    "What every command understands"
     json: Switch = False # end with one JSON object on standard output
 
+@dataclass(kw_only=True)
+class OfData(Words):
+    "What a command of data understands"
+    data: Positional[Path] # a folder or a file
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+@dataclass(kw_only=True)
+class OfModel(Words):
+    "What a command of a model understands"
+    model: Annotated[str, spec('DIR', str)] # a folder that gentok run left, or user/name on the hub
+
+@dataclass(kw_only=True)
+class Tokenize(OfData):
+    "Identifiers for a catalogue"
+    out: Out # folder for the product; run again, it continues
+    settings: OmitArgPrefixes[Settings]
+
+# %% ../nbs/12_cli.ipynb #c3bd8e19
 def tokenizer_settings()->Offer:
     "TIGER's settings that make identifiers"
     from gentok.papers.tiger import TigerConfig
     return Offer(TigerConfig(), ('seed', 'text', 'text_dim', 'tokenizer', 'levels', 'codebook_size', 'tokenizer_epochs',
                                  'policy'), dict(tokenizer='method'))
 
+# %% ../nbs/12_cli.ipynb #594a6862
 def tokenize(asked:Tokenize)->dict:
     "Identifiers for a catalogue"
     from gentok.data.formats import report
@@ -242,33 +262,20 @@ def tokenize_text(r:dict)->str:
                       f'items that shared all codes before they were told apart {r["collision_rate"]:.1%}',
                       *r['warnings'], f'Written to {r["out"]}'])
 
-# %% ../nbs/12_cli.ipynb #9a1afbb2
-@dataclass
-class Methods:
-    "The methods, a line each"
-    json: Switch = False # end with one JSON object on standard output
+# %% ../nbs/12_cli.ipynb #91987ae4
+class Methods(Words): "The methods, a line each"
 
-def list_methods(asked:Methods)->dict:
-    "Names and what they stand for"
-    return dict(gentok.methods)
-
-def methods_text(r:dict)->str:
-    "The methods, a line each"
-    return '\n'.join(f'{name:10}{line}' for name, line in r.items())
+def table(rows:dict)->str:
+    "Names and what they stand for, a line each"
+    width = max(map(len, rows)) + 2
+    return '\n'.join(f'{name:{width}}{line}' for name, line in rows.items())
 
 def method_settings(name:str)->Offer:
     "All settings of a method; `ValueError` if there is no such method"
     return Offer(gentok.config_of(among(gentok.methods, 'method ', name))())
 
-# %% ../nbs/12_cli.ipynb #c27ac601
-@dataclass
-class Run:
-    "A method from data to numbers"
-    data: Positional[Path] # a folder or a file
-    out: Out # folder for the product; run again, it continues
-    settings: OmitArgPrefixes[Settings]
-    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
-    json: Switch = False # end with one JSON object on standard output
+# %% ../nbs/12_cli.ipynb #5f20bef0
+class Run(Tokenize): "A method from data to numbers"
 
 def run_method(asked:Run)->dict:
     "A method from data to numbers"
@@ -287,6 +294,7 @@ def run_method(asked:Run)->dict:
         found = fit(method, dataset, asked.out, config)
     return dict(found.about['metrics'], report=str(asked.out/'report.html'))
 
+# %% ../nbs/12_cli.ipynb #be2c92d8
 def metrics_text(r:dict)->str:
     "The numbers of a run on a few lines"
     rates = (f'{r["collision_rate"]:.1%} of the items shared all codes before they were told apart, '
@@ -314,11 +322,10 @@ def ids_in(texts:Sequence[str], # one for each `--history`, oldest first
                          f'ids look like {str(ids[0])!r}{commas}.')
     return [rows[n] for n in names]
 
-# %% ../nbs/12_cli.ipynb #80518f7b
-@dataclass
-class Recommend:
+# %% ../nbs/12_cli.ipynb #87144970
+@dataclass(kw_only=True)
+class Recommend(OfModel):
     "What comes next after a history, or after each of many"
-    model: Annotated[str, spec('DIR', str)] # a folder that gentok run left, or user/name on the hub
     # item ids, oldest first, comma-separated; an id with a comma in double quotes
     history: UseAppendAction[list[Annotated[str, spec('IDS', str)]]] = field(default_factory=list)
     histories: File = None # many: columns user, item and time, or user and items
@@ -329,8 +336,8 @@ class Recommend:
     deny: Ids = None # none of these items: ids, or a table with a column item
     beams: Count = 50
     exact: Switch = False # the true best instead of a beam search
-    json: Switch = False # end with one JSON object on standard output
 
+# %% ../nbs/12_cli.ipynb #3efc82e6
 def recommender_at(model:str): # Recommender
     "The model in a folder, or of the hub"
     from huggingface_hub.utils import logging
@@ -378,19 +385,17 @@ def recommend_text(r:dict)->str:
     rows = [f'{i["probability"]:11.2%}  {name:>{width}}  {one_line(i["title"])}' for i, name in zip(r['items'], ids)]
     return '\n'.join([f'{"probability":>11}  {"id":>{width}}  title', *(rows or ['no item is left'])])
 
-# %% ../nbs/12_cli.ipynb #98aa5998
-@dataclass
-class Evaluate:
+# %% ../nbs/12_cli.ipynb #345a094b
+@dataclass(kw_only=True)
+class Evaluate(OfModel, OfData):
     "Recall and NDCG on every user"
     data: Positional[Path] # the data that the model was trained on
-    model: Annotated[str, spec('DIR', str)] # a folder that gentok run left, or user/name on the hub
     split: Annotated[str, spec('valid|test', partial(among, ('valid', 'test'), ''))] = 'test'
     beams: Count = 50
     exact: Switch = False # the true top ten instead of a beam search
     unseen: Switch = False # rank only items that a user has not had; a target that is in the history counts as a miss
-    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
-    json: Switch = False # end with one JSON object on standard output
 
+# %% ../nbs/12_cli.ipynb #8b51b2f1
 def evaluate_model(asked:Evaluate)->dict:
     "A saved recommender on every user of a split"
     from gentok.evaluate.full_ranking import Evaluation
@@ -405,15 +410,13 @@ def evaluate_model(asked:Evaluate)->dict:
     kept = metrics_record(Evaluation(found, {}, None), model.fitted.item_ids, config, time.time() - start)
     return dict(kept, **{name: found[name] for name in ('repeats', 'interval') if name in found})
 
-# %% ../nbs/12_cli.ipynb #846cb640
-@dataclass
-class Update:
+# %% ../nbs/12_cli.ipynb #3eec5c31
+@dataclass(kw_only=True)
+class Update(OfModel):
     "New and retired items, without training"
-    model: Annotated[str, spec('DIR', str)] # a folder that gentok run left, or user/name on the hub
     out: Out # folder for the changed model
     items: Positional[Text] = None # the new ones: a table with columns item and text
     retire: Ids = None # items that are gone: ids, or a table with a column item
-    json: Switch = False # end with one JSON object on standard output
 
 def update(asked:Update)->dict:
     "New and retired items, without training"
@@ -430,32 +433,25 @@ def update_text(r:dict)->str:
     "What an update changed"
     return f'{r["items"]:,} items, {r["new"]:,} of them new, {r["retired"]:,} retired\nWritten to {r["out"]}'
 
-# %% ../nbs/12_cli.ipynb #8e8f484e
-@dataclass
-class Push:
+# %% ../nbs/12_cli.ipynb #d72fef74
+@dataclass(kw_only=True)
+class Push(OfModel):
     "The model to the hub"
     name: Positional[str] # such as user/name
-    model: Annotated[str, spec('DIR', str)] # a folder that gentok run left
-    json: Switch = False # end with one JSON object on standard output
 
 def push(asked:Push)->dict:
     "The model to the hub"
     recommender_at(asked.model).push_to_hub(asked.name)
     return dict(name=asked.name)
 
-def push_text(r:dict)->str:
-    "Where the model is now"
-    return f'Pushed; it is read as --model {r["name"]}'
-
-# %% ../nbs/12_cli.ipynb #b8c5615a
-@dataclass
-class Demo:
+# %% ../nbs/12_cli.ipynb #bceec8a3
+@dataclass(kw_only=True)
+class Demo(Words):
     "The whole road on the toy shop, in minutes"
     settings: OmitArgPrefixes[Settings]
     items: Count = 100 # of the shop
     users: Count = 2000 # of the shop
     out: Out = Path('demo_out') # folder for the product; run again, it continues
-    json: Switch = False # end with one JSON object on standard output
 
 def demo_settings()->Offer:
     "TIGER with a budget of minutes on two cores"
@@ -463,6 +459,7 @@ def demo_settings()->Offer:
     return Offer(TigerConfig(epochs=16, batch_size=64, lr=3e-3, d_model=64, layers=2, validate_every=4, text_dim=64,
                              levels=2, codebook_size=16, tokenizer_epochs=600))
 
+# %% ../nbs/12_cli.ipynb #0b0cc1a0
 def demo(asked:Demo)->dict: # what `--json` prints
     "The main job on the embedded toy shop"
     from gentok.data.toyshop import toyshop
@@ -495,9 +492,9 @@ def demo_text(r:dict)->str:
     return '\n'.join([f'{"":22}Recall@10  NDCG@10', *lines,
                       f'Semantic identifiers {verdict} random ones and {share}.', rates, f'Look at {r["report"]}'])
 
-# %% ../nbs/12_cli.ipynb #c8f87c96
-@dataclass
-class Bench:
+# %% ../nbs/12_cli.ipynb #9eb9eadb
+@dataclass(kw_only=True)
+class Bench(OfData):
     "Every row of the speed table, ours against a named peer"
     data: Annotated[Path|None, spec('DATA', Path), unset] = None # a folder or a file; without it, a toy shop
     # which of these
@@ -506,9 +503,8 @@ class Bench:
     repeats: Count = 5 # runs of each
     epochs: Count = 1 # of training before the search
     vectors: Count = 1_000_000 # that are coded
-    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
-    json: Switch = False # end with one JSON object on standard output
 
+# %% ../nbs/12_cli.ipynb #398c3d25
 def run_bench(asked:Bench)->dict: # what `--json` prints
     "The races, each line as it is done"
     from gentok.bench import bench, machine
@@ -523,7 +519,7 @@ def bench_text(r:dict)->str:
     return '\n'.join(f'{name:28}{row["ratio"]:6.1f}x of {row["peer"]} (mark {row["mark"]:g})'
                      for name, row in r['rows'].items())
 
-# %% ../nbs/12_cli.ipynb #d2b65e67
+# %% ../nbs/12_cli.ipynb #df32f9aa
 class Command(NamedTuple):
     "What the command line knows of a command"
     words: type # the dataclass of what is typed
@@ -534,7 +530,7 @@ class Command(NamedTuple):
 
 commands = dict(
     demo=Command(Demo, demo, demo_text, 'gentok demo --out demo_out', demo_settings),
-    methods=Command(Methods, list_methods, methods_text, 'gentok methods'),
+    methods=Command(Methods, lambda asked: dict(gentok.methods), table, 'gentok methods'),
     tokenize=Command(Tokenize, tokenize, tokenize_text,
                      'gentok tokenize data/Office_Products --method rqvae --out out/ids', tokenizer_settings),
     run=Command(Run, run_method, metrics_text,
@@ -545,27 +541,30 @@ commands = dict(
                      'gentok evaluate --model out/tiger data/Office_Products --exact'),
     update=Command(Update, update, update_text,
                    'gentok update --model out/tiger new.csv --retire 12,7 --out out/tiger_may'),
-    push=Command(Push, push, push_text, 'gentok push --model out/tiger user/name'),
+    push=Command(Push, push, lambda r: f'Pushed; it is read as --model {r["name"]}',
+                 'gentok push --model out/tiger user/name'),
     bench=Command(Bench, run_bench, bench_text, 'gentok bench --data data/Office_Products'))
 
-def overview()->str:
-    "The help of `gentok`"
-    return '\n'.join(['usage: gentok [-h] [--version] COMMAND ...', '',
-                      'Item tokenization for generative recommendation.', '', 'commands:',
-                      *(f'  {name:11}{c.words.__doc__}' for name, c in commands.items()), '',
-                      'options:', '  -h, --help show this help message and exit',
-                      '  --version  show the version and exit', '',
-                      'gentok COMMAND --help shows what a command understands,',
-                      'gentok run METHOD --help every setting of a method.'])
+# %% ../nbs/12_cli.ipynb #109d3b67
+def overview(usage:str, about:str, rows:dict, more:str)->str:
+    "The help of what has commands, or methods, below it"
+    lines = table(rows).splitlines()
+    return '\n'.join([f'usage: {usage}', '', f'{about}.', '', *(f'  {line}' for line in lines), '', more])
 
-def run_overview()->str:
-    "The help of `gentok run`, before a method is named"
-    return '\n'.join(['usage: gentok run METHOD [-h] [OPTIONS] DATA', '', f'{Run.__doc__}.', '', 'methods:',
-                      *(f'  {line}' for line in methods_text(gentok.methods).splitlines()), '',
-                      'gentok run METHOD --help lists every setting of a method.', '', 'example:',
-                      f'  {commands["run"].example}'])
+def help_of(words:Sequence[str])->str:
+    "What is answered without a look at any command's words, or ''"
+    asks = ['-h'], ['--help']
+    if words[:1] == ['--version']: return f'gentok {gentok.__version__}'
+    if words[:1] in asks: return overview(
+        'gentok [-h] [--version] COMMAND ...', 'Item tokenization for generative recommendation',
+        {name: c.words.__doc__ for name, c in commands.items()},
+        'gentok COMMAND --help shows what a command understands.')
+    if words[:1] == ['run'] and words[1:2] in asks: return overview(
+        'gentok run METHOD [-h] [OPTIONS] DATA', Run.__doc__, gentok.methods,
+        f'gentok run METHOD --help lists every setting of a method.\n\nexample:\n  {commands["run"].example}')
+    return ''
 
-# %% ../nbs/12_cli.ipynb #58ec276c
+# %% ../nbs/12_cli.ipynb #8f2e3ae7
 def sentence(box:str, # as tyro prints it
              prog:str)->str:
     "What tyro says in a box, in one sentence"
@@ -578,6 +577,7 @@ def sentence(box:str, # as tyro prints it
     if absent: return f'{" and ".join(absent)} must be given; see {prog} --help.'
     return ' '.join(word for word in text.split() if not set(word) <= set('─-+╭╮╰╯'))
 
+# %% ../nbs/12_cli.ipynb #0cf5003c
 @contextmanager
 def environment(**changes)->Iterator[None]: # name=value; None: not set
     "Inside, variables of the environment are others"
@@ -590,7 +590,7 @@ def environment(**changes)->Iterator[None]: # name=value; None: not set
     try: yield
     finally: put(before)
 
-# %% ../nbs/12_cli.ipynb #d1856e67
+# %% ../nbs/12_cli.ipynb #df22f044
 def attached(words:Sequence[str], options:Sequence[str] # of the command
             )->list[str]:
     "`--history -p001` as `--history=-p001`, unless the second word is an option of the command"
@@ -601,6 +601,7 @@ def attached(words:Sequence[str], options:Sequence[str] # of the command
         else: joined.append(word)
     return joined
 
+# %% ../nbs/12_cli.ipynb #b66f5667
 def parse(prog:str, command:Command, words:Sequence[str], offer:Offer|None=None):
     "The words as the command's dataclass; ValueError with one sentence for a slip; SystemExit after its help"
     about = f'{command.words.__doc__}.\n\nexample:\n  {command.example}'
@@ -664,23 +665,22 @@ def terminable()->Iterator[None]:
     finally:
         if main_one: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
-# %% ../nbs/12_cli.ipynb #14243359
+# %% ../nbs/12_cli.ipynb #e7b5d6b1
 def main(argv:Sequence[str]|None=None # without the program's name; None reads the command line
         )->int: # exit code
     "The entry point `gentok`"
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
-    if words[:1] in (['-h'], ['--help']): return say(overview()) or 0
-    if words[:1] == ['--version']: return say(f'gentok {gentok.__version__}') or 0
-    if words[:1] == ['run'] and words[1:2] in (['-h'], ['--help']): return say(run_overview()) or 0
+    if answer := help_of(words): return say(answer) or 0
     with warnings.catch_warnings(), alone(words[0] if words else ''), terminable():
         warnings.showwarning = lambda message, *rest, **kw: say(f'note: {message}', sys.stderr)
         return obey(words)
 
+# %% ../nbs/12_cli.ipynb #937f337a
 def obey(words:Sequence[str])->int: # exit code
     "Do what a command says and print what became of it"
-    who, names = f'gentok {words[0]}' if words and words[0] in commands else 'gentok', {}
+    who, names, asked = f'gentok {words[0]}' if words and words[0] in commands else 'gentok', {}, None
     several = processes(words[0] if words else '') > 1
     try:
         prog, command, rest, offer = called(words)
@@ -688,7 +688,7 @@ def obey(words:Sequence[str])->int: # exit code
         asked = parse(prog, command, rest, offer)
         result = command.work(asked)
     except SystemExit as e: return say(end='') or e.code or 0  # after its help
-    except BrokenPipeError: return say(end='') or say(stream=sys.stderr, end='') or 141
+    except BrokenPipeError: return say(end='') or say(stream=sys.stderr, end='') or (141 if asked else 0)
     except (ValueError, KeyError, OSError) as e:
         if os.environ.get('GENTOK_DEBUG'): raise
         said = e.args[0] if isinstance(e, KeyError) and e.args else e

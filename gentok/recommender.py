@@ -10,8 +10,10 @@ __all__ = ['card_text', 'toyshop', 'config_of', 'configured', 'fit', 'check_hist
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -38,6 +40,8 @@ from .ids.trie import Trie
 from .papers.protocol import Fitted, ItemCoder, Result, data_print, load_fitted, save_fitted
 from .search.beam import as_examples
 from .store.files import atomic_write, read_json
+from .store.runs import locked
+from .train.scale_out import processes_here
 
 # %% ../nbs/12_recommender.ipynb #0c6cb4a0
 def toyshop(n_items:int=100, n_users:int=2000, seed:int=0)->Dataset: # with `truth`
@@ -70,9 +74,10 @@ def fit(method:str, # of `gentok.methods`
     config = configured(config or config_of(method)(), settings)
     if isinstance(dataset, (str, Path)): dataset = load(dataset)
     check_histories(dataset)
-    result = import_module(f'gentok.papers.{method}').run(dataset, config, out)
-    recommender = Recommender.of(result, method, dataset)
-    if out: recommender.generate_model_card().save(Path(out)/'README.md')
+    with locked(out) if out else nullcontext():
+        result = import_module(f'gentok.papers.{method}').run(dataset, config, out)
+        recommender = Recommender.of(result, method, dataset)
+        if out and processes_here().is_main_process: recommender.generate_model_card().save(Path(out)/'README.md')
     return recommender
 
 def check_histories(dataset:Dataset)->None:
@@ -100,13 +105,16 @@ class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recomm
     def of(cls, result:Result, method:str, dataset:Dataset)->'Recommender':
         "The recommender of a run"
         run = dict(method=method, data=data_print(dataset), config=json.loads(json.dumps(result.metrics['config'])))
-        return cls(result.fitted, dataset.in_standard_order().catalogue, result.coder, dict(run=run, metrics=result.metrics))
+        about = dict(run=run, metrics=result.metrics)
+        return cls(result.fitted, dataset.in_standard_order().catalogue, result.coder, about)
     @classmethod
     def from_pretrained(cls, model:str|Path, # a folder that `fit`, gentok run or `save_pretrained` left, or user/name on the hub
                         **kwargs)->'Recommender': # of huggingface_hub: revision, token, cache_dir, …
         "Read a recommender; FileNotFoundError where there is none"
+        if (Path(model)/'config.json').is_file(): read_json(Path(model)/'config.json', dict)
         try:
-            if not Path(model).is_dir() and (Path(model).exists() or str(model).count('/') != 1): raise OSError('no such folder')
+            path = Path(model)
+            if not path.is_dir() and (path.exists() or str(model).count('/') != 1): raise OSError('no such folder')
             return super().from_pretrained(model, **kwargs)
         except (OSError, HfHubHTTPError) as e: raise FileNotFoundError(
             f'{model} is no folder of a recommender and no model user/name of the hub ({str(e).splitlines()[0][:80]}); '
@@ -126,7 +134,8 @@ def history_batches(source, # a list of lists of ids; a frame with columns user,
     if isinstance(source, (str, Path)): source = scan_file(Path(source))
     if isinstance(source, pl.DataFrame): source = source.lazy()
     if isinstance(source, pl.LazyFrame): yield from frame_batches(source, size)
-    elif hasattr(source, 'columns'): yield from frame_batches(pl.DataFrame({c: list(source[c]) for c in source.columns}).lazy(), size)
+    elif hasattr(source, 'columns'): # of pandas
+        yield from frame_batches(pl.DataFrame({c: list(source[c]) for c in source.columns}).lazy(), size)
     else:
         lists, at = iter(source), 0
         while part := list(islice(lists, size)):
@@ -135,15 +144,17 @@ def history_batches(source, # a list of lists of ids; a frame with columns user,
             yield list(range(at, at + len(part))), [list(h) for h in part]
             at += len(part)
 
+# %% ../nbs/12_recommender.ipynb #041f229d
 def scan_file(path:Path)->pl.LazyFrame:
     "A table of histories, not yet read"
     if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; give histories as .parquet, .csv, .tsv or .jsonl.')
-    kinds = dict(parquet=pl.scan_parquet, jsonl=pl.scan_ndjson, ndjson=pl.scan_ndjson,
-                 csv=lambda p: pl.scan_csv(p, infer_schema=False), tsv=lambda p: pl.scan_csv(p, infer_schema=False, separator='\t'))
+    csv = partial(pl.scan_csv, infer_schema=False)
+    kinds = dict(parquet=pl.scan_parquet, jsonl=pl.scan_ndjson, ndjson=pl.scan_ndjson, csv=csv, tsv=partial(csv, separator='\t'))
     kind = path.name.rpartition('.')[2].lower()
     if kind not in kinds: raise ValueError(f'{path} ends in .{kind}, expected {", ".join(kinds)}; save the histories as one of them.')
     return kinds[kind](path)
 
+# %% ../nbs/12_recommender.ipynb #fda0e8f2
 def frame_batches(frame:pl.LazyFrame, size:int)->Iterator[tuple[list, list]]: # as `history_batches`
     "Histories of a frame: a list in each row, which is streamed; or a row for each item, which is sorted first"
     try: schema = frame.collect_schema()
@@ -154,7 +165,8 @@ def frame_batches(frame:pl.LazyFrame, size:int)->Iterator[tuple[list, list]]: # 
     if not lists and (not user or not item): raise ValueError(
         f'the histories have columns {", ".join(schema)}; expected user, item and perhaps time, or user and a list of items, so rename them.')
     if not lists:
-        if time: frame = frame.sort(pl.col(time).cast(pl.Float64, strict=False).fill_null(strategy='forward') if schema[time] == pl.String else time, maintain_order=True)
+        number = pl.col(time).cast(pl.Float64, strict=False) if time and schema[time] == pl.String else time
+        if time: frame = frame.sort(number, time, maintain_order=True)
         frame, lists = frame.group_by(user, maintain_order=True).agg(pl.col(item)), item
     at = 0
     for chunk in frame.select(*filter(None, [user]), lists).collect_batches(chunk_size=size, maintain_order=True):
@@ -235,6 +247,7 @@ def recommend_batches(self:Recommender, histories, # as `history_batches` reads 
     if not answered: raise ValueError('no history has an item that the model knows; expected ids like '
                                       f'{self.catalogue.ids[0]!r}, so give histories of one item or more.')
 
+# %% ../nbs/12_recommender.ipynb #80356e87
 @patch
 def frame_of(self:Recommender, users:list, items:Tensor, scores:Tensor # b k
             )->pl.DataFrame: # user, rank, id, title, score, codes
@@ -242,8 +255,9 @@ def frame_of(self:Recommender, users:list, items:Tensor, scores:Tensor # b k
     there = items >= 0
     rows, at = items[there], there.nonzero()
     ids, titles = ([column[row] for row in rows.tolist()] for column in (self.catalogue.ids, self.catalogue.titles))
-    return pl.DataFrame(dict(user=[users[u] for u in at[:, 0].tolist()], rank=(at[:, 1] + 1).numpy(), id=ids, title=titles,
-                             score=scores[there].numpy(), codes=self.fitted.item_ids.codes(rows).tolist()))
+    asked, codes = [users[u] for u in at[:, 0].tolist()], self.fitted.item_ids.codes(rows).tolist()
+    return pl.DataFrame(dict(user=asked, rank=(at[:, 1] + 1).numpy(), id=ids, title=titles,
+                             score=scores[there].numpy(), codes=codes))
 
 @patch
 def recommend(self:Recommender, histories, k:int=10, *, # as in `recommend_batches`
@@ -284,7 +298,8 @@ def neighbours(self:Recommender, id, k:int=10)->pl.DataFrame: # rank, id, title,
     near = (shared*(table.shape[1] + 1) + agree).argsort(descending=True, stable=True)
     near = near[near != row][:k].tolist()
     ids, titles = ([column[r] for r in near] for column in (self.catalogue.ids, self.catalogue.titles))
-    return pl.DataFrame(dict(rank=range(1, len(near) + 1), id=ids, title=titles, shared=shared[near].tolist(), codes=table[near].tolist()))
+    shared, codes = shared[near].tolist(), table[near].tolist()
+    return pl.DataFrame(dict(rank=range(1, len(near) + 1), id=ids, title=titles, shared=shared, codes=codes))
 
 # %% ../nbs/12_recommender.ipynb #f97846a3
 @patch
@@ -301,7 +316,8 @@ def evaluate(self:Recommender, dataset:Dataset, split:str='test', # or 'valid'
         f'{int((items < 0).sum()):,} of {len(items):,} interactions of {dataset.name} are with items that the model does not know '
         f'({int((row < 0).sum()):,} of {len(row):,} items); evaluate on the data it was trained on, read with the same options.')
     data = Dataset(dataset.name, self.catalogue, Histories(dataset.histories.users, items, dataset.histories.offsets))
-    examples, whole = (getattr(leave_one_out(data, most), split) for most in (self.fitted.model.config.max_history, None))
+    lengths = self.fitted.model.config.max_history, None
+    examples, whole = (getattr(leave_one_out(data, most), split) for most in lengths)
     found = full_ranking.evaluate(self.fitted.model, self.trie(), examples, beams, exact, unseen=unseen and whole)
     tests = {name: paired_t_test(v, torch.zeros_like(v)) for name, v in found.users.items()}
     return dict(found.metrics, interval={name: (t.low, t.high) for name, t in tests.items()})
@@ -328,13 +344,15 @@ def update(self:Recommender, items:Catalogue|pl.DataFrame|str|Path=(), # new one
           )->Recommender:
     "The same model with a changed catalogue; ValueError where it knows items by behaviour, or has no room"
     gone = {*self.retired, *(str(self.catalogue.ids[row]) for row in self.rows_of(retire).tolist())}
-    catalogue, item_ids, old = items_from(items) if len(items) else Catalogue([], []), self.fitted.item_ids, self.catalogue
+    catalogue = items_from(items) if len(items) else Catalogue([], [])
+    item_ids, old = self.fitted.item_ids, self.catalogue
     fresh = [row for row, i in enumerate(catalogue.ids) if str(i) not in self._row]
     back = {str(i) for i in catalogue.ids}
     if fresh:
         if self.coder is None: raise ValueError(
             'this model knows its items by behaviour, which new ones have not, expected a method that reads texts; fit one with text=lsa.')
-        ids, text, titles = ([column[row] for row in fresh] for column in (catalogue.ids, catalogue.text, catalogue.titles))
+        columns = catalogue.ids, catalogue.text, catalogue.titles
+        ids, text, titles = ([column[row] for row in fresh] for column in columns)
         images = [catalogue.images[row] for row in fresh] if catalogue.images is not None else None
         new = Catalogue(ids, text, images, catalogue.domain, titles)
         item_ids = extend(item_ids, self.coder.codes(new), new.ids, codewords_of(self.coder))
@@ -371,6 +389,7 @@ rec.recommend([[{history}]], k=10, unseen=True)
 Settings: {config}. Made with gentok {version}.
 '''
 
+# %% ../nbs/12_recommender.ipynb #7d797473
 @patch
 def generate_model_card(self:Recommender, *args, **kwargs)->ModelCard:
     "Method, data, numbers, and how to ask"
@@ -382,6 +401,7 @@ def generate_model_card(self:Recommender, *args, **kwargs)->ModelCard:
         levels=self.fitted.item_ids.L, users=m.get('users', 0), **{short: m.get(name, nan) for short, name in numbers.items()},
         history=', '.join(map(repr, self.catalogue.ids[:3])), config=json.dumps(run.get('config', {})), version=gentok.__version__))
 
+# %% ../nbs/12_recommender.ipynb #84ac3e8c
 @patch
 def _save_pretrained(self:Recommender, save_directory:Path)->None:
     save_fitted(self.fitted, self.catalogue, save_directory, self.retired)
@@ -396,5 +416,6 @@ def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None, c
         model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token))
     fitted, catalogue = load_fitted(folder)
     coder = ItemCoder.load(folder/'coder') if (folder/'coder').is_dir() else None
-    about = {name: read_json(folder/f'{name}.json') for name in ('run', 'metrics') if (folder/f'{name}.json').exists()}
-    return cls(fitted, catalogue, coder, about, read_json(folder/'items.json').get('retired', ()))
+    there = [name for name in ('run', 'metrics') if (folder/f'{name}.json').exists()]
+    about = {name: read_json(folder/f'{name}.json', dict) for name in there}
+    return cls(fitted, catalogue, coder, about, read_json(folder/'items.json', dict).get('retired', ()))

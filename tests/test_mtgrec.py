@@ -138,7 +138,7 @@ def uninterrupted(data, tmp_path_factory):
 def test_killed_at_every_stage(moment, data, uninterrupted, tmp_path):
     straight, said = uninterrupted
     running = subprocess.Popen(command(data, tmp_path/'out'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ, GENTOK_QUIET='1', OMP_NUM_THREADS='1'))
-    patience = time.time() + 120
+    patience = time.time() + 1800
     while not (tmp_path/'out'/moment).exists() and running.poll() is None and time.time() < patience: time.sleep(.005)
     running.send_signal(signal.SIGKILL)
     running.wait()

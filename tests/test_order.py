@@ -227,5 +227,5 @@ def test_a_forked_process_may_ask_for_the_order():
     found = context.Queue()
     child = context.Process(target=place_in_order, args=(found,))
     child.start()
-    try: assert found.get(timeout=60) == standard_order([f'i{n}' for n in range(100)]).tolist()
+    try: assert found.get(timeout=1800) == standard_order([f'i{n}' for n in range(100)]).tolist()
     finally: child.kill()

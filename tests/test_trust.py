@@ -204,7 +204,7 @@ import sys, time
 from gentok.store.runs import locked
 with locked(sys.argv[1]):
     print('mine', flush=True)
-    time.sleep(60)
+    time.sleep(1800)
 '''
 
 def process(folder, **env):
@@ -219,7 +219,7 @@ def test_a_second_process_is_told_who_is_there_and_takes_over_after_kill_9(tmp_p
         with process(folder) as second: assert said.partition(' since ')[0] in second.communicate()[1] and second.returncode == 1
         assert read_json(folder/'.lock')['pid'] == first.pid
         first.send_signal(signal.SIGKILL)
-        deadline = time.time() + 20
+        deadline = time.time() + 1800
         while began(first.pid) is not None and time.time() < deadline: time.sleep(.01)
         assert first.returncode is None  # a zombie: nobody has asked after it yet
         with locked(folder) as lock: assert read_json(lock)['pid'] == os.getpid()
@@ -228,7 +228,7 @@ def test_a_second_process_is_told_who_is_there_and_takes_over_after_kill_9(tmp_p
 
 def test_of_many_that_see_a_dead_owner_one_takes_over(tmp_path):
     (tmp_path/'.lock').write_text(json_text(dict(this_process(), pid=2**22 + 7)))
-    code = 'import sys\nfrom gentok.store.runs import locked\nprint("ready", flush=True)\nsys.stdin.readline()\n' + holder.replace('sleep(60)', 'sleep(3)')
+    code = 'import sys\nfrom gentok.store.runs import locked\nprint("ready", flush=True)\nsys.stdin.readline()\n' + holder.replace('sleep(1800)', 'sleep(3)')
     many = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for p in many: assert p.stdout.readline() == 'ready\n'
     for p in many: p.stdin.write('go\n'); p.stdin.flush()
@@ -365,9 +365,7 @@ def test_following_the_advice_literally_leads_to_a_working_run(finished, tmp_pat
         try: assert followed(data, copy, place)[-1] == wanted
         except (Exception, pytest.fail.Exception) as e: troubles[place] = repr(e)
         shutil.rmtree(copy)
-    if troubles and all(place.startswith(('embeddings/', 'run.json', 'identifiers/seconds.json')) for place in troubles):
-        pytest.xfail('the papers make no embeddings again that are gone, and read run.json and seconds.json without a kind')
-    assert not troubles
+    assert not troubles, troubles
 
 # ---------------------------------------------------------------- bad data, and half a character
 

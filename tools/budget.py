@@ -6,7 +6,7 @@ import os, resource
 from contextlib import contextmanager
 
 page_seconds = float(os.environ.get('GENTOK_PAGE_SECONDS', 30)) # the aim is 20; half again, since processors differ
-book_seconds = float(os.environ.get('GENTOK_BOOK_SECONDS', 600)) # it takes 310
+book_seconds = float(os.environ.get('GENTOK_BOOK_SECONDS', 600)) # it takes 360
 
 def strict() -> bool:
     "Whether what is over its budget is refused."

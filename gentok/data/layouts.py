@@ -139,7 +139,7 @@ def is_document(path:Path)->bool:
     "Whether a file is one JSON value and no table"
     if path.suffix != '.json' or path.stat().st_size > 1 << 26: return False
     try: value = json.loads(path.read_text('utf-8'))
-    except ValueError: return False
+    except (ValueError, RecursionError): return False
     return not (isinstance(value, dict) and len(path.read_text('utf-8').strip().splitlines()) == 1)
 
 # %% ../../nbs/01_data/09_layouts.ipynb #f1e2903c

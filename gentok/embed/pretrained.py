@@ -81,7 +81,7 @@ def read_weights(folder:Path # of a module
 def read_dense(folder:Path # of one dense module
               )->nn.Module: # d -> d'
     "A dense layer and its activation; ValueError if weights and sizes disagree"
-    config, weights = read_json(folder/'config.json'), read_weights(folder)
+    config, weights = read_json(folder/'config.json', dict), read_weights(folder)
     size = config.get('in_features'), config.get('out_features')
     found = {k: tuple(v.shape) for k, v in weights.items()}
     if found.get('linear.weight') != size[::-1]: raise ValueError(
@@ -99,14 +99,14 @@ def read_layout(folder:Path # of a model
     "The steps that a folder lists in `modules.json`; a bare transformer if it has no such list"
     if not (folder/'modules.json').is_file(): return Layout(folder, **read_limits(folder))
     layout, dense = Layout(folder), []
-    for module in read_json(folder/'modules.json'):
+    for module in read_json(folder/'modules.json', list):
         kind, part = module['type'].split('.')[-1], folder/module['path']
         if kind != 'Normalize' and not part.is_dir(): raise ValueError(
             f'{folder} lists {module["path"]} in modules.json and has no such part; '
             'copy the model again, as a whole.')
         if kind == 'Transformer': layout = layout._replace(folder=part, **read_limits(part))
         elif kind == 'Pooling':
-            layout = layout._replace(pooling=read_pooling(read_json(part/'config.json')))
+            layout = layout._replace(pooling=read_pooling(read_json(part/'config.json', dict)))
         elif kind == 'Dense': dense.append(read_dense(part))
         elif kind == 'Normalize': layout = layout._replace(normalise=True)
         else: raise ValueError(
@@ -116,7 +116,7 @@ def read_layout(folder:Path # of a model
 def read_limits(folder:Path)->dict:
     "How many tokens a text may have, and whether it is lower-cased"
     path = folder/'sentence_bert_config.json'
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path, dict) if path.is_file() else {}
     return dict(max_tokens=config.get('max_seq_length'), lower=bool(config.get('do_lower_case')))
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #666bd470

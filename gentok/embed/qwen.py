@@ -91,7 +91,7 @@ def qwen_folder(name:str|Path # a folder, or a name on the hub
         f'{str(e).split(";")[0]}; fetch Qwen/Qwen2-VL-2B-Instruct where there is a network and give the path of '
         'its folder, or use LightEncoder, which needs no checkpoint.') from None
     path = folder/'config.json'
-    kind = read_json(path).get('model_type') if path.is_file() else 'without config.json'
+    kind = read_json(path, dict).get('model_type') if path.is_file() else 'without config.json'
     if kind != 'qwen2_vl': raise ValueError(f"{folder} is a model {kind!r}, expected 'qwen2_vl'; give a Qwen2-VL's folder.")
     return folder
 
@@ -99,7 +99,7 @@ def qwen_folder(name:str|Path # a folder, or a name on the hub
 def qwen_tokenizer(folder:Path): # a tokenizer of transformers
     "The tokenizer in a folder, with the chat template that is there"
     tokenizer, old = load_tokenizer(folder), folder/'chat_template.json'
-    if tokenizer.chat_template is None and old.is_file(): tokenizer.chat_template = read_json(old)['chat_template']
+    if tokenizer.chat_template is None and old.is_file(): tokenizer.chat_template = read_json(old, dict, chat_template=str)['chat_template']
     if tokenizer.chat_template is None: raise ValueError(
         f'{folder} has no chat template; copy chat_template.json or chat_template.jinja of the checkpoint into it.')
     return tokenizer

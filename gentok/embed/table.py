@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..store.files import again, fingerprint, read_folder, read_json, write_folder
+from ..store.files import fingerprint, read_folder, read_json, remedy, write_folder
 
 # %% ../../nbs/02_embed/01_table.ipynb #f70ad6a7
 def plain_ids(ids:Sequence[Hashable]|Tensor # strings or whole numbers, of Python, numpy or torch
@@ -195,10 +195,10 @@ def load(cls:EmbeddingTable,
     if config.get('kind') != 'EmbeddingTable': raise ValueError(
         f'{folder} holds {config.get("kind", "something else")!r}, expected an embedding table; '
         'give a folder that table.save wrote.')
-    if 'matrix' not in tensors: raise ValueError(f'{folder}/model.safetensors holds no matrix or is not there; {again}')
+    if 'matrix' not in tensors: raise ValueError(f'{folder}/model.safetensors holds no matrix or is not there; {remedy}')
     ids = read_json(items := Path(folder)/'items.json', dict, ids=list)['ids']
     try: table = EmbeddingTable(ids, tensors['matrix'], config.get('source', ''))
-    except ValueError as e: raise ValueError(f'{items} and the matrix beside it make no table ({str(e).rstrip(".")}); {again}') from None
+    except ValueError as e: raise ValueError(f'{items} and the matrix beside it make no table ({str(e).rstrip(".")}); {remedy}') from None
     if verify and config.get('ids', '') not in ('', fingerprint(repr(table.ids))): raise ValueError(
-        f'{items} does not hold the ids that were written; {again}')
+        f'{items} does not hold the ids that were written; {remedy}')
     return table

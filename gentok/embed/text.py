@@ -22,7 +22,7 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from ..data.dataset import Catalogue
-from ..store.files import read_folder, read_json, write_folder
+from ..store.files import fingerprint, read_folder, read_json, write_folder
 from .pretrained import SentenceModel
 from .table import EmbeddingTable
 
@@ -214,10 +214,9 @@ def save(self:TextEncoder,
     if not isinstance(lsa, Lsa): return write_folder(
         folder, dict(config, batch_size=self.batch_size, max_tokens=lsa.max_tokens))
     if lsa.characters: config['characters'] = list(lsa.characters)  # a folder without it means words
-    arrays = dict(idf=lsa.words.idf_, directions=lsa.directions)
-    write_folder(folder, dict(config, dim=lsa.wanted, seed=lsa.seed),
-                 {name: torch.from_numpy(a) for name, a in arrays.items()},
-                 {'vocabulary': lsa.words.get_feature_names_out().tolist()})
+    arrays, vocabulary = dict(idf=lsa.words.idf_, directions=lsa.directions), lsa.words.get_feature_names_out().tolist()
+    write_folder(folder, dict(config, dim=lsa.wanted, seed=lsa.seed, words=fingerprint(repr(vocabulary))),
+                 {name: torch.from_numpy(a) for name, a in arrays.items()}, {'vocabulary': vocabulary})
 
 # %% ../../nbs/02_embed/02_text.ipynb #59b6b236
 def restored_words(vocabulary:list[str], # w: in the order of columns
@@ -239,12 +238,14 @@ def load(cls:TextEncoder,
     config, tensors = read_folder(folder)
     if config.pop('kind', None) != 'TextEncoder': raise ValueError(
         f'{folder} holds no text encoder; give a folder that encoder.save wrote.')
-    characters = tuple(config.pop('characters', ()))
+    characters, words = tuple(config.pop('characters', ())), config.pop('words', None)
     if unknown := set(characters) - usual.keys(): raise ValueError(
         f'{folder} counts the characters of {sorted(unknown)}, expected some of {list(usual)}; save the encoder again.')
     self = cls(device=device, **config)
     if not isinstance(self.model, Lsa): return self
-    vocabulary = read_json(Path(folder)/'items.json').get('vocabulary', [])
+    vocabulary = read_json(Path(folder)/'items.json', dict, vocabulary=list)['vocabulary']
+    if words not in (None, fingerprint(repr(vocabulary))): raise ValueError(
+        f'{folder}/items.json has other words than were saved; save the encoder again.')
     sizes = [len(vocabulary), *(len(tensors.get(k, [])) for k in ('idf', 'directions'))]
     if len(set(sizes)) > 1: raise ValueError(
         f'{folder} has {sizes[0]:,} words, {sizes[1]:,} weights and {sizes[2]:,} rows of '

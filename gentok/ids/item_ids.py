@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-from ..store.files import again, atomic_write, check_kind, read_tensor_file, tensor_bytes
+from ..store.files import atomic_write, check_kind, read_tensor_file, remedy, tensor_bytes
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #904b8853
 def key_columns(codes:Tensor, # n l: identifiers
@@ -195,12 +195,12 @@ def load(cls:ItemIds,
         f'{file} does not exist; give the folder that ItemIds.save wrote.')
     tensors, notes = read_tensor_file(file, verify)
     if 'codes' not in tensors or 'item_ids' not in notes: raise ValueError(
-        f'{file} holds {", ".join(sorted(tensors))[:60] or "nothing"} and no item identifiers; {again}')
+        f'{file} holds {", ".join(sorted(tensors))[:60] or "nothing"} and no item identifiers; {remedy}')
     try: kept = json.loads(notes['item_ids'])
     except ValueError: kept = notes['item_ids']
     check_kind(kept, f'{file}: item_ids', dict)
     try: return cls(tensors['codes'], **kept)
-    except (TypeError, ValueError) as e: raise ValueError(f'{file} does not hold whole item identifiers ({str(e).rstrip(".")}); {again}') from None
+    except (TypeError, ValueError) as e: raise ValueError(f'{file} does not hold whole item identifiers ({str(e).rstrip(".")}); {remedy}') from None
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #8e33a09d
 def different(codes:Tensor, # n l

@@ -22,7 +22,7 @@ from ..store.files import atomic_write, read_json
 from ..data.splits import Split
 from ..embed.table import EmbeddingTable
 from ..evaluate.full_ranking import Evaluation, Validation, summarise
-from ..ids.item_ids import ItemIds
+from ..ids.item_ids import ItemIds, ids_file
 from ..ids.sequences import item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
@@ -97,7 +97,9 @@ def prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to kee
                 )->Many:
     "Embed once, tokenize n times, make each unique; what lies in the folder is not made again"
     start, place, dataset = time.time(), out/'identifiers', dataset.in_standard_order()
-    done = (place/'seconds.json').exists()
+    needed = [place/'seconds.json', *(ids_file(place/str(k)) for k in range(config.n)),
+              *(out/'embeddings'/name for name in ('config.json', 'items.json', 'model.safetensors'))]
+    done = all(path.exists() for path in needed)
     table = EmbeddingTable.load(out/'embeddings') if done else item_vectors(dataset, config, out)
     fit = last_epochs if config.adjacent else other_starts
     epochs = fit(tokenizer or make_tokenizer(config, table), table, config.n, out/'tokenizer')
@@ -107,7 +109,7 @@ def prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to kee
         for k, ids in enumerate(shared_sizes(made)): ids.save(place/str(k))
         atomic_write(place/'seconds.json', json.dumps(time.time() - start))
     item_ids = [ItemIds.load(place/str(k)) for k in range(config.n)]
-    return Many(epochs.encode(table), item_ids, epochs[-1].health(table), epochs, read_json(place/'seconds.json'))
+    return Many(epochs.encode(table), item_ids, epochs[-1].health(table), epochs, read_json(place/'seconds.json', (int, float)))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
 def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes

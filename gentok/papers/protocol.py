@@ -123,14 +123,14 @@ def load_fitted(out:str|Path # written by `save_fitted`
                )->tuple: # Fitted, and a Catalogue of ids and titles
     "Read a recommender with its identifiers and items; `ValueError` if they do not belong together"
     items, item_ids = load_items(out), ItemIds.load(out)
-    kinds, config = {k.__name__: k for k in (GenerativeRecommender, DecoderOnly)}, read_json(Path(out)/'config.json')
+    kinds, config = {k.__name__: k for k in (GenerativeRecommender, DecoderOnly)}, read_json(Path(out)/'config.json', dict)
     model = kinds.get(config.get('kind'), GenerativeRecommender).from_pretrained(out)
     if not len(items) == len(item_ids): raise ValueError(
         f'{out}: items.json names {len(items):,} items, item_ids.safetensors holds {len(item_ids):,}; '
-        'save the folder again.')
+        'run again what wrote it.')
     if model.vocabulary.sizes != tuple(item_ids.sizes): raise ValueError(
         f'{out}: the model writes codes of sizes {model.vocabulary.sizes}, the identifiers have '
-        f'{tuple(item_ids.sizes)}; save the folder again.')
+        f'{tuple(item_ids.sizes)}; run again what wrote it.')
     return Fitted(model, Trie(item_ids), item_ids, None), items
 
 def load_items(out:str|Path # written by `save_fitted`
@@ -139,9 +139,7 @@ def load_items(out:str|Path # written by `save_fitted`
     path = Path(out)/'items.json'
     if not path.exists(): raise FileNotFoundError(
         f'{out} holds no trained recommender (items.json is missing); give a folder that gentok run has finished.')
-    items = read_json(path)
-    odd = {'ids', 'titles', 'domain'} - set(items)
-    if odd: raise ValueError(f'{path} lacks {", ".join(sorted(odd))}; save the folder again.')
+    items = read_json(path, dict, ids=list, titles=list, domain=(str, type(None)))
     return Catalogue(items['ids'], items['titles'], None, items['domain'], items['titles'])
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #e29d0fed
@@ -299,7 +297,7 @@ def register_run(out:str|Path, # made if missing
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out} is a file, expected a folder; choose another --out.')
     mark = out/'run.json'
-    theirs = read_json(mark) if mark.exists() else {}
+    theirs = read_json(mark, dict, config=dict) if mark.exists() else {}
     if theirs: same_run(out, theirs, ours)
     state.wait_for_everyone() # all have read it before it is written
     if state.is_main_process and not theirs.keys() >= ours.keys():

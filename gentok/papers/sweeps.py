@@ -39,7 +39,7 @@ def finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None:
     "What a finished run left; None if there is none, ValueError if it is another run's folder"
     if not (out/'metrics.json').exists(): return None
     register_run(out, method, dict(vars(config)), dataset)
-    return dict(read_json(out/'metrics.json'), valid=best_validation(read_json(out/'curve.json')))
+    return dict(read_json(out/'metrics.json', dict), valid=best_validation(read_json(out/'curve.json', list)))
 
 def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
           dataset:Dataset, config:Protocol, # what every run shares

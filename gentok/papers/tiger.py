@@ -135,13 +135,14 @@ def prepare(dataset:Dataset, config:TigerConfig,
     "Embed, tokenize, make unique; rows in standard order"
     dataset = dataset.in_standard_order()
     start, out = time.time(), Path(out) if out else None
-    done = out and (out/'identifiers'/'seconds.json').exists()
+    stages = 'embeddings/config.json', 'embeddings/items.json', 'embeddings/model.safetensors', 'identifiers/seconds.json'
+    done = out and all((out/name).exists() for name in stages)
     if done: table = EmbeddingTable.load(out/'embeddings')
     else: table = item_vectors(dataset, config, out)
     if out and not done: table.save(out/'embeddings')
     tokenizer = make_tokenizer(config, table).fit(table, out/'tokenizer' if out else None)
     item_ids = cached_ids(lambda: unique_ids(tokenizer, table, config.policy, config.seed), out and out/'identifiers')
-    seconds = read_json(out/'identifiers'/'seconds.json') if done else time.time() - start
+    seconds = read_json(out/'identifiers'/'seconds.json', (int, float)) if done else time.time() - start
     if out and not done: atomic_write(out/'identifiers'/'seconds.json', json.dumps(seconds))
     return Prepared(table, tokenizer, item_ids, tokenizer.health(table), seconds)
 

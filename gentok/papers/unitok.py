@@ -110,7 +110,7 @@ def first_time(out:Path|None, seconds:float)->float:
     if not out: return seconds
     note = out/'tokenizers'/'seconds.json'
     if not note.exists(): atomic_write(note, json.dumps(seconds))
-    return read_json(note)
+    return read_json(note, (int, float))
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #421cd430
 def recommend(dataset:Dataset, tokens:Tokens, config:UnitokConfig,

@@ -75,7 +75,7 @@ class Exact(NamedTuple):
 def exact_top_k(model:nn.Module, trie:Trie,
                 histories, # Examples, or a list of lists of rows
                 k:int=10, # items returned; where there are fewer, -1 fills up
-                beams:int=128, # prefixes kept for each user at first, at most as many as there are items; the answer is the same
+                beams:int=128, # prefixes kept for each user at first; changes the speed, not the answer
                 batch_size:int=64 # users at once; memory grows with it
                )->Exact:
     "The k most probable items of the whole catalogue, with the proof that none is better"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from .files import kinds, json_text, sync_folder, tensor_bytes, write_together
+from .files import json_kinds, json_text, sync_folder, tensor_bytes, write_together
 
 # %% ../../nbs/12_store/02_checkpoints.ipynb #2ae42338
 class Checkpoint(NamedTuple):
@@ -83,7 +83,7 @@ def read_checkpoint(path:str|Path # one folder `step-…`
         bad = [n for n, d in data.items() if hashlib.sha256(d).hexdigest() != digest[n]]
         if bad: raise ValueError(f'{bad[0]} has changed since it was written')
         tensors, state = load(data['tensors.safetensors']), json.loads(data['state.json'])
-        if not isinstance(state, dict): raise ValueError(f'state.json holds {kinds[type(state)]}, expected an object')
+        if not isinstance(state, dict): raise ValueError(f'state.json holds {json_kinds[type(state)]}, expected an object')
         return Checkpoint(int(path.name.split('-')[1]), tensors, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
         raise ValueError(f'{path} is damaged ({e}); remove it and run again, which goes on from an older one or begins anew.') from None

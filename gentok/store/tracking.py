@@ -19,8 +19,9 @@ def numbers(row:dict, # of a curve, plain JSON
     "The numbers of a row under their names"
     found = {}
     for name, value in row.items():
+        if name == 'epoch' or isinstance(value, bool): continue
         if isinstance(value, (list, tuple)): found |= numbers(dict(enumerate(value, 1)), f'{prefix}/{name}')
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and name != 'epoch': found[f'{prefix}/{name}'] = value
+        elif isinstance(value, (int, float)): found[f'{prefix}/{name}'] = value
     return found
 
 # %% ../../nbs/12_store/05_tracking.ipynb #a4cf420b

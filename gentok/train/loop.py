@@ -235,7 +235,8 @@ def identity(self:Trainer)->dict: # plain JSON
 @patch
 def checkpoint(self:Trainer)->Checkpoint: # its tensors are the run's own, not copies
     "Where the run stands"
-    state = dict(identity=self.identity(), progress=asdict(self.progress), curve=self.curve, callback=self.callback.state())
+    state = dict(identity=self.identity(), progress=asdict(self.progress), curve=self.curve,
+                 callback=self.callback.state())
     return Checkpoint(self.progress.step, self.tensors(), state)
 
 @patch

@@ -20,7 +20,8 @@ from ..store.tracking import open_trackers
 from .scale_out import processes_here
 
 # %% ../../nbs/08_train/09_trackers.ipynb #34d8f6e3
-kinds = dict(tensorboard='TensorBoardTracker', wandb='WandBTracker', trackio='TrackioTracker') # package -> class of accelerate
+# package -> class of accelerate
+kinds = dict(tensorboard='TensorBoardTracker', wandb='WandBTracker', trackio='TrackioTracker')
 
 def tracker_names(log_with:str|Sequence[str]|None # 'tensorboard', 'tensorboard,trackio', or a sequence of names
                  )->tuple: # each once; none for None and ''
