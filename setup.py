@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=['gentok', 'gentok.*']), include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'bench', 'multimodal')},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'bench', 'multimodal', 'tracking')},
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': ['gentok=gentok._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',

@@ -463,6 +463,7 @@ def checked_cells(rows:Iterator[list])->Iterator[tuple]: # user, item, time
         if not math.isfinite(when := float(said)): raise ValueError(f'time {said!r} is no number.')
         yield user, item, when
 
+# %% ../nbs/13_bench.ipynb #4997be3b
 def read_by_rows(folder:Path, kind:str, k:int=5)->tuple[dict, dict]: # user -> items in time order; item -> text
     "The peer: the k-core, read row by row"
     users, items, u, i, times = {}, {}, array('q'), array('q'), array('d')

@@ -305,7 +305,7 @@ def metrics_text(r:dict)->str:
                       *(f'{k:10} {r[k]:.4f}' for k in ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10')),
                       rates, *(f'Look at {r[k]}' for k in ('report',) if k in r)])
 
-# %% ../nbs/12_cli.ipynb #55048260
+# %% ../nbs/12_cli.ipynb #c0d1544c
 def ids_in(texts:Sequence[str], # one for each `--history`, oldest first
            ids:Sequence # of the catalogue, of any type
           )->list: # rows
@@ -318,7 +318,7 @@ def ids_in(texts:Sequence[str], # one for each `--history`, oldest first
     odd = next((n for n in names if n not in rows), None)
     if odd is not None:
         commas = ', and one with a comma stands in double quotes' if any(',' in name for name in rows) else ''
-        raise ValueError(f'item {odd!r} is not among the {len(ids):,} items of this model; '
+        raise ValueError(f'item {odd[:60]!r} is not among the {len(ids):,} items of this model; '
                          f'ids look like {str(ids[0])!r}{commas}.')
     return [rows[n] for n in names]
 
@@ -433,7 +433,7 @@ def update_text(r:dict)->str:
     "What an update changed"
     return f'{r["items"]:,} items, {r["new"]:,} of them new, {r["retired"]:,} retired\nWritten to {r["out"]}'
 
-# %% ../nbs/12_cli.ipynb #d72fef74
+# %% ../nbs/12_cli.ipynb #240ca663
 @dataclass(kw_only=True)
 class Push(OfModel):
     "The model to the hub"
@@ -441,7 +441,10 @@ class Push(OfModel):
 
 def push(asked:Push)->dict:
     "The model to the hub"
-    recommender_at(asked.model).push_to_hub(asked.name)
+    model = recommender_at(asked.model)
+    try: model.push_to_hub(asked.name)
+    except Exception as e: raise OSError(  # of whatever network library the hub's client uses
+        f'{asked.name} was not pushed ({e}); check the name, the network, and that hf auth login was done.') from e
     return dict(name=asked.name)
 
 # %% ../nbs/12_cli.ipynb #bceec8a3
@@ -601,7 +604,7 @@ def attached(words:Sequence[str], options:Sequence[str] # of the command
         else: joined.append(word)
     return joined
 
-# %% ../nbs/12_cli.ipynb #b66f5667
+# %% ../nbs/12_cli.ipynb #6ecb2f21
 def parse(prog:str, command:Command, words:Sequence[str], offer:Offer|None=None):
     "The words as the command's dataclass; ValueError with one sentence for a slip; SystemExit after its help"
     about = f'{command.words.__doc__}.\n\nexample:\n  {command.example}'
@@ -621,7 +624,7 @@ def parse(prog:str, command:Command, words:Sequence[str], offer:Offer|None=None)
         try: ask(args=['--help'])
         except SystemExit: known = re.findall(r'--[a-z][\w-]*', shown.getvalue())
     word = next((w for w in odd if w.startswith('-')), odd[0]).partition('=')[0]
-    near = nearest_name(word, known) if word.startswith('-') else ''
+    near = nearest_name(word, known) if word.startswith('-') and word not in known else ''
     raise ValueError(f'{word[:60]} is not known; {f"perhaps you meant {near}" if near else f"see {prog} --help"}.')
 
 # %% ../nbs/12_cli.ipynb #d210039a

@@ -42,6 +42,7 @@ from .search.beam import as_examples
 from .store.files import atomic_write, read_json
 from .store.runs import locked
 from .train.scale_out import processes_here
+from .train.trackers import tracking
 
 # %% ../nbs/12_recommender.ipynb #0c6cb4a0
 def toyshop(n_items:int=100, n_users:int=2000, seed:int=0)->Dataset: # with `truth`
@@ -69,12 +70,13 @@ def fit(method:str, # of `gentok.methods`
         dataset:Dataset|str|Path, # or what `load` reads
         out:str|Path|None=None, # folder of the run; run again after an interruption, it continues
         config=None, # of the class that `config_of` names; None: its defaults
+        log_with:str|Sequence[str]|None=None, # 'tensorboard', 'wandb', 'trackio', or several
         **settings)->'Recommender':
     "A method from a data set to a recommender: tokenizer, identifiers, model, and its numbers on every test user"
     config = configured(config or config_of(method)(), settings)
     if isinstance(dataset, (str, Path)): dataset = load(dataset)
     check_histories(dataset)
-    with locked(out) if out else nullcontext():
+    with locked(out) if out else nullcontext(), tracking(log_with, out):
         result = import_module(f'gentok.papers.{method}').run(dataset, config, out)
         recommender = Recommender.of(result, method, dataset)
         if out and processes_here().is_main_process: recommender.generate_model_card().save(Path(out)/'README.md')

@@ -22,6 +22,7 @@ from ..data.dataset import Catalogue
 from ..store.files import read_folder, tensor_digest, write_folder
 from ..store.memory import kept_memory
 from ..store.runs import at_least, clones, moments, packed, progress, seeded, take_up
+from ..store.tracking import run_log
 from ..data.splits import Examples
 from .table import EmbeddingTable
 
@@ -237,13 +238,15 @@ def fit(self:SASRec, train:Examples, # every prefix of the training part, `leave
     found = newest_checkpoint(folder) if folder else None
     if found: best = take_up(self, optimizer, found, who, self.config.epochs, out)
     else: self.load_state_dict(SASRec(self.n_items, self.config).state_dict()); self.history, best = [], {}
-    with kept_memory():
+    left = len(self.history) < self.config.epochs and not self.finished()
+    with kept_memory(), run_log('sasrec', out, self.history, left) as log:
         for epoch in progress(len(self.history) + 1, self.config.epochs, self.history):
             if self.finished(): break
             loss = self.train_epoch(rows, optimizer, epoch)
             if not math.isfinite(loss): raise ValueError(f'the loss is {loss} in epoch {epoch}; lower lr (now {self.config.lr}).')
             gain = mean_gain(self.recommend(valid).items, valid.targets)
             self.history.append({'epoch': epoch, 'loss': loss, 'ndcg@10': gain})
+            log(self.history[-1])
             if self.best_epoch() == epoch: best = clones(self.state_dict())
             if folder: save_checkpoint(folder, Checkpoint(epoch, packed(model=self.state_dict(),
                 optimizer=moments(self, optimizer), best=best), dict(identity=who, history=self.history)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import Dataset
 from ..store.files import tensor_digest
-from ..data.splits import Split, leave_one_out
+from ..data.splits import Split
 from ..evaluate.full_ranking import Evaluation, Validation
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens

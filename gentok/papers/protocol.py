@@ -80,6 +80,7 @@ def check_protocol(protocol:Protocol)->None:
     for name in ('dropout', 'smoothing'):
         value = getattr(protocol, name)
         if not 0 <= value < 1: raise ValueError(f'{name} is {value}, expected 0 or more and less than 1; 0 switches it off.')
+    protocol.training() # refuses what no trainer could use
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #1e76e0fd
 class Fitted(NamedTuple):

@@ -10,7 +10,7 @@ __all__ = ['ablations', 'TransferPlan', 'UtgrecConfig', 'fit_plan', 'tokenizer_o
 # %% ../../nbs/11_papers/02_utgrec.ipynb #1ec6bb3a
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -21,22 +21,20 @@ from torch import Tensor
 from ..data.dataset import Catalogue, Dataset
 from ..data.formats import load
 from ..store.runs import at_least, one_of
-from ..data.splits import Examples, Split, leave_one_out
+from ..data.splits import Examples, leave_one_out
 from ..embed.image import ImageEncoder
 from ..embed.items import ItemTable, items_of, items_together
 from ..embed.multimodal import LightConfig
 from ..embed.table import EmbeddingTable
 from ..embed.text import TextEncoder
-from ..evaluate.full_ranking import Validation
 from ..ids.collisions import resolve
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
-from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
-from .protocol import ItemCoder, Result, Run, Start, finish_run, fit_recommender, start_run
+from .protocol import ItemCoder, Result, Start, finish_run, fit_recommender, start_run
 from .tiger import TigerConfig, cached_ids, encoder_of, make_tokenizer, unique_ids
 from .unitok import by_name, first_time, ordered
-from ..recommend.t5 import GenerativeRecommender, load_weights
+from ..recommend.t5 import GenerativeRecommender
 from ..tokenize.co_occurrence import co_occurrences, concat_positives
 from ..tokenize.utgrec import UTGRecConfig, UTGRecFit, UTGRecTokenizer
 from ..train.loop import Trainer, TrainResult, weights_at

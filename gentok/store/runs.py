@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint
 from .files import json_text, read_json, stage
@@ -107,14 +107,16 @@ def take_up(model:nn.Module, # gets the weights, and the curve as `history`
 def progress(first:int, last:int, # epochs
              history:list # the newest record is shown
             )->Iterator[int]:
-    "The epochs from first to last: a bar on a terminal, ten lines in a log, silence in a notebook"
-    terminal, notebook = sys.stderr.isatty(), hasattr(builtins, 'get_ipython')
-    bar = tqdm(range(first, last + 1), 'epoch', initial=first - 1, total=last, disable=notebook or not terminal)
+    "The epochs from first to last: a bar on a terminal, one that disappears in a notebook, ten lines in a log"
+    shell = getattr(builtins, 'get_ipython', lambda: None)()
+    terminal, notebook = sys.stderr.isatty(), getattr(shell, 'kernel', None) is not None
+    bar = tqdm(range(first, last + 1), 'epoch', initial=first - 1, total=last,
+               disable=not (terminal or notebook), leave=not notebook)
     for epoch in bar:
         yield epoch
         line = ', '.join(f'{k} {v:.4f}' for k, v in history[-1].items() if k != 'epoch')
-        if terminal: bar.set_postfix_str(line, refresh=False)
-        elif not notebook and epoch % max(1, last//10) == 0:
+        if terminal or notebook: bar.set_postfix_str(line, refresh=False)
+        elif shell is None and epoch % max(1, last//10) == 0:
             print(f'epoch {epoch}/{last}: {line}', file=sys.stderr, flush=True)
 
 # %% ../../nbs/12_store/03_runs.ipynb #3d7e2b02
