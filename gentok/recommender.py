@@ -86,7 +86,7 @@ def check_histories(dataset:Dataset)->None:
     "A ValueError if a recommender could learn nothing from the data"
     lengths = dataset.histories.lengths
     if not len(lengths): raise ValueError(
-        f'{dataset.name} is a catalogue without histories, and a recommender learns from histories; add the interactions.')
+        f'{dataset.name} is a catalogue without histories, and a recommender learns from histories; add the interactions, or use gentok tokenize.')
     if lengths.max() < 4: raise ValueError(
         f'{dataset.name} has no user with more than {int(lengths.max())} items, expected one with 4 or more, '
         'since the last two are kept for validation and test; add longer histories.')
@@ -113,14 +113,14 @@ class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recomm
     def from_pretrained(cls, model:str|Path, # a folder that `fit`, gentok run or `save_pretrained` left, or user/name on the hub
                         **kwargs)->'Recommender': # of huggingface_hub: revision, token, cache_dir, …
         "Read a recommender; FileNotFoundError where there is none"
-        if (Path(model)/'config.json').is_file(): read_json(Path(model)/'config.json', dict)
-        try:
-            path = Path(model)
-            if not path.is_dir() and (path.exists() or str(model).count('/') != 1): raise OSError('no such folder')
+        path, hint = Path(model), 'give a folder that gentok run has finished, or user/name of a model on the hub'
+        if path.is_dir():
+            if (path/'config.json').is_file(): read_json(path/'config.json', dict)
             return super().from_pretrained(model, **kwargs)
+        if path.exists() or str(model).count('/') != 1: raise FileNotFoundError(f'{model} is no folder of a recommender; {hint}.')
+        try: return super().from_pretrained(model, **kwargs)
         except (OSError, HfHubHTTPError) as e: raise FileNotFoundError(
-            f'{model} is no folder of a recommender and no model user/name of the hub ({str(e).splitlines()[0][:80]}); '
-            'give a folder that gentok run has finished.') from None
+            f'{model} is no folder, and no model of the hub that can be reached ({str(e).splitlines()[0][:80]}); {hint}.') from None
     def __len__(self)->int: return len(self.catalogue)
     def __repr__(self)->str:
         run, m = self.about.get('run', {}), self.about.get('metrics', {})
@@ -321,6 +321,7 @@ def evaluate(self:Recommender, dataset:Dataset, split:str='test', # or 'valid'
     lengths = self.fitted.model.config.max_history, None
     examples, whole = (getattr(leave_one_out(data, most), split) for most in lengths)
     found = full_ranking.evaluate(self.fitted.model, self.trie(), examples, beams, exact, unseen=unseen and whole)
+    if examples.n < 2: return dict(found.metrics, interval={})
     tests = {name: paired_t_test(v, torch.zeros_like(v)) for name, v in found.users.items()}
     return dict(found.metrics, interval={name: (t.low, t.high) for name, t in tests.items()})
 

@@ -147,14 +147,14 @@ def test_a_catalogue_without_histories_teaches_the_tokenizer_only(shops, tmp_pat
     assert len(learnt.item_ids['silent']) == 20
     trained = utgrec.pretrain(by_name([shops[0], quiet]), learnt, tiny, tmp_path/'a')
     assert trained.curve[-1]['loss'] == utgrec.pretrain(by_name(shops[:1]), learnt, tiny, tmp_path/'b').curve[-1]['loss']
-    with pytest.raises(ValueError, match='recommender_pretraining=off'): utgrec.pretrain(by_name([quiet]), learnt, tiny, tmp_path/'c')
+    with pytest.raises(ValueError, match='no-recommender-pretraining'): utgrec.pretrain(by_name([quiet]), learnt, tiny, tmp_path/'c')
 
 def test_as_many_codewords_with_and_without_a_tree():
     count = lambda t: sum(dict(zip(t.config.blocks, t.sizes)).values())
     for levels in (2, 3, 4): assert len({count(tokenizer_of(replace(tiny, levels=levels, tree=tree))) for tree in (True, False)}) == 1
 
 def test_refusals(shops, whole, common, tmp_path):
-    with pytest.raises(ValueError, match='set pretraining=off'): run(shops[0], tiny, tmp_path/'none')
+    with pytest.raises(ValueError, match='use --no-pretraining'): run(shops[0], tiny, tmp_path/'none')
     with pytest.raises(ValueError, match='different names'): run_transfer(shops, shops[2], tiny, tmp_path/'twice')
     with pytest.raises(ValueError, match='eta'): run_transfer(shops[:2], shops[2], replace(tiny, eta=.5), whole.out, common)
     with pytest.raises(ValueError, match='codebook|mu'): run_transfer(shops[:2], shops[2], replace(tiny, mu=.5), tmp_path/'mu', common)
@@ -185,7 +185,7 @@ def test_from_the_command_line(shops, tmp_path, capsys):
     assert gentok('with', '--others', f'{folders[0]},{folders[1]}') == 0
     metrics = json.loads((tmp_path/'with'/'metrics.json').read_text())
     assert metrics['items'] == 20 and metrics['config']['others'] == f'{folders[0]},{folders[1]}'
-    assert gentok('alone') == 2 and 'pretraining=off' in capsys.readouterr().err and not (tmp_path/'alone').exists()
+    assert gentok('alone') == 2 and 'no-pretraining' in capsys.readouterr().err and not (tmp_path/'alone').exists()
     assert gentok('alone', '--no-pretraining') == 0 and (tmp_path/'alone'/'metrics.json').exists()
 
 # ---------------------------------------------------------------- two processes
