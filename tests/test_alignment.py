@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.quantize.residual import ResidualQuantizer
-from gentok.train.alignment import (co_occurrence_alignment, code_log_probabilities, first_occurrence, info_nce,
+from gentok.train.alignment import (co_occurrence_alignment, code_log_probabilities, _first_occurrence, info_nce,
                                     preference_semantic_alignment, sequence_item_alignment)
 
 def normal(seed, *shape): return torch.tensor(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
@@ -99,7 +99,7 @@ def test_etegrec_psa(vectors):
     close(info_nce(h, z, .07), want['h_to_z'])
     close(preference_semantic_alignment(z, h), want['psa'])
     close(preference_semantic_alignment(z, h, .2), want['psa_tau_0.2'])
-    once = first_occurrence(torch.tensor([3, 1, 3, 2, 1]))
+    once = _first_occurrence(torch.tensor([3, 1, 3, 2, 1]))
     assert once.tolist() == want['unique_index_of_targets_(first occurrence, sorted by id)']
     close(preference_semantic_alignment(z[once], h[once]), want['psa_on_unique_targets'])
 
@@ -116,7 +116,7 @@ def test_utgrec_alignment(vectors):
 @given(st.lists(st.integers(0, 9), max_size=30))
 @settings(deadline=None)
 def test_first_occurrence_is_the_first(targets):
-    found = first_occurrence(torch.tensor(targets, dtype=torch.long)).tolist()
+    found = _first_occurrence(torch.tensor(targets, dtype=torch.long)).tolist()
     assert found == [targets.index(t) for t in sorted(set(targets))]
 
 def test_psa_does_not_see_lengths_or_order():
@@ -136,7 +136,7 @@ def test_psa_does_not_see_lengths_or_order():
     (lambda a: preference_semantic_alignment(a, a), r'\(b d\)'),
     (lambda a: preference_semantic_alignment(a[0], a[0], -1.), 'temperature is -1.0'),
     (lambda a: co_occurrence_alignment(a[0], a[0]), r'\(b l d\)'),
-    (lambda a: first_occurrence(a), r'give one item for each row'),
+    (lambda a: _first_occurrence(a), r'give one item for each row'),
     (lambda a: ResidualQuantizer.of((2, 3), 4).distances(a[0]), r'levels have \(2, 3\) codewords')])
 def test_bad_input_is_one_sentence(call, text):
     with pytest.raises(ValueError, match=text) as e: call(torch.ones(3, 2, 4))

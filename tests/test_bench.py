@@ -3,9 +3,9 @@ import importlib.util
 import json
 import pytest
 import torch
-from gentok.bench import Row, bench, generate, lay_out, load_rows, race, same_ten
+from gentok.bench import Row, bench, _generate, _lay_out, _load_rows, race, _same_ten
 from gentok.cli import main
-from gentok.store.memory import depth, kept_memory
+from gentok.store.memory import _depth, _kept_memory
 from gentok.data.toyshop import toyshop
 from gentok.recommend.t5 import RecommenderConfig
 from gentok.search.beam import beam_search
@@ -41,20 +41,20 @@ def test_the_ratio_is_that_of_the_pairs():
     assert row.ratio == 3. and 'reached' in str(row)
 
 def test_beams_are_those_of_transformers_and_a_wrong_score_is_seen():
-    field = lay_out(toyshop(n_items=50, n_users=50, domains=1, seed=3)[0], config=RecommenderConfig(32, 64, 2, 16, 1), K=6)
+    field = _lay_out(toyshop(n_items=50, n_users=50, domains=1, seed=3)[0], config=RecommenderConfig(32, 64, 2, 16, 1), K=6)
     users = field.split.test.select(slice(0, 20))
-    theirs = generate(field.model, field.trie, users)
+    theirs = _generate(field.model, field.trie, users)
     ours = beam_search(field.model, field.trie, users, free=True)
-    assert 'same ten for 20 users' in same_ten(field.model, field.trie, ours, theirs)
+    assert 'same ten for 20 users' in _same_ten(field.model, field.trie, ours, theirs)
     worse = ours._replace(scores=ours.scores - torch.tensor([0.]*9 + [.01]))
-    with pytest.raises(ValueError, match='not the same search'): same_ten(field.model, field.trie, worse, theirs)
+    with pytest.raises(ValueError, match='not the same search'): _same_ten(field.model, field.trie, worse, theirs)
 
 def test_kept_memory_ends_with_its_block():
     with pytest.raises(RuntimeError):
-        with kept_memory(), kept_memory(): raise RuntimeError
-    assert depth == [0]
+        with _kept_memory(), _kept_memory(): raise RuntimeError
+    assert _depth == [0]
 
 def test_loading_is_raced_to_the_same_histories():
-    rows = list(load_rows(20_000, 1))
+    rows = list(_load_rows(20_000, 1))
     assert [r.name for r in rows] == ['memory to load csv', 'load csv', 'memory to load parquet', 'memory to load jsonl', 'load jsonl']
     assert all(r.ratio > 0 for r in rows) and '20,000 interactions with 2,000 items' in rows[1].note

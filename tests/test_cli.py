@@ -421,7 +421,7 @@ def test_only_what_is_split_has_one_speaker(ask, shop, monkeypatch, command, ran
     ended, knows = [], []
     def work(args): return knows.append(os.environ.get('WORLD_SIZE')) or {'done': True}
     monkeypatch.setitem(cli.commands, command, cli.commands[command]._replace(work=work))
-    monkeypatch.setattr(scale_out, 'end_processes', lambda: ended.append(1))
+    monkeypatch.setattr(scale_out, '_end_processes', lambda: ended.append(1))
     for name, value in dict(RANK=rank, WORLD_SIZE='2').items(): monkeypatch.setenv(name, value)
     words = dict(run=['tiger', shop, '--out', 'o'], recommend=['--model', 'm', '--history', '1'], evaluate=['--model', 'm', shop],
                  tokenize=[shop, '--out', 'o'], demo=[])[command]

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gentok.data.dataset import Catalogue, Dataset
-from gentok.data.splits import hold_out, training_items
+from gentok.data.splits import hold_out, _training_items
 from gentok.data.toyshop import toyshop
-from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment, co_occurrences, concat_positives, gather_rows,
-                                           info_nce, neighbours, training_entries)
+from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment, co_occurrences, concat_positives, _gather_rows,
+                                           info_nce, _neighbours, _training_entries)
 from gentok.train.scale_out import processes_here
 from two import torchrun
 
@@ -45,7 +45,7 @@ def test_utgrec_co_occurrence(vectors):
     found = {name: [names[j] for j in positives.of(i)] for i, name in enumerate(names)}
     wanted = case['output']
     assert {name: found[name] for name in wanted['train_items']} == wanted['positives']
-    assert [names[i] for i in training_items(data).nonzero()[:, 0]] == wanted['train_items']
+    assert [names[i] for i in _training_items(data).nonzero()[:, 0]] == wanted['train_items']
     assert all(found[name] == [name] for name in set(names) - set(wanted['train_items']))
 
 @given(people, st.integers(1, 10))
@@ -86,7 +86,7 @@ def test_a_catalogue_without_histories_has_itself():
 def test_held_out_users_teach_nothing():
     data = hold_out(toyshop(n_items=40, n_users=60, domains=1)[0], .3)
     assert listed(co_occurrences(data)) == brute(data)
-    assert not torch.isin(training_entries(data)[1], data.unseen.nonzero()[:, 0]).any()
+    assert not torch.isin(_training_entries(data)[1], data.unseen.nonzero()[:, 0]).any()
 
 def test_real_histories(shared):
     from gentok.data.formats import load
@@ -95,7 +95,7 @@ def test_real_histories(shared):
     positives = co_occurrences(data)
     assert listed(positives) == brute(data)
     lonely = positives.counts == 1
-    assert (positives.items[positives.offsets[:-1]][lonely & ~training_items(data)] == torch.arange(positives.n)[lonely & ~training_items(data)]).all()
+    assert (positives.items[positives.offsets[:-1]][lonely & ~_training_items(data)] == torch.arange(positives.n)[lonely & ~_training_items(data)]).all()
 
 @pytest.mark.parametrize('window', (0, -1))
 def test_a_window_of_nothing_is_refused(window):
@@ -148,7 +148,7 @@ def normal(seed, *shape): return torch.tensor(np.random.default_rng(seed).standa
 def test_utgrec_alignment(vectors):
     want = vectors('utgrec')['alignment_infonce']['output']
     a, b = normal(11, 6, 3, 8).requires_grad_(), normal(12, 6, 3, 8)
-    loss = co_occurrence_alignment(a, b, gather=gather_rows)
+    loss = co_occurrence_alignment(a, b, gather=_gather_rows)
     slope, = torch.autograd.grad(loss, a)
     assert loss.item() == pytest.approx(want['total'], abs=1e-9)
     assert slope[0, 0].tolist() == pytest.approx(want['grad_wrt_a_level0_item0'], abs=1e-9)
@@ -169,7 +169,7 @@ def test_cosines_are_of_float32_under_autocast():
 
 def test_alone_the_rows_are_as_they_are():
     x = torch.randn(3, 2)
-    assert gather_rows(x) is x
+    assert _gather_rows(x) is x
 
 # ---------------------------------------------------------------- two processes
 
@@ -198,17 +198,17 @@ def each_its_share(folder):
     assert state.num_processes == 2
     for name, (a, b) in shares.items():
         rows = torch.arange(a) if state.process_index == 0 else torch.arange(a, a + b)
-        found = steps(rows, gather_rows, parallel=True)
+        found = steps(rows, _gather_rows, parallel=True)
         save_file({**found, 'processes': torch.tensor(dist.get_world_size())}, f'{folder}/{name}-{state.process_index}')
     rows = torch.arange(8)[4*state.process_index:][:4]
     def cut(x):
-        everyone = gather_rows(x.detach())
+        everyone = _gather_rows(x.detach())
         everyone[4*state.process_index:][:4] = x
         return everyone
     save_file(steps(rows, cut, parallel=True), f'{folder}/cut-{state.process_index}')
     x = torch.randn(2 + state.process_index, 3, 2)
-    with pytest.raises(ValueError, match=r'\(5, 3, 2\) and \(5, 1, 2\)'): co_occurrence_alignment(x, x[:, :1], gather=gather_rows)
-    with pytest.raises(ValueError, match=r'\(0, 3, 2\)'): co_occurrence_alignment(x[:0], x[:0], gather=gather_rows)
+    with pytest.raises(ValueError, match=r'\(5, 3, 2\) and \(5, 1, 2\)'): co_occurrence_alignment(x, x[:, :1], gather=_gather_rows)
+    with pytest.raises(ValueError, match=r'\(0, 3, 2\)'): co_occurrence_alignment(x[:0], x[:0], gather=_gather_rows)
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
@@ -219,7 +219,7 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize('share', shares)
 def test_two_processes_learn_what_one_does(share, two):
-    one, both = steps(torch.arange(8), gather_rows), [load_file(two/f'{share}-{k}') for k in (0, 1)]
+    one, both = steps(torch.arange(8), _gather_rows), [load_file(two/f'{share}-{k}') for k in (0, 1)]
     for found in both:
         assert found['processes'] == 2
         assert torch.allclose(found['losses'], one['losses'], atol=1e-5)
@@ -228,6 +228,6 @@ def test_two_processes_learn_what_one_does(share, two):
 
 def test_a_gather_without_gradient_learns_something_else(two):
     "Same first loss, other gradient: the test above can tell"
-    one, cut = steps(torch.arange(8), gather_rows), load_file(two/'cut-0')
+    one, cut = steps(torch.arange(8), _gather_rows), load_file(two/'cut-0')
     assert torch.allclose(cut['losses'][0], one['losses'][0], atol=1e-5)
     assert (cut['slope'] - one['slope']).norm() > .1*one['slope'].norm()

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from gentok.quantize.codebook import EMA, Codebook, kmeans, nearest, smoothed, straight_through
-from gentok.quantize.revival import Revival, newcomers, stream
+from gentok.quantize.codebook import EMA, Codebook, kmeans, nearest, _smoothed, straight_through
+from gentok.quantize.revival import Revival, _newcomers, _stream
 
 def brute(r, e):
     "Distances in double precision, rounded once; the first of the smallest."
@@ -105,7 +105,7 @@ def test_straight_through_is_exact_and_the_identity():
 
 def test_smoothing_keeps_the_total():
     size = torch.tensor([0., 5., 1e-9, 20.])
-    assert torch.isclose(smoothed(size, 1e-5).sum(), size.sum()) and (smoothed(size, 1e-5) > 0).all()
+    assert torch.isclose(_smoothed(size, 1e-5).sum(), size.sum()) and (_smoothed(size, 1e-5) > 0).all()
 
 @pytest.mark.parametrize('points', [torch.zeros(7, 3), torch.ones(1, 3)*4, torch.eye(3).repeat(5, 1), torch.randn(8, 3)])
 def test_kmeans_with_few_distinct_points(points):
@@ -183,9 +183,9 @@ def test_revival_during_the_forward_leaves_gradients_right():
 
 def test_newcomers_are_distinct_rows_first():
     r = torch.arange(10.)[:, None]
-    assert newcomers(r, 10, 0., stream(3, 4)).flatten().sort().values.tolist() == r.flatten().tolist()
-    assert len(newcomers(r, 25, 1e-3, stream(3, 4)).unique()) == 25
-    assert newcomers(r, 0, 0., stream(0, 0)).shape == (0, 1)
+    assert _newcomers(r, 10, 0., _stream(3, 4)).flatten().sort().values.tolist() == r.flatten().tolist()
+    assert len(_newcomers(r, 25, 1e-3, _stream(3, 4)).unique()) == 25
+    assert _newcomers(r, 0, 0., _stream(0, 0)).shape == (0, 1)
 
 def test_several_processes_keep_one_codebook():
     torch.manual_seed(0)

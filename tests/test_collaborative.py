@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gentok.store.checkpoints import checkpoint_paths
+from gentok.store.checkpoints import _checkpoint_paths
 from gentok.data.dataset import Catalogue, Dataset, Histories
 from gentok.data.splits import leave_one_out, windows
-from gentok.embed.collaborative import (CausalBlock, SASRec, SASRecConfig, mean_gain, tokens_of, whole_sequences)
+from gentok.embed.collaborative import (_CausalBlock, SASRec, SASRecConfig, _mean_gain, _tokens_of, _whole_sequences)
 from gentok.embed.table import EmbeddingTable
 from gentok.evaluate.full_ranking import summarise
 from gentok.evaluate.ranking import metrics
@@ -41,24 +41,24 @@ def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().valu
 @settings(max_examples=60, deadline=None)
 def test_whole_sequences_are_what_a_loop_finds(lengths, max_length, max_history):
     h = histories(lengths)
-    rows = whole_sequences(prefixes(h, max_history), max_length)
+    rows = _whole_sequences(prefixes(h, max_history), max_length)
     assert [r.tolist() for r in rows.histories()] == [s[:-1].tolist()[-max_length:] for s in h]
     assert rows.targets.tolist() == [int(s[-1]) for s in h]
-    row, place, at = tokens_of(rows)
+    row, place, at = _tokens_of(rows)
     assert list(zip(row.tolist(), place.tolist())) == [(r, p) for r, s in enumerate(rows.histories()) for p in range(len(s))]
     assert rows.items[at].tolist() == [i for s in rows.histories() for i in s.tolist()]
 
 def test_users_who_are_left_out_have_no_row():
     h = histories([4, 3, 5])
     some = prefixes(h).select(prefixes(h).users != 1)
-    assert whole_sequences(some, 9).users.tolist() == [0, 2]
+    assert _whole_sequences(some, 9).users.tolist() == [0, 2]
 
 def test_etegrec_collator(vectors):
     "Its rows are ours, except that a history which is too long keeps one item less there"
     want = vectors('etegrec')['collator']['input_ids']
     h = Histories(['a', 'b', 'c'], torch.tensor([1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 0, 5, 0]), torch.tensor([0, 7, 12, 14]))
     def padded(max_length):
-        row, place, at = tokens_of(rows := whole_sequences(prefixes(h), max_length))
+        row, place, at = _tokens_of(rows := _whole_sequences(prefixes(h), max_length))
         return torch.zeros(3, 4).long().index_put((row, place), rows.items[at])
     assert padded(4).tolist() == [[3, 4, 5, 6], *want[1:]]
     assert padded(3)[0].tolist() == want[0]
@@ -67,7 +67,7 @@ def test_etegrec_collator(vectors):
 
 def test_attention_is_the_textbooks():
     torch.manual_seed(0)
-    block, x = CausalBlock(8, 2, 0.), torch.randn(5, 8)
+    block, x = _CausalBlock(8, 2, 0.), torch.randn(5, 8)
     q, k, v = (t.view(5, 2, 4).transpose(0, 1) for t in block.qkv(block.before(x)).chunk(3, -1))
     score = (q @ k.transpose(1, 2)/2).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
     y = x + block.out((score.softmax(-1) @ v).transpose(0, 1).reshape(5, 8))
@@ -78,20 +78,20 @@ def test_attention_is_the_textbooks():
 @settings(max_examples=25, deadline=None)
 def test_a_row_does_not_see_others_nor_the_future(lengths, seed):
     model = SASRec(20, replace(config, max_length=8, seed=seed)).eval()
-    rows = whole_sequences(prefixes(histories(lengths, seed=seed)), 8)
-    together, tokens = model(rows, tokens_of(rows)), tokens_of(rows)
+    rows = _whole_sequences(prefixes(histories(lengths, seed=seed)), 8)
+    together, tokens = model(rows, _tokens_of(rows)), _tokens_of(rows)
     for r in range(rows.n):
         alone = rows.select([r])
-        states = model(alone, tokens_of(alone))
+        states = model(alone, _tokens_of(alone))
         assert torch.allclose(states, together[tokens.row == r], atol=1e-5)
         cut = alone._replace(stop=alone.start + 1)
-        assert torch.allclose(model(cut, tokens_of(cut)), states[:1], atol=1e-5)
+        assert torch.allclose(model(cut, _tokens_of(cut)), states[:1], atol=1e-5)
 
 def test_one_pass_is_all_prefixes(split):
     "The loss over whole sequences is the mean over the examples that they are made of"
     model = SASRec(20, replace(config, max_length=20)).eval()
-    found = model.loss(whole_sequences(split.train, 20))
-    states = model(split.train, tokens := tokens_of(split.train))
+    found = model.loss(_whole_sequences(split.train, 20))
+    states = model(split.train, tokens := _tokens_of(split.train))
     last = tokens.row.diff(append=torch.tensor([-1])) != 0
     one_by_one = torch.nn.functional.cross_entropy(model.scores(states[last]), split.train.targets)
     assert torch.allclose(found, one_by_one, atol=1e-5)
@@ -112,8 +112,8 @@ def test_lists_fit_the_books_metrics(split):
     top = model.recommend(split.test)
     found = summarise(top, split.test.targets).metrics
     assert found['invalid_rate'] == 0 and found['users'] == split.test.n and found['recall@10'] > .8
-    assert mean_gain(top.items, split.test.targets) == pytest.approx(found['ndcg@10'], abs=1e-6)
-    assert mean_gain(top.items, split.test.targets) == pytest.approx(metrics(top.items, split.test.targets)['ndcg@10'], abs=1e-6)
+    assert _mean_gain(top.items, split.test.targets) == pytest.approx(found['ndcg@10'], abs=1e-6)
+    assert _mean_gain(top.items, split.test.targets) == pytest.approx(metrics(top.items, split.test.targets)['ndcg@10'], abs=1e-6)
 
 def test_recommend_leaves_the_model_as_it_was(split):
     model = SASRec(20, config).train()
@@ -150,7 +150,7 @@ def test_the_last_two_items_are_never_seen(split):
     for train in (split.train, split.train._replace(items=items)):
         model = SASRec(20, config)
         optimizer = model.optimizer_of()
-        for epoch in (1, 2): model.train_epoch(whole_sequences(train, 6), optimizer, epoch)
+        for epoch in (1, 2): model.train_epoch(_whole_sequences(train, 6), optimizer, epoch)
         found.append(model)
     assert same(*found) and not torch.equal(items, split.train.items)
 
@@ -159,7 +159,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(split):
     model = SASRec(20, eager).fit(split.train, split.valid)
     gains = [r['ndcg@10'] for r in model.history]
     assert len(gains) < 60 and len(gains) == model.best_epoch() + 3 and max(gains) == gains[model.best_epoch() - 1]
-    assert mean_gain(model.recommend(split.valid).items, split.valid.targets) == max(gains)
+    assert _mean_gain(model.recommend(split.valid).items, split.valid.targets) == max(gains)
     until_best = SASRec(20, replace(eager, epochs=model.best_epoch())).fit(split.train, split.valid)
     assert same(model, until_best)
 
@@ -196,7 +196,7 @@ def test_killed_while_a_checkpoint_is_written(split, straight, tmp_path, monkeyp
 
 def test_a_damaged_checkpoint_is_passed_over(split, straight, tmp_path):
     SASRec(20, replace(config, epochs=3)).fit(split.train, split.valid, tmp_path)
-    tensors = checkpoint_paths(tmp_path/'training')[-1]/'tensors.safetensors'
+    tensors = _checkpoint_paths(tmp_path/'training')[-1]/'tensors.safetensors'
     tensors.write_bytes(tensors.read_bytes()[:-3])
     with pytest.warns(UserWarning, match='is damaged'): again = SASRec(20, config).fit(split.train, split.valid, tmp_path)
     assert same(again, straight)

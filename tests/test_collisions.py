@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gentok.ids.collisions import collides, preferences, resolve, suffixes
+from gentok.ids.collisions import collides, _preferences, resolve, suffixes
 from gentok.ids.item_ids import random_ids
 
 def distances(r, e): return torch.cdist(r.double(), e.double(), compute_mode='donot_use_mm_for_euclid_dist')
@@ -149,7 +149,7 @@ def test_crowded_prefixes_with_wide_codebooks():
 
 def test_preferences_ties_take_the_lower_index():
     e = torch.tensor([[0.], [2.], [-2.], [2.]])
-    rank = preferences(torch.tensor([0, 3]), lambda rows: distances(torch.zeros(2, 1), e)[rows])
+    rank = _preferences(torch.tensor([0, 3]), lambda rows: distances(torch.zeros(2, 1), e)[rows])
     assert rank.tolist() == [[0, 1, 2, 3], [3, 0, 1, 2]]
 
 @pytest.mark.parametrize('kw, says', [

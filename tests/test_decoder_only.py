@@ -11,10 +11,10 @@ from gentok.ids.sequences import Sequences, batch_tokens, item_tokens
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
 from gentok.papers.protocol import Protocol, Start, fit_recommender
-from gentok.recommend.decoder_only import (DecoderOnly, UserSequences, block_logits, counted, in_blocks, spans,
-                                           with_answer)
-from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, tied_names
-from gentok.search.beam import HistoryReader, as_examples, beam_search
+from gentok.recommend.decoder_only import (DecoderOnly, UserSequences, _block_logits, _counted, _in_blocks, _spans,
+                                           _with_answer)
+from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, _tied_names
+from gentok.search.beam import _HistoryTokens, as_examples, beam_search
 from gentok.search.exact import exact_top_k, score_items
 from gentok.train.loop import TrainConfig, Trainer
 
@@ -43,9 +43,9 @@ def batch(model, b=4, items=5, seed=0):
 def plain(model, inputs, labels):
     "The training pass as log-probabilities of the answer's codes, b l v."
     v = model.vocabulary
-    tokens = with_answer(in_blocks(inputs, v), labels, v)
-    here = counted(tokens, torch.ones(len(tokens)), v)[:, 1:]
-    with torch.no_grad(): logits = block_logits(model.t5, tokens[:, :-1], here, p=0.)
+    tokens = _with_answer(_in_blocks(inputs, v), labels, v)
+    here = _counted(tokens, torch.ones(len(tokens)), v)[:, 1:]
+    with torch.no_grad(): logits = _block_logits(model.t5, tokens[:, :-1], here, p=0.)
     return logits.log_softmax(-1).view(*labels.shape, -1)
 
 def histories_of(lengths):
@@ -80,12 +80,12 @@ def test_one_pass_is_all_prefixes(sizes, layers, seed, users):
 def test_the_future_is_not_seen(seed, place):
     model = recommender(seed=seed)
     v, (inputs, labels) = model.vocabulary, batch(model, b=1, seed=seed)
-    tokens = with_answer(in_blocks(inputs, v), labels, v)
+    tokens = _with_answer(_in_blocks(inputs, v), labels, v)
     other = tokens.clone()
     at = place*(v.L + 1) + 1
     other[0, at] = v.offsets[0] + (other[0, at] - v.offsets[0] + 1) % v.sizes[0]
     everywhere = torch.ones_like(tokens, dtype=torch.bool)
-    with torch.no_grad(): a, b = (block_logits(model.t5, x, everywhere, p=0.) for x in (tokens, other))
+    with torch.no_grad(): a, b = (_block_logits(model.t5, x, everywhere, p=0.) for x in (tokens, other))
     assert torch.equal(a[:at], b[:at]) and (a[at:] != b[at:]).any(1).all()
 
 def test_the_loss_is_the_mean_over_all_counted_codes():
@@ -166,7 +166,7 @@ def test_brute_force_is_the_loss():
     ids = random_ids(40, (4, 4, 4), seed=0)
     model, trie = recommender(ids.sizes), Trie(ids)
     histories = [[3, 5], [7]]
-    read = HistoryReader(model, trie, as_examples(histories, 40))
+    read = _HistoryTokens(model, trie, as_examples(histories, 40))
     scores = score_items(model, trie, histories)
     for user in range(2):
         with torch.no_grad(): loss = model(read(torch.tensor([user])), read.table[17][None])
@@ -182,7 +182,7 @@ def test_save_and_load(tmp_path):
     assert torch.equal(copy(inputs, labels), model.eval()(inputs, labels))
     assert torch.equal(copy.reader().far(torch.tensor([4]), 4), model.reader().far(torch.tensor([4]), 4))
     config, weights = read_folder(tmp_path/'m')
-    assert config['kind'] == 'DecoderOnly' and not tied_names(model) & weights.keys()
+    assert config['kind'] == 'DecoderOnly' and not _tied_names(model) & weights.keys()
     assert sum(w.numel() for w in weights.values()) == sum(p.numel() for p in model.parameters())
 
 def test_the_folder_of_another_kind_is_refused(tmp_path):
@@ -200,7 +200,7 @@ def test_each_target_once_with_context_and_no_held_out_item(lengths, H, epoch, r
     _, data, train = sequences(lengths, batch_size=24, seed=epoch, max_history=H)
     order = list(range(train.n))
     random.shuffle(order)
-    assert spans(train.select(order)).counts.tolist() == data.counts.tolist()  # whatever order they come in
+    assert _spans(train.select(order)).counts.tolist() == data.counts.tolist()  # whatever order they come in
     e, half = data.examples, max(1, int(train.lengths.max())//2)
     learned = [p for index in data.epoch(epoch) for i in index.tolist() for p in range(int(e.stop[i] - data.counts[i]) + 1, int(e.stop[i]) + 1)]
     assert sorted(learned) == train.stop.tolist()
@@ -218,7 +218,7 @@ def test_any_examples_are_learned_once(seed, n):
     _, data, train = sequences((9, 14, 12, 6, 5, 30))
     picked = train.select(torch.randint(0, train.n, (n,), generator=torch.Generator().manual_seed(seed)))
     for part in (picked, train.select(train.lengths == train.lengths.max()), train.select(train.users.unique())):
-        few = spans(part)
+        few = _spans(part)
         learned = [p for stop, count in zip(few.examples.stop.tolist(), few.counts.tolist()) for p in range(stop - count + 1, stop + 1)]
         assert sorted(learned) == sorted(part.stop.tolist()) and (few.counts <= few.examples.lengths).all()
 
@@ -226,7 +226,7 @@ def test_held_out_tokens_never_reach_the_model():
     v, data, _ = sequences(lengths=(6,), n_user_tokens=0)
     held = {tuple(t) for t in data.table[[4, 5]].tolist()}
     inputs, labels, counts = data.batch(data.epoch(0)[0])
-    shown = {tuple(t) for t in with_answer(in_blocks(inputs, v), labels, v).view(-1, v.L + 1)[:, 1:].tolist()}
+    shown = {tuple(t) for t in _with_answer(_in_blocks(inputs, v), labels, v).view(-1, v.L + 1)[:, 1:].tolist()}
     assert shown == {tuple(t) for t in data.table[:4].tolist()} and not shown & held and counts.tolist() == [3]
 
 def test_an_epoch_follows_from_seed_and_number():

@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gentok.tokenize.diffusion_loss import (DenoisingNetwork, DiffusionLoss, draw_rows, row_losses, sample, schedule,
-                                            shade_log_likelihood, squared_cosine, tiled, timestep_embedding, way_back)
-from gentok.tokenize.latents import (KLLatents, PixelLatents, as_picture, as_pixels, cropped, from_patches, load_kl, small_kl,
-                                     to_patches)
+from gentok.tokenize.diffusion_loss import (DenoisingNetwork, DiffusionLoss, _draw_rows, _row_losses, sample, schedule,
+                                            _shade_log_likelihood, _squared_cosine, _tiled, _timestep_embedding, _reverse_scheduler)
+from gentok.tokenize.latents import (KLLatents, PixelLatents, _as_picture, _as_pixels, _cropped, _from_patches, _load_kl, _small_kl,
+                                     _to_patches)
 
 def normal(seed, *shape): return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 def seeded(seed): return torch.Generator().manual_seed(seed)
@@ -35,14 +35,14 @@ def test_utgrec_schedule(vectors):
     assert len(s.beta) == out['num_timesteps'] and s.beta.dtype == torch.float64
     for name, table in (('betas', s.beta), ('alphas_cumprod', s.signal**2), ('posterior_log_variance_clipped', s.low)):
         for t, value in out[name].items(): assert table[int(t)].item() == pytest.approx(value, rel=1e-9), (name, t)
-    assert torch.equal(s.beta, squared_cosine()) and torch.allclose(s.high, s.beta.log())
+    assert torch.equal(s.beta, _squared_cosine()) and torch.allclose(s.high, s.beta.log())
     steps = want['sampling_timesteps_100']
-    moments = way_back(100).timesteps.tolist()[::-1]
+    moments = _reverse_scheduler(100).timesteps.tolist()[::-1]
     assert moments[:5] == steps['first'] and moments[-3:] == steps['last'] and len(moments) == 100
 
 def test_utgrec_timestep_embedding(vectors):
     want = torch.tensor(vectors('utgrec')['timestep_embedding']['output'])
-    assert torch.allclose(timestep_embedding(torch.tensor([0, 1, 999]), 8), want, atol=1e-5)
+    assert torch.allclose(_timestep_embedding(torch.tensor([0, 1, 999]), 8), want, atol=1e-5)
 
 def test_utgrec_network(vectors):
     entry = vectors('utgrec')['diffusion_network']
@@ -92,7 +92,7 @@ def test_row_losses_are_those_of_the_equations(dtype, rtol):
     t = torch.tensor([0, 0, 0, 0, 1, 2, 10, 100, 250, 500, 750, 900, 998, 999])
     x0, eps, guess, v = (normal(seed, len(t), 6) for seed in range(4))
     x0[1], guess = x0[1]*.1, eps + .3*guess  # t = 0 with x inside, too
-    out = row_losses(lambda x, t, z: torch.cat([guess, v], -1), x0.to(dtype), t, None, eps.to(dtype))
+    out = _row_losses(lambda x, t, z: torch.cat([guess, v], -1), x0.to(dtype), t, None, eps.to(dtype))
     want = second_opinion(*(a.numpy() for a in (x0, eps, guess, v)), t.tolist())
     assert out.error.dtype == dtype and torch.allclose((out.error + out.bits).double(), torch.from_numpy(want), rtol=rtol, atol=rtol)
 
@@ -100,13 +100,13 @@ def test_what_the_network_is_asked():
     "It sees the noisy latents, the step of each row, and its state"
     seen, (x0, eps), t = [], normal(0, 2, 4, 3).float(), torch.tensor([0, 3, 500, 999])
     def network(x, t, z): return seen.append((x, t, z)) or torch.zeros(4, 6)
-    row_losses(network, x0, t, 'states', eps)
+    _row_losses(network, x0, t, 'states', eps)
     bar = schedule().signal[t, None]**2
     assert torch.allclose(seen[0][0].double(), bar.sqrt()*x0 + (1 - bar).sqrt()*eps, atol=1e-6) and seen[0][1] is t and seen[0][2] == 'states'
 
 def test_the_mean_is_detached_and_each_term_teaches_its_half():
     said = torch.randn(6, 8, requires_grad=True)
-    out = row_losses(lambda x, t, z: said, torch.randn(6, 4), torch.tensor([0, 1, 5, 400, 998, 999]), None, torch.randn(6, 4))
+    out = _row_losses(lambda x, t, z: said, torch.randn(6, 4), torch.tensor([0, 1, 5, 400, 998, 999]), None, torch.randn(6, 4))
     error, bits = (torch.autograd.grad(part.sum(), said, retain_graph=True)[0] for part in out)
     assert error[:, :4].all() and not error[:, 4:].any()
     assert bits[:-2, 4:].any(1).all() and not bits[:, :4].any() and bits.isfinite().all()
@@ -115,21 +115,21 @@ def test_the_mean_is_detached_and_each_term_teaches_its_half():
 @given(st.floats(-2, 2), st.floats(-4, 1))
 def test_shades_have_all_the_probability(mean, log_scale):
     shades = torch.linspace(-1, 1, 256, dtype=torch.float64)
-    p = shade_log_likelihood(shades, torch.full_like(shades, mean), torch.full_like(shades, log_scale)).exp()
+    p = _shade_log_likelihood(shades, torch.full_like(shades, mean), torch.full_like(shades, log_scale)).exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-6)
 
 # ---------------------------------------------------------------- repeats, masks, randomness
 
 def test_all_patches_are_repeated_as_one_list():
     x = normal(0, 2, 3, 4)
-    assert np.array_equal(tiled(x, 4).numpy(), np.tile(x.numpy().reshape(6, 4), (4, 1)))
-    assert tiled(x[..., 0], 4).tolist() == x[..., 0].flatten().tolist()*4
+    assert np.array_equal(_tiled(x, 4).numpy(), np.tile(x.numpy().reshape(6, 4), (4, 1)))
+    assert _tiled(x[..., 0], 4).tolist() == x[..., 0].flatten().tolist()*4
     loss, z, x = made()
-    t, eps = draw_rows(60, 4, x, seeded(0))
+    t, eps = _draw_rows(60, 4, x, seeded(0))
     one_by_one = []
     for n in range(60):
         i, j = n % 15//5, n % 5
-        rows = row_losses(loss.network, x[i, j][None], t[n:n+1], z[i, j][None], eps[n:n+1])
+        rows = _row_losses(loss.network, x[i, j][None], t[n:n+1], z[i, j][None], eps[n:n+1])
         one_by_one.append(rows.error + rows.bits)
     assert torch.allclose(loss(z, x, t=t, epsilon=eps), torch.cat(one_by_one).mean(), rtol=1e-5)
 
@@ -137,9 +137,9 @@ def test_all_patches_are_repeated_as_one_list():
 def test_masked_mean(kind):
     loss, z, x = made(repeats=2)
     mask = torch.zeros(3, 5).bernoulli(.5, generator=seeded(1))
-    t, eps = draw_rows(30, 4, x, seeded(0))
-    rows = row_losses(loss.network, tiled(x, 2), t, tiled(z, 2), eps)
-    weight = tiled(mask, 2)
+    t, eps = _draw_rows(30, 4, x, seeded(0))
+    rows = _row_losses(loss.network, _tiled(x, 2), t, _tiled(z, 2), eps)
+    weight = _tiled(mask, 2)
     assert torch.allclose(loss(z, x, mask.to(kind), t=t, epsilon=eps), (weight*(rows.error + rows.bits)).sum()/weight.sum(), rtol=1e-5)
     assert torch.equal(loss(z, x, torch.ones(3, 5, dtype=kind), t=t, epsilon=eps), loss(z, x, t=t, epsilon=eps))
 
@@ -167,7 +167,7 @@ def test_what_is_masked_does_not_matter():
 def test_the_batch_may_be_permuted():
     loss, z, x = made()
     mask, order = torch.rand(3, 5, generator=seeded(0)) < .6, torch.tensor([2, 0, 1])
-    t, eps = draw_rows(60, 4, x, seeded(0))
+    t, eps = _draw_rows(60, 4, x, seeded(0))
     moved = torch.arange(60).view(4, 3, 5)[:, order].flatten()
     assert torch.allclose(loss(z, x, mask, t=t, epsilon=eps), loss(z[order], x[order], mask[order], t=t[moved], epsilon=eps[moved]), rtol=1e-6)
 
@@ -177,7 +177,7 @@ def test_a_seed_is_all_there_is_to_chance():
     a, b, c = loss(z, x, None, seeded(0)), loss(z, x, None, seeded(0)), loss(z, x, None, seeded(1))
     assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(state, torch.get_rng_state())
     assert not torch.equal(loss(z, x), loss(z, x))
-    t, eps = draw_rows(200_000, 1, x, seeded(0))
+    t, eps = _draw_rows(200_000, 1, x, seeded(0))
     counts = torch.bincount(t, minlength=1000)
     assert len(counts) == 1000 and 120 < counts.min() and counts.max() < 280 and abs(eps.mean()) < .01 and abs(eps.std() - 1) < .01
 
@@ -221,12 +221,12 @@ def test_save_and_load(tmp_path):
 
 def by_hand(network, z, steps, generator, clip):
     "Ancestral sampling over a respaced schedule, in float64, with betas of its own"
-    bar = np.cumprod(1 - squared_cosine().numpy())
+    bar = np.cumprod(1 - _squared_cosine().numpy())
     moments = np.linspace(0, 999, steps).round().astype(int)
     kept = bar[moments]
     before = np.append(1., kept[:-1])
     beta = 1 - kept/before
-    x = draw_rows(len(z), network.channels, torch.zeros(1), generator).epsilon.double()
+    x = _draw_rows(len(z), network.channels, torch.zeros(1), generator).epsilon.double()
     for i in reversed(range(steps)):
         with torch.no_grad(): guess, v = network(x.float(), torch.full((len(x),), int(moments[i])), z).double().chunk(2, -1)
         x0 = (x - math.sqrt(1 - kept[i])*guess)/math.sqrt(kept[i])
@@ -281,35 +281,35 @@ def test_learning_separates_two_states():
 @given(st.integers(0, 2), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
 def test_patches_in_reading_order_and_back(b, k, rows, columns, q):
     x = torch.randn(b, k, rows*q, columns*q)
-    cut = to_patches(x, q)
+    cut = _to_patches(x, q)
     a = np.einsum('nchpwq->nhwcpq', x.numpy().reshape(b, k, rows, q, columns, q)).reshape(b, rows*columns, k*q*q)
-    assert np.array_equal(cut.numpy(), a) and torch.equal(from_patches(cut, q, columns), x)
+    assert np.array_equal(cut.numpy(), a) and torch.equal(_from_patches(cut, q, columns), x)
 
 def test_patches_of_one_are_the_raster():
     x = normal(0, 2, 16, 16, 16)
-    assert torch.equal(to_patches(x), x.flatten(2).transpose(1, 2)) and torch.equal(from_patches(to_patches(x)), x)
+    assert torch.equal(_to_patches(x), x.flatten(2).transpose(1, 2)) and torch.equal(_from_patches(_to_patches(x)), x)
 
 @pytest.mark.parametrize('size', [(64, 64), (200, 70), (33, 130), (9, 20), (16, 16), (17, 16)])
 def test_crops_keep_the_middle(size):
     yes = Image.new('RGB', size, (10, 200, 30))
-    assert cropped(yes, 16).size == (16, 16) and set(cropped(yes, 16).getdata()) == {(10, 200, 30)}
+    assert _cropped(yes, 16).size == (16, 16) and set(_cropped(yes, 16).getdata()) == {(10, 200, 30)}
     half = Image.new('L', size)
     half.paste(255, (size[0]//2, 0, *size))
-    middle = np.asarray(cropped(half, 16))[8, :, 0]
+    middle = np.asarray(_cropped(half, 16))[8, :, 0]
     assert middle[:6].max() < 80 and middle[10:].min() > 175
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK'])
 def test_every_mode_becomes_numbers_in_range(mode):
-    x = as_pixels(Image.new(mode, (7, 5)), 4)
+    x = _as_pixels(Image.new(mode, (7, 5)), 4)
     assert x.shape == (3, 4, 4) and x.dtype == torch.float32 and x.abs().max() <= 1
-    assert np.array_equal(np.asarray(as_picture(x)), np.asarray(cropped(Image.new(mode, (7, 5)), 4)))
+    assert np.array_equal(np.asarray(_as_picture(x)), np.asarray(_cropped(Image.new(mode, (7, 5)), 4)))
 
 def pictures(n=4, seed=0):
     rng = np.random.default_rng(seed)
     return [Image.fromarray(rng.integers(0, 256, (int(rng.integers(20, 70)), int(rng.integers(20, 70)), 3), dtype=np.uint8)) for _ in range(n)]
 
 @pytest.fixture(scope='module')
-def kl(): return small_kl()
+def kl(): return _small_kl()
 
 def ways(kl): return PixelLatents(16, 4), KLLatents(kl, size=32), KLLatents(kl, size=32, patch=2)
 
@@ -325,7 +325,7 @@ def test_missing_pictures_are_zero_images_and_masked(kl):
 
 def test_pixels_there_and_back():
     way = PixelLatents(16, 4)
-    for p, q in zip(pictures(), way.pictures(way.latents(pictures()))): assert np.array_equal(np.asarray(cropped(p, 16)), np.asarray(q))
+    for p, q in zip(pictures(), way.pictures(way.latents(pictures()))): assert np.array_equal(np.asarray(_cropped(p, 16)), np.asarray(q))
 
 def test_chance_is_for_training_and_has_a_seed(kl):
     images = pictures(6)
@@ -344,10 +344,10 @@ def test_an_autoencoder_of_a_folder_is_that_of_the_model(kl, tmp_path):
     x = a.latents(pictures())
     assert torch.equal(x, b.latents(pictures())) and (a.patches, a.channels) == (64, 4) and not x.requires_grad
     dist = kl.encode(b.pixels(pictures())).latent_dist
-    assert torch.allclose(x, to_patches(dist.mean)*.2325, atol=1e-6)
+    assert torch.allclose(x, _to_patches(dist.mean)*.2325, atol=1e-6)
     assert torch.allclose(KLLatents(kl, 1., size=32).latents(pictures())*.2325, x, atol=1e-6)
     back = kl.decode(dist.mean).sample
-    assert all(np.abs(np.asarray(p).astype(int) - np.asarray(as_picture(y))).max() <= 1 for p, y in zip(a.pictures(x), back))
+    assert all(np.abs(np.asarray(p).astype(int) - np.asarray(_as_picture(y))).max() <= 1 for p, y in zip(a.pictures(x), back))
 
 def test_a_damaged_autoencoder_is_refused(kl, tmp_path):
     kl.save_pretrained(tmp_path)
@@ -355,15 +355,15 @@ def test_a_damaged_autoencoder_is_refused(kl, tmp_path):
     tensors = load_file(file)
     lost = tensors.pop('encoder.conv_in.weight')
     save_file(tensors, file, {'format': 'pt'})
-    with pytest.raises(ValueError, match=r'lacks 1 weights, encoder.conv_in.weight for one; copy the autoencoder again\.$'): load_kl(tmp_path)
+    with pytest.raises(ValueError, match=r'lacks 1 weights, encoder.conv_in.weight for one; copy the autoencoder again\.$'): _load_kl(tmp_path)
     save_file(tensors | {'encoder.conv_in.weight': lost[:4].clone()}, file, {'format': 'pt'})
-    with pytest.raises(ValueError, match='copy it again|copy the autoencoder again'): load_kl(tmp_path)
+    with pytest.raises(ValueError, match='copy it again|copy the autoencoder again'): _load_kl(tmp_path)
     file.unlink()
-    with pytest.raises(ValueError, match='holds no AutoencoderKL'): load_kl(tmp_path)
+    with pytest.raises(ValueError, match='holds no AutoencoderKL'): _load_kl(tmp_path)
 
 def test_a_small_autoencoder_leaves_the_global_dice_alone():
     state = torch.get_rng_state()
-    a, b = small_kl(seed=3), small_kl(seed=3)
+    a, b = _small_kl(seed=3), _small_kl(seed=3)
     assert torch.equal(state, torch.get_rng_state()) and torch.equal(a.encoder.conv_in.weight, b.encoder.conv_in.weight)
 
 # ---------------------------------------------------------------- what is refused
@@ -372,19 +372,19 @@ def test_without_diffusers_pixels_still_train_and_the_rest_says_what_to_install(
     monkeypatch.setitem(sys.modules, 'diffusers', None)
     loss, z, x = made()
     assert loss(z, x, None, seeded(0)).isfinite() and PixelLatents(16).latents(pictures()).shape == (4, 16, 48)
-    for call in (lambda: sample(loss.network, z), small_kl):
+    for call in (lambda: sample(loss.network, z), _small_kl):
         with pytest.raises(ImportError, match=r"needs the package diffusers, .* pip install 'gentok\[multimodal\]'\.$"): call()
 
 def test_faults_are_sentences(kl):
     loss, z, x = made()
-    t, eps = draw_rows(60, 4, x)
+    t, eps = _draw_rows(60, 4, x)
     for call, words in ((lambda: loss(z, x[:2]), r'give \(b, p, 6\), \(b, p, 4\)'), (lambda: loss(z[..., :5], x), r'give \(b, p, 6\)'),
                         (lambda: loss(z[0], x[0]), r'give \(b, p, 6\)'), (lambda: loss(z, x, torch.ones(3)), 'mask are .*give'),
                         (lambda: loss(z, x, t=t[:15], epsilon=eps), r'give \(60\) and \(60, 4\)'), (lambda: loss(z, x, t=t, epsilon=eps[:1]), r'give \(60\) and \(60, 4\)'),
                         (lambda: DiffusionLoss(loss.network, 0), 'repeats is 0'), (lambda: sample(loss.network, z, 1), 'give 2 to 1000'),
-                        (lambda: sample(loss.network, z, 1001), 'give 2 to 1000'), (lambda: timestep_embedding(t, 7), 'dim is 7'),
-                        (lambda: to_patches(torch.zeros(1, 3, 9, 8), 4), 'both multiples of 4'), (lambda: from_patches(torch.zeros(1, 6, 4), 2), 'fill no 2 × 2'),
-                        (lambda: from_patches(torch.zeros(1, 4, 5), 2), 'fill no 2 × 2'), (lambda: PixelLatents(30, 4), 'patches of 4'),
+                        (lambda: sample(loss.network, z, 1001), 'give 2 to 1000'), (lambda: _timestep_embedding(t, 7), 'dim is 7'),
+                        (lambda: _to_patches(torch.zeros(1, 3, 9, 8), 4), 'both multiples of 4'), (lambda: _from_patches(torch.zeros(1, 6, 4), 2), 'fill no 2 × 2'),
+                        (lambda: _from_patches(torch.zeros(1, 4, 5), 2), 'fill no 2 × 2'), (lambda: PixelLatents(30, 4), 'patches of 4'),
                         (lambda: KLLatents(kl, size=30), 'multiple of 4'), (lambda: KLLatents('no/such/folder'), 'no folder here'),
                         (lambda: PixelLatents(16).latents(['a.png']), 'row 0 is a str')):
         with pytest.raises(ValueError, match=words) as e: call()

@@ -8,26 +8,26 @@ import torch
 from PIL import Image
 
 from gentok.data.dataset import Catalogue
-from gentok.embed.image import ClipVision, ImageEncoder, PixelPca, pixels, small_clip
+from gentok.embed.image import _ClipVision, ImageEncoder, PixelPca, _pixels, _small_clip
 
 def pictures(n=20, seed=0):
     rng = np.random.default_rng(seed)
     return [Image.fromarray(rng.integers(0, 256, (int(rng.integers(8, 40)), int(rng.integers(8, 40)), 3), dtype=np.uint8)) for _ in range(n)]
 
 @pytest.fixture(scope='module')
-def clip(tmp_path_factory): return small_clip(tmp_path_factory.mktemp('clip'))
+def clip(tmp_path_factory): return _small_clip(tmp_path_factory.mktemp('clip'))
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK', 'I;16'])
 def test_every_mode_becomes_numbers_in_0_1(mode):
-    x = pixels(Image.new(mode, (7, 5)), 4)
+    x = _pixels(Image.new(mode, (7, 5)), 4)
     assert x.shape == (48,) and x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1
 
 def test_transparency_is_white_paper():
-    assert (pixels(Image.new('RGBA', (4, 4), (9, 9, 9, 0)), 2) == 1).all()
+    assert (_pixels(Image.new('RGBA', (4, 4), (9, 9, 9, 0)), 2) == 1).all()
 
 def test_pca_equals_its_definition():
     images = pictures()
-    x = np.stack([pixels(p, 8) for p in images]).astype(np.float64)
+    x = np.stack([_pixels(p, 8) for p in images]).astype(np.float64)
     u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
     z = ImageEncoder('pca', dim=6, size=8).fit(images).encode(images).numpy()
     expected = (u*s)[:, :6]
@@ -127,14 +127,14 @@ def test_a_whole_clip_gives_its_vision_half(tmp_path):
     whole = transformers.CLIPModel(config).eval()
     whole.save_pretrained(tmp_path)
     transformers.CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)).save_pretrained(tmp_path)
-    vision, images = ClipVision(tmp_path), pictures(2)
+    vision, images = _ClipVision(tmp_path), pictures(2)
     with torch.no_grad(): out = whole.get_image_features(pixel_values=vision.process(images, return_tensors='pt')['pixel_values'])
     torch.testing.assert_close(vision.batch(images), getattr(out, 'pooler_output', out))
     assert vision.dim == 12
 
 def test_folders_that_are_no_clip(clip, tmp_path):
-    from gentok.embed.pretrained import small_model
-    with pytest.raises(ValueError, match="'bert'"): ImageEncoder(small_model('bert', ['a'], tmp_path/'bert'))
+    from gentok.embed.pretrained import _small_model
+    with pytest.raises(ValueError, match="'bert'"): ImageEncoder(_small_model('bert', ['a'], tmp_path/'bert'))
     for lost, found in (('preprocessor_config.json', 'no preprocessor'), ('model.safetensors', 'holds no model'), ('config.json', 'config.json')):
         folder = shutil.copytree(clip, tmp_path/lost)
         (folder/lost).unlink()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gentok.embed.table import EmbeddingTable, concat, domains_of, hstack, row_positions, together
+from gentok.embed.table import EmbeddingTable, concat, _domains_of, hstack, _row_positions, concat_domains
 
 def numbered(n, d=3, source='t'):
     "A table whose vectors say which row they were."
@@ -69,7 +69,7 @@ def test_every_index_keeps_ids_attached(n, data):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 20), st.slices(20))
 def test_slices_are_those_of_a_list(n, s):
-    assert row_positions(s, n).tolist() == list(range(n))[s]
+    assert _row_positions(s, n).tolist() == list(range(n))[s]
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 25), st.integers(0, 25), st.randoms(use_true_random=False))
@@ -135,15 +135,15 @@ def test_other_folders_are_refused(tmp_path):
 
 @given(st.dictionaries(st.text(st.characters(exclude_characters='/', codec='utf-8'), min_size=1, max_size=4), st.integers(1, 5), min_size=1, max_size=4), st.randoms())
 def test_domains_follow_their_items_in_any_order(counts, random):
-    both = together({name: numbered(n) for name, n in counts.items()})
+    both = concat_domains({name: numbered(n) for name, n in counts.items()})
     rows = random.sample(range(len(both)), len(both))
-    names, number = domains_of(both[rows].ids)
+    names, number = _domains_of(both[rows].ids)
     assert names == tuple(sorted(counts)) and len(both) == sum(counts.values())
     for id, m in zip(both[rows].ids, number.tolist()): assert id.startswith(names[m] + '/')
 
 def test_an_id_with_a_slash_of_its_own_keeps_its_domain():
-    both = together({'web': EmbeddingTable(['a/b', 'c'], torch.ones(2, 2), 't')})
-    assert both.ids == ['web/a/b', 'web/c'] and domains_of(both.ids).names == ('web',)
-    with pytest.raises(ValueError, match='occurs twice'): together({'x': EmbeddingTable([1, '1'], torch.ones(2, 2), 't')})
+    both = concat_domains({'web': EmbeddingTable(['a/b', 'c'], torch.ones(2, 2), 't')})
+    assert both.ids == ['web/a/b', 'web/c'] and _domains_of(both.ids).names == ('web',)
+    with pytest.raises(ValueError, match='occurs twice'): concat_domains({'x': EmbeddingTable([1, '1'], torch.ones(2, 2), 't')})
     for nameless in (3, 'c', '/c'):
-        with pytest.raises(ValueError, match='name no domain'): domains_of(['web/c', nameless])
+        with pytest.raises(ValueError, match='name no domain'): _domains_of(['web/c', nameless])

@@ -15,20 +15,20 @@ from torch import nn
 
 from gentok.data.dataset import Catalogue
 from gentok.store.files import write_folder
-from gentok.embed.pretrained import (SentenceModel, batches_by_length, load_whole, masked_mean, pooled,
-                                     read_layout, read_pooling, small_model)
+from gentok.embed.pretrained import (SentenceModel, _batches_by_length, _load_whole, _masked_mean, _pooled,
+                                     _read_layout, _read_pooling, _small_model)
 from gentok.embed.table import EmbeddingTable
-from gentok.embed.text import Lsa, TextEncoder, characters_for, lost_texts, terms, tfidf, unspaced, vectoriser, words_of
+from gentok.embed.text import Lsa, TextEncoder, _characters_for, _lost_texts, _terms, _tfidf, _unspaced, _vectoriser, _words_of
 from gentok.tokenize.tokenizer import ResidualKMeans
 
 colours, shapes = ['red', 'amber', 'green', 'blue'], ['circle', 'square', 'star', 'heart']
 texts = [f'{c} {s} number {i}' for i, (c, s) in enumerate((c, s) for c in colours for s in shapes)]
 
 @pytest.fixture(scope='module')
-def bert(tmp_path_factory): return small_model('bert', texts, tmp_path_factory.mktemp('bert'))
+def bert(tmp_path_factory): return _small_model('bert', texts, tmp_path_factory.mktemp('bert'))
 
 @pytest.fixture
-def t5(tmp_path): return small_model('t5', texts, tmp_path/'t5')
+def t5(tmp_path): return _small_model('t5', texts, tmp_path/'t5')
 
 def layout(folder, dense=None, pooling=dict(pooling_mode_mean_tokens=True), normalise=True, activation='torch.nn.modules.activation.Tanh'):
     "Write a sentence-transformers list of modules into a model folder."
@@ -66,13 +66,13 @@ def test_dimension_is_capped_and_told():
     assert TextEncoder('lsa', dim=4).fit(['same text']*6).dim == 1
 
 def test_min_df_gives_way_where_every_word_is_alone():
-    assert len(tfidf([f'only{i}' for i in range(250)]).vocabulary_) == 250
+    assert len(_tfidf([f'only{i}' for i in range(250)]).vocabulary_) == 250
 
 def test_rare_words_are_dropped_in_larger_catalogues():
-    assert set(tfidf(['common']*250 + ['alone']).vocabulary_) == {'common', 'common common'} - {'common common'}
+    assert set(_tfidf(['common']*250 + ['alone']).vocabulary_) == {'common', 'common common'} - {'common common'}
 
 def test_lsa_keeps_most_of_the_matrix():
-    x = tfidf(texts).transform(texts).toarray()
+    x = _tfidf(texts).transform(texts).toarray()
     lsa = Lsa(16).fit(texts)
     np.testing.assert_allclose(lsa.encode(texts).numpy() @ lsa.directions.T, x, atol=1e-4)
 
@@ -160,7 +160,7 @@ def test_titles_without_spaces_show_their_kinds(language):
     assert len(told) == 1 and told[0].startswith('120 of 120 texts') and told[0].endswith('.')
     z = encoder.encode(titles(language))
     assert purity(z, shelf) >= .9 and like(z, shelf) >= .9
-    words = tfidf(titles(language)).transform(titles(language)).toarray()
+    words = _tfidf(titles(language)).transform(titles(language)).toarray()
     if language in ('zh', 'joined'): np.testing.assert_allclose(words @ words.T, np.eye(120), atol=1e-6)
 
 def test_the_case_of_chinese_titles(shared):
@@ -177,7 +177,7 @@ def test_the_english_half_keeps_its_words():
     both, kinds = titles('zh') + titles('en'), shelf*2
     encoder, told = fitted(both)
     assert encoder.model.characters == ('unspaced',) and told[0].startswith('120 of 240 texts')
-    alone = set(tfidf(titles('en')*2).get_feature_names_out())
+    alone = set(_tfidf(titles('en')*2).get_feature_names_out())
     assert alone <= set(encoder.model.words.get_feature_names_out()) | {w for w in alone if ' ' in w}
     z = encoder.encode(both)
     assert purity(z, kinds) >= .9 and like(z[:120], shelf) >= .9
@@ -190,7 +190,7 @@ def test_the_english_half_keeps_its_words():
 def test_words_are_kept_where_there_are_spaces(some):
     encoder, told = fitted(some)
     assert encoder.model.characters == () and not told and 'words' in repr(encoder)
-    assert set(encoder.model.words.get_feature_names_out()) == set(tfidf(some).get_feature_names_out())
+    assert set(encoder.model.words.get_feature_names_out()) == set(_tfidf(some).get_feature_names_out())
 
 def test_a_tiny_catalogue_without_spaces_has_neighbours():
     encoder, _ = fitted(['红色陶瓷杯', '蓝色陶瓷杯', '羊毛围巾'])
@@ -204,14 +204,14 @@ def test_the_shortest_titles_without_spaces_work_too(some):
     assert len(told) == (encoder.model.characters == ('unspaced',)) == 1 and torch.isfinite(z).all() and (z != 0).any(1).all()
 
 def test_copies_do_not_make_words_shared():
-    assert lost_texts(titles('zh')*3) == dict(unspaced=120, spaced=0) and characters_for(titles('zh')*3) == ('unspaced',)
-    assert characters_for([]) == () and lost_texts(['', '!', '7']) == dict(unspaced=0, spaced=0)
+    assert _lost_texts(titles('zh')*3) == dict(unspaced=120, spaced=0) and _characters_for(titles('zh')*3) == ('unspaced',)
+    assert _characters_for([]) == () and _lost_texts(['', '!', '7']) == dict(unspaced=0, spaced=0)
 
 @given(st.text('ab 红色杯ーกำ,-7é_', max_size=30))
 def test_terms_are_those_of_scikit_learn_where_words_are_kept(text):
-    plain = unspaced.sub(' ', text)
-    assert terms(plain, ['unspaced']) == vectoriser().build_analyzer()(plain)
-    runs, grams = words_of(text)['unspaced'], [t for t in terms(text, ['unspaced']) if unspaced.fullmatch(t)]
+    plain = _unspaced.sub(' ', text)
+    assert _terms(plain, ['unspaced']) == _vectoriser().build_analyzer()(plain)
+    runs, grams = _words_of(text)['unspaced'], [t for t in _terms(text, ['unspaced']) if _unspaced.fullmatch(t)]
     assert len(grams) == sum(2*len(w) - 1 for w in runs) and set(''.join(runs)) == set(''.join(grams))
 
 @settings(max_examples=30, deadline=None)
@@ -261,25 +261,25 @@ def test_a_failed_fit_leaves_the_encoder_as_it_was():
 def test_pooling_ignores_padding_on_either_side(b, t, pad, how):
     h = torch.randn(b, t, 3)
     rubbish, m = torch.full((b, pad, 3), 1e6), torch.ones(b, t)
-    expected = pooled(h, m, how)
+    expected = _pooled(h, m, how)
     for parts in ((h, rubbish), (rubbish, h)):
         mask = torch.cat([m if p is h else torch.zeros(b, pad) for p in parts], 1)
-        torch.testing.assert_close(pooled(torch.cat(parts, 1), mask, how), expected)
+        torch.testing.assert_close(_pooled(torch.cat(parts, 1), mask, how), expected)
 
 def test_masked_mean_is_the_mean():
     h = torch.randn(4, 7, 5)
-    torch.testing.assert_close(masked_mean(h, torch.ones(4, 7)), h.mean(1))
+    torch.testing.assert_close(_masked_mean(h, torch.ones(4, 7)), h.mean(1))
 
 @given(st.lists(st.text(max_size=9), max_size=20), st.integers(1, 7))
 def test_batches_hold_every_row_once_longest_first(some, size):
-    batches = batches_by_length(some, size)
+    batches = _batches_by_length(some, size)
     assert sorted(sum(batches, [])) == list(range(len(some))) and all(len(b) <= size for b in batches)
     lengths = [len(some[row]) for rows in batches for row in rows]
     assert lengths == sorted(lengths, reverse=True)
 
 @pytest.mark.parametrize('kind', ['bert', 't5'])
 def test_mixed_lengths_equal_one_by_one(kind, tmp_path):
-    model = SentenceModel(small_model(kind, texts, tmp_path))
+    model = SentenceModel(_small_model(kind, texts, tmp_path))
     mixed = ['red', ' '.join(texts), 'blue star number', 'amber', 'heart heart heart heart heart']
     alone = torch.cat([model.encode([t]) for t in mixed])
     for size in (1, 2, 5): torch.testing.assert_close(model.encode(mixed, size), alone, atol=1e-5, rtol=1e-5)
@@ -351,18 +351,18 @@ def test_missing_weights_are_not_drawn_at_random(bert, tmp_path):
     import transformers
     model = transformers.AutoModel.from_pretrained(bert)
     model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if 'layer.1' not in k})
-    with pytest.raises(ValueError, match='lacks 16 weights'): load_whole(transformers.AutoModel, tmp_path)
+    with pytest.raises(ValueError, match='lacks 16 weights'): _load_whole(transformers.AutoModel, tmp_path)
 
 def test_poolings_of_both_ages():
-    assert read_pooling(dict(pooling_mode='mean')) == 'mean'
-    assert read_pooling(dict(pooling_mode_max_tokens=True)) == 'max'
+    assert _read_pooling(dict(pooling_mode='mean')) == 'mean'
+    assert _read_pooling(dict(pooling_mode_max_tokens=True)) == 'max'
     for bad in ({}, dict(pooling_mode_mean_tokens=True, pooling_mode_cls_token=True), dict(pooling_mode='lasttoken')):
-        with pytest.raises(ValueError, match='choose another model'): read_pooling(bad)
+        with pytest.raises(ValueError, match='choose another model'): _read_pooling(bad)
 
 def test_limits_are_read_and_kept(bert, tmp_path):
     folder = shutil.copytree(bert, tmp_path/'m')
     (folder/'sentence_bert_config.json').write_text('{"max_seq_length": 5, "do_lower_case": true}')
-    assert read_layout(folder).lower
+    assert _read_layout(folder).lower
     model = SentenceModel(folder)
     assert model.max_tokens == 5
     torch.testing.assert_close(model.encode(['RED star']), model.encode(['red star']))
@@ -381,7 +381,7 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    small_model('bert', texts, tmp_path)
+    _small_model('bert', texts, tmp_path)
     assert torch.equal(torch.rand(1), expected)
 
 def test_vectors_do_not_depend_on_the_number_of_threads():

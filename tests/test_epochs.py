@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.embed.table import EmbeddingTable
-from gentok.tokenize.epochs import Epochs, again, changed, last_epochs, other_starts
-from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, kept_epochs
+from gentok.tokenize.epochs import Epochs, _again, _changed, last_epochs, other_starts
+from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, _kept_epochs
 from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans
 
 def table(n=50, seed=0):
@@ -18,12 +18,12 @@ def small(**fit):
 @given(st.integers(2, 5), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
 def test_changed_counts_what_a_loop_counts(n, m, l, seed):
     codes = torch.randint(0, 2, (n, m, l), generator=torch.Generator().manual_seed(seed))
-    for row in changed(codes):
+    for row in _changed(codes):
         gap = row['interval']
         pairs = [(codes[k, i], codes[k + gap, i]) for k in range(n - gap) for i in range(m)]
         assert row['first'] == pytest.approx(sum(a[0] != b[0] for a, b in pairs).item()/len(pairs))
         assert row['any'] == pytest.approx(sum(bool((a != b).any()) for a, b in pairs)/len(pairs))
-    assert [r['interval'] for r in changed(codes)] == list(range(1, n))
+    assert [r['interval'] for r in _changed(codes)] == list(range(1, n))
 
 def test_each_epoch_is_what_a_run_of_that_length_ends_with(tmp_path):
     "The codes of an epoch are those of the codebooks after its last update"
@@ -49,7 +49,7 @@ def test_a_run_that_was_cut_keeps_the_same_epochs(cut, tmp_path, monkeypatch):
 def test_epochs_that_were_not_kept_are_not_made_up(tmp_path):
     last_epochs(small(), table(), 2, tmp_path)
     with pytest.raises(ValueError, match=r'did not keep epoch 10; fit in another folder\.$'): last_epochs(small(), table(), 3, tmp_path)
-    (kept_epochs(tmp_path)[11]/'config.json').unlink()
+    (_kept_epochs(tmp_path)[11]/'config.json').unlink()
     with pytest.raises(ValueError, match='did not keep epoch 11'): last_epochs(small(), table(), 2, tmp_path)
 
 @pytest.mark.parametrize('n', (0, -1, 13))
@@ -64,16 +64,16 @@ def test_another_table_is_refused(tmp_path):
 def test_strangers_have_seeds_of_their_own(tmp_path):
     runs = other_starts(small(), table(), 3, tmp_path)
     assert [t.config.seed for t in runs] == [0, 1000, 2000]
-    assert all(r['first'] > .5 for r in changed(runs.encode(table())))
+    assert all(r['first'] > .5 for r in _changed(runs.encode(table())))
     assert torch.equal(other_starts(small(), table(), 2, tmp_path).encode(table()), runs.encode(table())[:2])
 
 def test_again_changes_what_it_is_told_and_nothing_else():
     one = small()
-    two = again(one, keep_last=5, seed=7)
+    two = _again(one, keep_last=5, seed=7)
     assert (two.fit_config.keep_last, two.config.seed, two.fit_config.epochs) == (5, 7, 12)
     assert (one.fit_config.keep_last, one.config.seed) == (0, 0) and type(two) is RQVAE
     for kind in (ResidualKMeans(levels=2, K=4), RandomTokenizer(levels=2, K=4)):
-        with pytest.raises(ValueError, match=rf'^a {type(kind).__name__} is not trained in epochs and keeps none; [^.]*\.$'): again(kind, keep_last=2)
+        with pytest.raises(ValueError, match=rf'^a {type(kind).__name__} is not trained in epochs and keeps none; [^.]*\.$'): _again(kind, keep_last=2)
 
 def test_no_folders(): 
     with pytest.raises(ValueError, match='there are no folders'): Epochs([])

@@ -10,8 +10,8 @@ from hypothesis import given, settings, strategies as st
 from gentok.data.splits import Examples, hold_out, leave_one_out
 from gentok.data.toyshop import toyshop
 from gentok.ids.sequences import item_tokens
-from gentok.papers.etegrec import EtegrecConfig, TargetSequences, learn, pair_of, run
-from gentok.papers.etegrec_figures import Meeting, at_start, closeness, draw_meetings, meeting, meeting_points, plane
+from gentok.papers.etegrec import EtegrecConfig, TargetSequences, _train_jointly, _joint_model, run
+from gentok.papers.etegrec_figures import Meeting, _at_start, _closeness, draw_meetings, meeting, _meeting_points, _plane
 from gentok.papers.tiger import prepare
 from gentok.train.alignment import preference_semantic_alignment
 
@@ -30,9 +30,9 @@ def examples(targets):
 def test_points_are_the_busiest_items_with_histories_of_their_own(targets, items, histories, seed):
     some, found = examples(targets), len(set(targets))
     if not 2 <= items <= found or histories < 1:
-        with pytest.raises(ValueError, match=f'expected 2 to {found} items'): meeting_points(some, items, histories, seed)
+        with pytest.raises(ValueError, match=f'expected 2 to {found} items'): _meeting_points(some, items, histories, seed)
         return
-    chosen = meeting_points(some, items, histories, seed)
+    chosen = _meeting_points(some, items, histories, seed)
     kept = chosen.targets.tolist()
     assert len(set(kept)) == items and len(set(chosen.users.tolist())) == chosen.n
     assert all(kept.count(t) == min(histories, targets.count(t)) for t in set(kept))
@@ -40,8 +40,8 @@ def test_points_are_the_busiest_items_with_histories_of_their_own(targets, items
 
 def test_the_two_sides_are_those_of_the_loss():
     split, prepared = leave_one_out(shop()), prepare(shop(), small)
-    pair, data, _ = pair_of(split, prepared, small)
-    points = meeting_points(split.test, 10, 1)
+    pair, data, _ = _joint_model(split, prepared, small)
+    points = _meeting_points(split.test, 10, 1)
     met = meeting(pair.eval(), prepared.item_ids, points)
     batch = TargetSequences(points, item_tokens(prepared.item_ids, pair.recommender['model'].vocabulary), 10).batch(torch.arange(10))
     pair.turn, pair.epoch = 'tokenizer', 9
@@ -53,8 +53,8 @@ def test_the_two_sides_are_those_of_the_loss():
 @pytest.mark.parametrize('mode', (True, False))
 def test_asking_changes_nothing_and_dropout_is_off(mode):
     split, prepared = leave_one_out(shop()), prepare(shop(), small)
-    pair = pair_of(split, prepared, replace(small, dropout=.5))[0].train(mode)
-    points = meeting_points(split.test, 5)
+    pair = _joint_model(split, prepared, replace(small, dropout=.5))[0].train(mode)
+    points = _meeting_points(split.test, 5)
     one, two = (meeting(pair, prepared.item_ids, points) for _ in range(2))
     assert torch.equal(one.preferences, two.preferences) and pair.training is mode
     assert not one.preferences.requires_grad and not one.semantics.requires_grad
@@ -66,8 +66,8 @@ def test_asking_changes_nothing_and_dropout_is_off(mode):
 def test_a_folder_gives_back_the_beginning(tmp_path):
     held = hold_out(shop(), .1)
     split, result = leave_one_out(held), run(held, small, tmp_path)
-    start, item_ids = at_start(held, small, tmp_path)
-    fresh = pair_of(split, prepare(held, small), small)[0]
+    start, item_ids = _at_start(held, small, tmp_path)
+    fresh = _joint_model(split, prepare(held, small), small)[0]
     assert torch.equal(item_ids.table, result.first_ids.table)
     assert all(torch.equal(a, b) for a, b in zip(start.state_dict().values(), fresh.state_dict().values()))
     assert any(not torch.equal(a, b) for a, b in zip(start.state_dict().values(), result.pair.state_dict().values()))
@@ -81,7 +81,7 @@ def test_closeness_against_plain_loops(n, b, seed):
     cosine = [[F.cosine_similarity(h, z, dim=0).item() for z in met.semantics] for h in met.preferences]
     mine = [c[o] for c, o in zip(cosine, own.tolist())]
     others = [v for c, o in zip(cosine, own.tolist()) for i, v in enumerate(c) if i != o]
-    got = closeness(met)
+    got = _closeness(met)
     assert got['own'] == pytest.approx(sum(mine)/len(mine), abs=1e-5) and got['others'] == pytest.approx(sum(others)/len(others), abs=1e-5)
     assert got['margin'] == pytest.approx(got['own'] - got['others'])
     assert got['found'] == sum(max(range(n), key=c.__getitem__) == o for c, o in zip(cosine, own.tolist()))/len(own)
@@ -90,8 +90,8 @@ def test_lengths_do_not_matter_and_few_points_can_be_drawn():
     gen = torch.Generator().manual_seed(0)
     met = Meeting(torch.randn(2, 4, generator=gen), torch.randn(3, 4, generator=gen), torch.arange(2), torch.tensor([0, 1, 1]))
     long = met._replace(preferences=4*met.preferences, semantics=.5*met.semantics)
-    assert closeness(long) == pytest.approx(closeness(met))
-    assert all((a == b).all() for a, b in zip(plane(met), plane(long)))
+    assert _closeness(long) == pytest.approx(_closeness(met))
+    assert all((a == b).all() for a, b in zip(_plane(met), _plane(long)))
     panel = draw_meetings(dict(one=met), 'a title')
     assert panel.get_title(loc='left') == 'a title' and [len(c.get_offsets()) for c in panel.collections] == [3, 2]
     plt.close('all')

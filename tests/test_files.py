@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
 from gentok.store import files
-from gentok.store.files import (atomic_write, read_folder, read_json, read_tensors, stage, sweep,
+from gentok.store.files import (atomic_write, read_folder, read_json, read_tensors, _stage, _sweep,
                                write_folder, write_together)
 
 class Killed(BaseException): pass
@@ -63,7 +63,7 @@ def test_kill_9_at_ten_random_moments_leaves_a_whole_file(tmp_path):
         text = path.read_text()
         assert len(text) == 300_000 and len(set(text)) == 1
     assert all(p.name.endswith('.part') for p in tmp_path.iterdir() if p != path)
-    sweep(tmp_path, age=-1)
+    _sweep(tmp_path, age=-1)
     assert list(tmp_path.iterdir()) == [path]
 
 # torch is slow to import and the writer needs none of it
@@ -75,7 +75,7 @@ for name, parts in {'torch': ['Tensor'], 'safetensors': ['SafetensorError', 'saf
 '''
 
 def test_part_files_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_path):
-    old, young = stage(tmp_path/'old.txt', 'x'), tmp_path/'.young.txt.1.part'
+    old, young = _stage(tmp_path/'old.txt', 'x'), tmp_path/'.young.txt.1.part'
     young.write_text('y')
     os.utime(old, (0, 0))
     atomic_write(tmp_path/'a.txt', 'a')

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from gentok.data.columns import clean, encode, sentence, standard_order, times
+from gentok.data.columns import clean, encode, _sentence, standard_order, times
 from gentok.data.formats import load, report
-from gentok.data.interactions import drop_repeats, gather, histories, in_order, k_core, keep_first
+from gentok.data.interactions import drop_repeats, _gather, histories, _in_order, k_core, keep_first
 from gentok.data.dataset import Catalogue
 from gentok.data.splits import leave_one_out
 
@@ -490,14 +490,14 @@ def test_moments_grow_with_dates(a, b):
 
 def log_of(rows):
     u, i = (encode(pl.Series(name, [str(r[x]) for r in rows], pl.String)) for x, name in enumerate(('user', 'item')))
-    return gather(u, i, np.array([r[2] for r in rows], np.int64))
+    return _gather(u, i, np.array([r[2] for r in rows], np.int64))
 def told(log): return [(log.users[int(u)], log.items[int(i)], t) for u, i, t in zip(log.u, log.i, log.time.tolist())]
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 5)), min_size=1, max_size=120), st.integers(1, 4), st.sampled_from([0, 10**9, -10**18, 10**18]))
 def test_steps_of_the_log_against_loops(rows, k, origin):
     rows = [(str(u), str(i), t*(origin or 1)) for u, i, t in rows]
-    log = in_order(log_of(rows))
+    log = _in_order(log_of(rows))
     people = list(log.users)
     assert people == [people[r] for r in standard_order(people)]
     ordered = sorted(rows, key=lambda r: (people.index(r[0]), r[2]))
@@ -568,7 +568,7 @@ def test_text_is_cleaned_and_nothing_else():
              "['Tom's', 'x']": "Tom's x", '[]': '', '["a\\d"]': 'a\\d'}
     assert {t: clean(t) for t in cases} == cases
     assert clean('x'*5000) == 'x'*5000 and clean([['a'], None, 'b']) == 'a b' and clean(3) == '3' and clean(float('nan')) == ''
-    assert sentence(['a.', '', 'b. . .', '...']) == 'a. b'
+    assert _sentence(['a.', '', 'b. . .', '...']) == 'a. b'
 
 @settings(max_examples=100, deadline=None)
 @given(st.text())

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gentok.quantize.health import groups, health
+from gentok.quantize.health import _groups, health
 
 tables = st.integers(1, 4).flatmap(lambda L: st.lists(st.tuples(*[st.integers(0, 3)]*L), min_size=1, max_size=40))
 
@@ -36,7 +36,7 @@ def test_groups_are_lexicographic_and_do_not_overflow():
     codes = torch.randint(2**30, (50, 6)).repeat(2, 1)
     order = sorted(map(tuple, codes.tolist()))
     rank = {row: i for i, row in enumerate(dict.fromkeys(order))}
-    assert groups(codes).tolist() == [rank[tuple(row)] for row in codes.tolist()]
+    assert _groups(codes).tolist() == [rank[tuple(row)] for row in codes.tolist()]
 
 def test_unique_codes_are_healthy():
     codes = torch.cartesian_prod(*[torch.arange(4)]*3)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gentok.tokenize.hsic import (DomainHSIC, biased_hsic, calibration_loss, domain_hsic, gram, hsic, median_bandwidth,
-                                  squared_distances, unbiased_hsic)
+from gentok.tokenize.hsic import (DomainHSIC, biased_hsic, calibration_loss, _domain_hsic, gram, hsic, median_bandwidth,
+                                  _squared_distances, unbiased_hsic)
 
 def normal(seed, *shape): return torch.tensor(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
@@ -48,7 +48,7 @@ def test_what_the_published_code_trains_with_is_an_error_here(vectors):
     "Row against row: zero without a gradient there, a sentence here"
     as_trained, x = vectors('unitok')['mi_calibration_as_trained'], inputs()
     assert as_trained['loss'] == 0 and not as_trained['requires_grad']
-    found = domain_hsic(x['X'], x['Z_dependent'], torch.arange(64))
+    found = _domain_hsic(x['X'], x['Z_dependent'], torch.arange(64))
     assert len(found.values) == 0 and len(found.skipped) == as_trained['n_values']
     with pytest.raises(ValueError, match='leave this batch out'): calibration_loss(found.values)
 
@@ -89,7 +89,7 @@ def test_distances_are_those_of_the_definition(seed, n, shift):
     torch.manual_seed(seed)
     x = torch.randn(n, 6) + shift
     want = (x[:, None].double() - x.double()).square().sum(-1).float()
-    D = squared_distances(x)
+    D = _squared_distances(x)
     assert torch.allclose(D, want, atol=1e-4, rtol=1e-4) and (D >= 0).all() and (D.diagonal() == 0).all()
 
 def test_unbiased_has_no_bias_and_biased_has():
@@ -111,7 +111,7 @@ def test_gradients_by_finite_differences(unbiased, sigma):
 def test_gradient_of_the_median_is_that_of_its_value(unbiased):
     torch.manual_seed(1)
     x, z = torch.randn(30, 4), torch.randn(30, 3, requires_grad=True)
-    widths = tuple(median_bandwidth(squared_distances(m)).item() for m in (x, z))
+    widths = tuple(median_bandwidth(_squared_distances(m)).item() for m in (x, z))
     slopes = [torch.autograd.grad(hsic(x, z, s, unbiased), z)[0] for s in (None, widths)]
     assert torch.allclose(*slopes, atol=1e-8) and slopes[0].abs().max() > 1e-5
 
@@ -129,7 +129,7 @@ def test_gradient_reaches_every_measured_domain_and_no_other():
     torch.manual_seed(0)
     x, z = torch.randn(50, 4), torch.randn(50, 3, requires_grad=True)
     domains = torch.tensor([7]*20 + [2]*20 + [5]*10)
-    found = domain_hsic(x, z, domains)
+    found = _domain_hsic(x, z, domains)
     assert isinstance(found, DomainHSIC) and found.skipped == (5,)
     assert found.domains.tolist() == [2, 7] and found.rows.tolist() == [20, 20]
     slope, = torch.autograd.grad(calibration_loss(found.values, beta=.5), z)
@@ -163,7 +163,7 @@ def test_rounding_in_lower_precision_stays_outside():
     (lambda x: hsic(x, x[:5]), 'with the same rows'), (lambda x: hsic(x[:, 0], x), 'with the same rows'),
     (lambda x: hsic(x, x*math.nan), '20 of 20 rows hold NaN'), (lambda x: hsic(x, 1e30*x), '20 of 20 rows hold NaN, infinity or numbers too large'), (lambda x: hsic(x, x, 0.), 'positive bandwidth'),
     (lambda x: hsic(x, x, -1), 'positive bandwidth'), (lambda x: hsic(x, x, math.nan), 'positive bandwidth'), (lambda x: hsic(x, x, 'median'), "sigma is 'median'"),
-    (lambda x: domain_hsic(x, x, torch.zeros(3)), '3 domains for 20 rows'), (lambda x: domain_hsic(x, x, torch.zeros(20), least=3), 'at least 4 rows'),
+    (lambda x: _domain_hsic(x, x, torch.zeros(3)), '3 domains for 20 rows'), (lambda x: _domain_hsic(x, x, torch.zeros(20), least=3), 'at least 4 rows'),
     (lambda x: calibration_loss([]), '0 domains have a value'), (lambda x: calibration_loss([.1], unbiased=True), 'expected at least 2')))
 def test_faults_are_one_sentence(call, words):
     with pytest.raises(ValueError, match=words) as found: call(torch.randn(20, 4))
@@ -194,7 +194,7 @@ def test_minimising_the_loss_brings_domains_together():
     z = (x + noise*torch.randn(90, 4)).requires_grad_()
     optim, spread = torch.optim.Adam([z], .1), []
     for _ in range(25):
-        values = domain_hsic(x, z, domains, 'attached').values
+        values = _domain_hsic(x, z, domains, 'attached').values
         spread.append(values.detach().var(correction=0).item())
         loss = calibration_loss(values, beta=0.)
         optim.zero_grad(); loss.backward(); optim.step()

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gentok.train.influence import adam_direction, adam_influence, even_batches, influence_share, influences, mean_gradient
-from gentok.train.influence import measuring, moments_of, rank_agreement, shared_out
+from gentok.train.influence import _adam_direction, adam_influence, _even_batches, influence_share, influences, _mean_gradient
+from gentok.train.influence import _measuring, _moments_of, rank_agreement, _shared_out
 from gentok.ids.sequences import Sequences
 from gentok.train.loop import TrainConfig, Trainer
 from test_train import Chain, sequences
@@ -22,7 +22,7 @@ def reference_moments(): # of W1 and W2
     return {'W1': (.1*normal(93, 4, 3), .01*normal(94, 4, 3).abs()), 'W2': (.1*normal(95, 2, 4), .01*normal(96, 2, 4).abs())}
 
 def reference_gradient(start, rows):
-    "Mean of the batches' gradients, as `mean_gradient` accumulates it"
+    "Mean of the batches' gradients, as `_mean_gradient` accumulates it"
     w = {'W1': normal(91, 4, 3).requires_grad_(), 'W2': normal(92, 2, 4).requires_grad_()}
     for j, n in enumerate(rows):
         x, y = normal(start + 10*j, n, 3), normal(start + 10*j + 5, n, 2)
@@ -39,7 +39,7 @@ def test_mtgrec_adam_influence(vectors):
     near = dict(rtol=0, atol=1e-9)
     assert torch.allclose(torch.stack([flat(g) for g in train]), want['mean_train_gradient'], **near)
     assert torch.allclose(torch.stack([flat(u) for u in valid]), want['validation_gradient'], **near)
-    directions = [flat({k: adam_direction(g[k], *moments[k]) for k in g}) for g in train]
+    directions = [flat({k: _adam_direction(g[k], *moments[k]) for k in g}) for g in train]
     assert torch.allclose(torch.stack(directions), want['adam_direction'], **near)
     assert torch.allclose(adam_influence(train, valid, moments), want['influence_matrix_train_by_valid'], **near)
     mean = {k: (valid[0][k] + valid[1][k])/2 for k in moments}
@@ -61,7 +61,7 @@ def test_corrected_direction_is_the_step_of_torch(steps):
     m, v = (adam.state[w][k].clone() if steps else zero for k in ('exp_avg', 'exp_avg_sq'))
     before, w.grad = w.detach().clone(), normal(99, 6)
     adam.step()
-    assert torch.allclose((before - w.detach())/1e-2, adam_direction(w.grad, m, v, eps=0., steps=steps))
+    assert torch.allclose((before - w.detach())/1e-2, _adam_direction(w.grad, m, v, eps=0., steps=steps))
 
 # ---------------------------------------------------------------- with a trainer
 
@@ -80,12 +80,12 @@ def test_matrix_agrees_with_its_definition():
     "One batch each, plain autograd, everything flattened"
     trainer, train, valid = problem()
     found = influences(trainer, train, valid, sample=None, mean=False)
-    model, moments = trainer.bare.eval(), moments_of(trainer)
+    model, moments = trainer.bare.eval(), _moments_of(trainer)
     def slope(data):
-        batches = even_batches(data.examples.lengths, torch.arange(data.examples.n), 16)
+        batches = _even_batches(data.examples.lengths, torch.arange(data.examples.n), 16)
         total = sum(model(*data.batch(b)) for b in batches)/len(batches)
         return dict(zip(moments, torch.autograd.grad(total, list(model.parameters()))))
-    wanted = [[sum((adam_direction(g[k], *moments[k])*u[k]).sum().item() for k in g) for u in map(slope, valid)] for g in map(slope, train)]
+    wanted = [[sum((_adam_direction(g[k], *moments[k])*u[k]).sum().item() for k in g) for u in map(slope, valid)] for g in map(slope, train)]
     assert found.tolist() == [pytest.approx(row, rel=1e-4) for row in wanted]
     assert influences(trainer, train, valid, sample=None).tolist() == pytest.approx(found.mean(1).tolist(), rel=1e-4)
 
@@ -117,7 +117,7 @@ def test_a_trainer_that_made_no_step_and_a_frozen_weight():
     trainer, train, valid = problem(trained=0)
     trainer.bare.inside.weight.requires_grad_(False)
     found = influences(trainer, train, valid, sample=None)
-    assert 'inside.weight' not in moments_of(trainer) and found.isfinite().all()
+    assert 'inside.weight' not in _moments_of(trainer) and found.isfinite().all()
 
 def test_one_gradient_lives_at_a_time(monkeypatch):
     "The training gradients are a stream: when the next one is made, the last one is gone"
@@ -129,7 +129,7 @@ def test_one_gradient_lives_at_a_time(monkeypatch):
         found = original(trainer)
         made.append(weakref.ref(found['inside.weight']))
         return found
-    monkeypatch.setattr(module, 'take_gradients', taken)
+    monkeypatch.setattr(module, '_take_gradients', taken)
     alive = []
     class Watched(Sequences):
         def batch(self, index):
@@ -143,19 +143,19 @@ def test_one_gradient_lives_at_a_time(monkeypatch):
 def test_shared_out_uses_everybody_once_and_batches_are_even():
     gen = torch.Generator().manual_seed(0)
     for n, parts, sample in ((10, 3, 2), (10, 3, 100), (2, 5, 7)):
-        found = shared_out(n, parts, sample, gen)
+        found = _shared_out(n, parts, sample, gen)
         together = torch.cat(list(found))
         assert len(together) == len(together.unique()) == min(n, parts*sample) and all(0 < len(p) <= sample for p in found)
     lengths = torch.randint(1, 20, (101,), generator=gen)
-    cut = even_batches(lengths, torch.arange(101), 16)
+    cut = _even_batches(lengths, torch.arange(101), 16)
     assert {len(b) for b in cut} <= {14, 15} and torch.equal(torch.cat(cut).sort().values, torch.arange(101))
 
 def test_gradient_of_a_mixture_is_the_mean():
     trainer, train, _ = problem()
     six = [torch.arange(6)]
-    with measuring(trainer):
-        alone = [mean_gradient(trainer, [d], [six]) for d in train]
-        both = mean_gradient(trainer, train, [six]*3)
+    with _measuring(trainer):
+        alone = [_mean_gradient(trainer, [d], [six]) for d in train]
+        both = _mean_gradient(trainer, train, [six]*3)
     assert all(torch.allclose(both[k], sum(g[k] for g in alone)/3, atol=1e-6) for k in both)
 
 def test_the_share_is_measured_and_the_trainer_put_back():

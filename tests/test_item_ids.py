@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
-from gentok.ids.item_ids import (ItemIds, different, key_columns, lower_bound, random_ids, smallest,
-                                 sort_rows)
+from gentok.ids.item_ids import (ItemIds, _different, _key_columns, _lower_bound, random_ids, _smallest,
+                                 _sort_rows)
 
 tiles = torch.tensor([[2, 0, 1], [0, 1, 1], [2, 0, 0], [0, 0, 2]])
 
@@ -44,7 +44,7 @@ def test_more_bits_than_an_integer_has():
     sizes = (2**31,)*5
     codes = torch.tensor([[0, 0, 0, 0, 1], [2**31 - 1]*5, [0, 0, 0, 1, 0], [0]*5])
     ids = ItemIds(codes, sizes)
-    assert key_columns(codes, sizes).shape[1] == 3
+    assert _key_columns(codes, sizes).shape[1] == 3
     assert ids.order.tolist() == [3, 0, 2, 1]
     assert ids.find(codes.flip(0)).tolist() == [3, 2, 1, 0]
     assert ids.find([[0, 0, 0, 1, 1]]).tolist() == [-1]
@@ -108,7 +108,7 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_smallest_type_holds_its_codes():
     for K in (1, 2, 256, 257, 2**15, 2**15 + 1, 65_536, 2**31, 2**31 + 1):
-        assert int(torch.tensor(K - 1).to(smallest(K))) == K - 1
+        assert int(torch.tensor(K - 1).to(_smallest(K))) == K - 1
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=8), min_size=1, max_size=6), st.data())
@@ -118,7 +118,7 @@ def test_lower_bound_stays_in_its_stretch(stretches, data):
     lo = hi - torch.tensor([len(s) for s in stretches])
     value = torch.tensor(data.draw(st.lists(st.integers(-1, 10), min_size=len(stretches), max_size=len(stretches))))
     expected = [int(a) + sum(v < x for v in s) for a, s, x in zip(lo, stretches, value.tolist())]
-    assert lower_bound(column, lo, hi, value).tolist() == expected
+    assert _lower_bound(column, lo, hi, value).tolist() == expected
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 5), st.data())
@@ -133,11 +133,11 @@ def test_random_ids_are_different_and_repeatable(sizes, seed, data):
 def test_random_ids_favour_nobody():
     "Every place is taken equally often: 3,000 draws of 2 out of 18 places."
     counts = torch.zeros(18)
-    for seed in range(3000): counts[key_columns(random_ids(2, (2, 3, 3), seed).table, (2, 3, 3))[:, 0]] += 1
+    for seed in range(3000): counts[_key_columns(random_ids(2, (2, 3, 3), seed).table, (2, 3, 3))[:, 0]] += 1
     expected = 3000*2/18
     assert ((counts - expected)**2/expected).sum() < 45  # chi-square with 17 degrees: p = 0.0003
 
 def test_different_and_sorted():
     codes = torch.randint(3, (200, 3), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(different(codes, (3, 3, 3)), codes.unique(dim=0))
-    assert sort_rows(torch.tensor([[1, 0], [0, 5], [1, 0], [0, 4]])).tolist() == [3, 1, 0, 2]
+    assert torch.equal(_different(codes, (3, 3, 3)), codes.unique(dim=0))
+    assert _sort_rows(torch.tensor([[1, 0], [0, 5], [1, 0], [0, 4]])).tolist() == [3, 1, 0, 2]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gentok.quantize.codebook import Codebook, nearest
-from gentok.quantize.linear_codebook import LinearCodebook, codewords
+from gentok.quantize.linear_codebook import LinearCodebook, _codewords
 from gentok.quantize.residual import ResidualQuantizer
 from gentok.quantize.revival import Revival
 from gentok.tokenize.tokenizer import codeword_sum
@@ -189,4 +189,4 @@ def test_what_is_refused():
 
 def test_codewords_is_the_product():
     E, W = torch.randn(7, 4), torch.randn(4, 4)
-    assert torch.equal(codewords(E, W), (E.double() @ W.double()).float()) and codewords(E.double(), W).dtype == torch.float64
+    assert torch.equal(_codewords(E, W), (E.double() @ W.double()).float()) and _codewords(E.double(), W).dtype == torch.float64

@@ -18,7 +18,7 @@ from gentok.data.toyshop import toyshop
 from gentok.ids.item_ids import ItemIds
 from gentok.papers import mtgrec
 from gentok.train import loop
-from gentok.papers.mtgrec import MtgrecConfig, Many, candidates_of, prepare_many, run, shared_sizes
+from gentok.papers.mtgrec import MtgrecConfig, _Many, _candidates_of, _prepare_many, run, _shared_sizes
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from two import torchrun
 
@@ -51,7 +51,7 @@ def test_every_step_is_in_the_budget(tmp_path):
     split = leave_one_out(shop())
     for config in (small, replace(small, starts=(1, 2), epochs=6, candidates=1, n=2), replace(small, pretrain=False)):
         home = tmp_path/str(hash(config))
-        pretraining, tried = candidates_of(split, prepare_many(shop(), config, home), config, home)
+        pretraining, tried = _candidates_of(split, _prepare_many(shop(), config, home), config, home)
         steps = sum(r.steps for r in (pretraining, *(c.fitted.result for c in tried)) if r)
         assert steps == config.epochs*-(-split.train.n//config.batch_size)
 
@@ -61,12 +61,12 @@ def test_every_step_is_in_the_budget(tmp_path):
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 3))
 def test_one_vocabulary_for_all(sizes, L):
     made = [ItemIds(torch.cat([torch.zeros(K, L - 1, dtype=torch.long), torch.arange(K)[:, None]], 1), collisions=K) for K in sizes]
-    for before, after in zip(made, shared_sizes(made)):
+    for before, after in zip(made, _shared_sizes(made)):
         assert after.sizes == (1,)*(L - 1) + (max(sizes),) and torch.equal(after.table, before.table) and after.collisions == before.collisions
 
 @pytest.mark.parametrize('policy', ('suffix', 'reassign'))
 def test_unique_in_every_wording(policy, tmp_path):
-    many = prepare_many(shop(), replace(small, policy=policy), tmp_path)
+    many = _prepare_many(shop(), replace(small, policy=policy), tmp_path)
     assert len({ids.sizes for ids in many.item_ids}) == 1
     for ids, codes in zip(many.item_ids, many.codes):
         assert len(ids.table.unique(dim=0)) == 30
@@ -78,8 +78,8 @@ def test_switches(tmp_path):
     split = leave_one_out(shop())
     def way(name, **change):
         config = replace(small, **change)
-        many = prepare_many(shop(), config, tmp_path/name)
-        return many, *candidates_of(split, many, config, tmp_path/name)
+        many = _prepare_many(shop(), config, tmp_path/name)
+        return many, *_candidates_of(split, many, config, tmp_path/name)
     many, pretraining, tried = way('all')
     assert [len(row['probabilities']) for row in pretraining.curve[:2]] == [3, 3] and 'probabilities' not in pretraining.curve[2]
     _, uniform, _ = way('uniform', curriculum=False)
@@ -162,13 +162,13 @@ def test_switches_and_lists_on_the_command_line(data, tmp_path, uninterrupted):
     assert (done.returncode, done.stdout) == (2, '') and 'perhaps is not known' in done.stderr and not (tmp_path/'no').exists()
 
 def leave(out, name):
-    loop.pick_precision = lambda wanted: 'no' # where the processor has bf16, its rounding would be compared
+    loop._pick_precision = lambda wanted: 'no' # where the processor has bf16, its rounding would be compared
     config = replace(small, dropout=0., pretrain=True)
     result = run(shop(), config, Path(out)/name)
     (Path(out)/f'{name}-{os.environ.get("RANK", "0")}.json').write_text(json.dumps(dict(left(result), curve=result.fitted.result.curve)))
 
 def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, 'pick_precision', loop.pick_precision)
+    monkeypatch.setattr(loop, '_pick_precision', loop._pick_precision)
     leave(tmp_path, 'one')
     torchrun(tmp_path, f"from test_mtgrec import leave; leave({str(tmp_path)!r}, 'two')")
     one, *two = (json.loads((tmp_path/f'{name}.json').read_text()) for name in ('one-0', 'two-0', 'two-1'))

@@ -10,8 +10,8 @@ from PIL import Image
 
 from gentok.store.files import read_folder, write_folder
 from gentok.data.toyshop import toyshop
-from gentok.embed.multimodal import (Block, ItemEncoder, LightConfig, LightEncoder, Words, code_order, columns, fill, picture_patches,
-                                     projection, read_words)
+from gentok.embed.multimodal import (_Block, ItemEncoder, LightConfig, LightEncoder, _Words, _code_order, _columns, _fill, _picture_patches,
+                                     _projection, _read_words)
 
 small = LightConfig(width=32, heads=4, max_tokens=12, size=16, patch=8, dropout=0.)
 
@@ -22,7 +22,7 @@ def shop(): return toyshop(n_items=40, n_users=5, domains='badges', seed=1)[0].c
 def images(shop): return [shop.images[row] if row % 3 else None for row in range(len(shop))]
 
 @pytest.fixture(scope='module')
-def words(shop): return Words.learn(shop.text, 400)
+def words(shop): return _Words.learn(shop.text, 400)
 
 @pytest.fixture
 def encoder(words): return LightEncoder(words, config=small).eval()
@@ -50,9 +50,9 @@ def test_texts_come_back_and_stay_so(words, text):
     if text.isascii(): assert once == [text.lower().strip()]
 
 def test_learning_a_vocabulary_twice_gives_the_same(shop, words):
-    again = Words.learn(shop.text, 400)
+    again = _Words.learn(shop.text, 400)
     assert json.dumps(again.to_config(), sort_keys=True) == json.dumps(words.to_config(), sort_keys=True)
-    assert torch.equal(read_words(words.to_config()).encode(shop.text), words.encode(shop.text))
+    assert torch.equal(_read_words(words.to_config()).encode(shop.text), words.encode(shop.text))
 
 def test_padding_and_cutting(words):
     long, short = 'ink '*50, 'ink'
@@ -66,7 +66,7 @@ def test_a_vocabulary_does_not_share_the_callers_tokenizer(words):
     outer = words.tokenizer.from_str(words.tokenizer.to_str())
     outer.enable_padding(length=50)
     outer.enable_truncation(2)
-    inner = Words(outer)
+    inner = _Words(outer)
     assert len(inner.ids(['one two three four'])[0]) > 2
     outer.add_tokens(['later'])
     assert inner.size == words.size
@@ -75,13 +75,13 @@ def test_a_vocabulary_does_not_share_the_callers_tokenizer(words):
 
 def test_patches_put_together_are_the_picture():
     picture = Image.effect_mandelbrot((16, 16), (-2, -1.5, 1, 1.5), 50).convert('RGB')
-    cut = picture_patches(picture, 16, 4)
+    cut = _picture_patches(picture, 16, 4)
     rebuilt = cut.view(4, 4, 4, 4, 3).permute(0, 2, 1, 3, 4).reshape(16, 16, 3)
     assert rebuilt.flatten().tolist() == list(picture.tobytes())
 
 def test_a_block_is_softmax_attention():
     torch.manual_seed(0)
-    block, x = Block(8, 2), torch.randn(3, 5, 8)
+    block, x = _Block(8, 2), torch.randn(3, 5, 8)
     seen = torch.rand(3, 1, 5, 5) > .4
     seen |= torch.eye(5, dtype=torch.bool)
     y = block.before(x)
@@ -95,17 +95,17 @@ def test_a_block_is_softmax_attention():
 
 @given(st.integers(0, 9), st.integers(1, 5))
 def test_order_of_codes(n, L):
-    order = code_order(n, L)
+    order = _code_order(n, L)
     assert order.shape == (n + L, n + L)
     assert order[:, :n].all() and not order[:n, n:].any()
     assert torch.equal(order[n:, n:], torch.ones(L, L).tril().bool())
 
 def test_projection_follows_its_equation_and_drops_before_each_layer():
-    p = projection(24, 6, dropout=.5, seed=3)
+    p = _projection(24, 6, dropout=.5, seed=3)
     assert [type(m).__name__ for m in p] == ['Dropout', 'Linear', 'SiLU', 'Dropout', 'Linear']
     assert p[1].weight.shape == (12, 24) and p[4].weight.shape == (6, 12)
-    assert torch.equal(p[1].weight, projection(24, 6, seed=3)[1].weight)
-    wide = projection(1536, 128)
+    assert torch.equal(p[1].weight, _projection(24, 6, seed=3)[1].weight)
+    wide = _projection(1536, 128)
     assert abs(float(wide[1].weight.detach().std()) - .02) < 1e-4 and not wide[1].bias.any()
     x = torch.ones(200, 24)
     assert (p.train()(x) != p.eval()(x)).any()
@@ -175,7 +175,7 @@ def test_vectors_that_do_not_fit(words, shop, vectors):
 def test_columns_that_do_not_fit(encoder, images):
     with pytest.raises(ValueError, match='2 texts came with 1 pictures'): encoder.prepare(['a', 'b'], [None])
     with pytest.raises(ValueError, match='a text is 7'): encoder.prepare(['a', 7])
-    with pytest.raises(ValueError, match='texts is one text'): columns('a red tile')
+    with pytest.raises(ValueError, match='texts is one text'): _columns('a red tile')
     with pytest.raises(ValueError, match='row 2 is a str'): encoder.encode(['a', 'a long text', 'c'], [None, None, 'c.png'])
 
 def test_transparent_and_grey_pictures(encoder):
@@ -193,7 +193,7 @@ def test_encode_restores_the_mode_also_after_an_error(words, shop, images):
 def test_seeds_are_private(words):
     state = torch.get_rng_state()
     a, b, c = LightEncoder(words, config=small), LightEncoder(words, config=small), LightEncoder(words, config=small, seed=1)
-    projection(8, 4)
+    _projection(8, 4)
     assert torch.equal(torch.get_rng_state(), state)
     for (name, p), q, r in zip(a.named_parameters(), b.parameters(), c.parameters()):
         assert torch.equal(p, q)
@@ -243,7 +243,7 @@ def test_a_folder_that_does_not_fit_says_why(tmp_path, encoder, words):
 
 def test_fill_copies_nothing_where_something_is_wrong():
     mine = dict(a=torch.zeros(2), b=torch.zeros(3))
-    with pytest.raises(ValueError, match='for b'): fill(mine, dict(a=torch.ones(2), b=torch.ones(4)), 'here')
+    with pytest.raises(ValueError, match='for b'): _fill(mine, dict(a=torch.ones(2), b=torch.ones(4)), 'here')
     assert not mine['a'].any()
 
 def test_the_interface_says_what_is_missing():

@@ -14,7 +14,7 @@ from gentok.data.columns import standard_order
 from gentok.data.dataset import Catalogue, Dataset
 from gentok.data.formats import load
 from gentok.data.toyshop import toyshop
-from gentok.embed.table import EmbeddingTable, together
+from gentok.embed.table import EmbeddingTable, concat_domains
 from gentok.ids.collisions import resolve
 from gentok.papers import etegrec, mtgrec, protocol, tiger, unitok, utgrec
 from gentok.papers.tiger import TigerConfig, prepare, unique_ids
@@ -69,7 +69,7 @@ def test_a_shuffled_table_gives_the_same_tokenizer_and_identifiers(kind, seed):
             assert by_id(table.ids, mine) == by_id(other.ids, theirs) and (mine.sizes, mine.moved) == (theirs.sizes, theirs.moved)
 
 def test_experts_too():
-    table = together({'a': vectors(30), 'b': vectors(24, 1)})
+    table = concat_domains({'a': vectors(30), 'b': vectors(24, 1)})
     other = table[shuffled(54, 3)]
     made = lambda: UniTok(ExpertsConfig(('a', 'b')), RQVAEConfig(hidden=(16,), latent=4, K=8, levels=2, whiten=0), FitConfig(epochs=3, batch_size=16, measure=0, warm=1))
     a, b = made().fit(table), made().fit(other)
@@ -148,7 +148,7 @@ def test_domains_that_teach_each_other(shops):
     sources, target = [dataset(s) for s in shops[1:]], dataset(shops[0])
     turned = [dataset(s, shuffled(40, k)) for k, s in enumerate(shops[1:])]
     for module, config in ((unitok, runs['unitok'][1]), (utgrec, replace(runs['utgrec'][1], pretraining=True))):
-        a, b = (module.learn(unitok.by_name(found), config) for found in ([*sources, target], [*turned, dataset(shops[0], shuffled(40, 7))]))
+        a, b = (module.learn(unitok._by_name(found), config) for found in ([*sources, target], [*turned, dataset(shops[0], shuffled(40, 7))]))
         c = module.learn({d.name: d for d in [*turned, dataset(shops[0], shuffled(40, 7))]}, config)
         for tables in zip(*((x.tables if module is unitok else x.items).values() for x in (a, b, c))):
             assert len({tuple(t.ids) for t in tables}) == 1 and all(torch.equal(t.matrix, tables[0].matrix) for t in tables)
@@ -158,10 +158,10 @@ def test_domains_that_teach_each_other(shops):
 
 def test_identifiers_of_items_with_pictures(shops):
     items = utgrec.items_of(shops[0].catalogue, EmbeddingTable(shops[0].catalogue.ids, vectors(40).matrix, 'made'))
-    tokenizer = utgrec.tokenizer_of(replace(runs['utgrec'][1], mu=0., eta=0.)).fit(items)
+    tokenizer = utgrec._tokenizer_of(replace(runs['utgrec'][1], mu=0., eta=0.)).fit(items)
     order = shuffled(40, 2)
     with warnings.catch_warnings(action='ignore'):
-        one, two = (utgrec.identifiers(tokenizer, i) for i in (items, items[order]))
+        one, two = (utgrec._resolve_codes(tokenizer, i) for i in (items, items[order]))
     assert torch.equal(one.table[order], two.table)
 
 # ---------------------------------------------------------------- from files
@@ -209,7 +209,7 @@ def test_a_folder_of_an_older_version_is_refused(shops, tmp_path):
 def test_other_domains_are_part_of_a_run(shops, tmp_path):
     paths = [written(tmp_path/name, s) for name, s in zip(('one', 'two'), shops)]
     config = replace(runs['unitok'][1], others=str(paths[1]))
-    protocol.claim(tmp_path/'out', 'unitok', asdict(config), load(paths[0]))  # as the command line does first
+    protocol._claim(tmp_path/'out', 'unitok', asdict(config), load(paths[0]))  # as the command line does first
     unitok.run(load(paths[0]), config, tmp_path/'out')
     assert [d['name'] for d in json.loads((tmp_path/'out'/'run.json').read_text())['others']] == ['two']
     unitok.run(load(paths[0]), config, tmp_path/'out')

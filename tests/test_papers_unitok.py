@@ -10,13 +10,13 @@ import torch
 from gentok.data.toyshop import toyshop
 from gentok.ids.item_ids import ItemIds
 from gentok.papers import tiger, unitok
-from gentok.papers.unitok import UnitokConfig, by_name, learn, recommend, run, run_domains
+from gentok.papers.unitok import UnitokConfig, _by_name, _fit_tokenizers, _recommend, run, run_domains
 
 small = UnitokConfig(text_dim=12, codebook_size=16, tokenizer_epochs=12, tokenizer_warm=4, epochs=1, validate_every=1, d_model=16,
                      layers=1, batch_size=64, beams=10)
 
 @pytest.fixture(scope='module')
-def shops(): return by_name(toyshop(n_items=40, n_users=30, domains=3))
+def shops(): return _by_name(toyshop(n_items=40, n_users=30, domains=3))
 
 def equal(a, b):
     drop = lambda m: {k: v for k, v in m.items() if k != 'seconds'}
@@ -48,14 +48,14 @@ def test_killed_between_stages_it_continues(stage, shops, tmp_path, monkeypatch)
     whole = run_domains(shops.values(), small, tmp_path/'whole', only=[name])[name]
     def cut(*args): raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(unitok, 'fit_recommender' if stage == 'learn' else 'finish_run', cut)
+        m.setattr(unitok, 'fit_recommender' if stage == '_fit_tokenizers' else 'finish_run', cut)
         run_domains(shops.values(), small, tmp_path/'cut', only=[name])
     assert equal(run_domains(shops.values(), small, tmp_path/'cut', only=[name])[name], whole)
 
 def test_a_left_out_domain_teaches_nothing(shops):
     last = list(shops)[2]
-    without = learn(shops, replace(small, leave_out=last))
-    alone = learn({n: d for n, d in shops.items() if n != last}, small)
+    without = _fit_tokenizers(shops, replace(small, leave_out=last))
+    alone = _fit_tokenizers({n: d for n, d in shops.items() if n != last}, small)
     first = list(shops)[0]
     assert torch.equal(without.tables[first].matrix, alone.tables[first].matrix)
     assert torch.equal(without.tokenizers[last].encode(without.tables[first]), alone.tokenizers[first].encode(alone.tables[first]))
@@ -64,13 +64,13 @@ def test_a_left_out_domain_teaches_nothing(shops):
 def test_histories_teach_the_tokenizer_nothing(shops):
     name = list(shops)[0]
     other = toyshop(n_items=40, n_users=7, domains=3, seed=0)
-    fewer = by_name([*other[:1], *list(shops.values())[1:]])
+    fewer = _by_name([*other[:1], *list(shops.values())[1:]])
     assert list(fewer[name].catalogue.text) == list(shops[name].catalogue.text)
-    a, b = learn(shops, small), learn(fewer, small)
+    a, b = _fit_tokenizers(shops, small), _fit_tokenizers(fewer, small)
     assert torch.equal(a.tokenizers[name].encode(a.tables[name]), b.tokenizers[name].encode(b.tables[name]))
 
 def test_experts_of_their_own_are_unique_within_an_expert(shops):
-    tokens = learn(shops, replace(small, codebook_size=4, levels=3))
+    tokens = _fit_tokenizers(shops, replace(small, codebook_size=4, levels=3))
     for name, table in tokens.tables.items():
         tokenizer = tokens.tokenizers[name]
         item_ids, codes = tiger.unique_ids(tokenizer, table, 'reassign'), tokenizer.encode(table)
@@ -78,8 +78,8 @@ def test_experts_of_their_own_are_unique_within_an_expert(shops):
 
 def test_refusals(shops, tmp_path):
     first = next(iter(shops.values()))
-    with pytest.raises(ValueError, match='name one of several'): learn(shops, replace(small, leave_out='hats'))
-    with pytest.raises(ValueError, match='different names'): by_name([first, first])
+    with pytest.raises(ValueError, match='name one of several'): _fit_tokenizers(shops, replace(small, leave_out='hats'))
+    with pytest.raises(ValueError, match='different names'): _by_name([first, first])
     run(first, small, tmp_path)
     with pytest.raises(ValueError, match='calibration'): run(first, replace(small, calibration=.5), tmp_path)
 
@@ -106,14 +106,14 @@ def test_from_the_command_line(shops, tmp_path):
 # --- the theorems
 
 def test_bits_obey_the_chain_rule_wherever_the_number_stands(shops):
-    from gentok.embed.table import together
+    from gentok.embed.table import concat_domains
     from gentok.papers.unitok_theorems import bits
-    tokens = learn(shops, small)
-    table, made = together(tokens.tables), tokens.tokenizers[list(shops)[0]]
+    tokens = _fit_tokenizers(shops, small)
+    table, made = concat_domains(tokens.tables), tokens.tokenizers[list(shops)[0]]
     last = type(made)(replace(made.experts, identity='suffix'), made.config, made.fit_config).fit(table)
     one, other = bits(made, table), bits(last, table)
     assert one == pytest.approx(other) and 0 < one.expert <= 1.585 and one.identifier <= one.ceiling
-    plain = bits(learn(shops, replace(small, tokenizer='shared')).tokenizers[list(shops)[0]], table)
+    plain = bits(_fit_tokenizers(shops, replace(small, tokenizer='shared')).tokenizers[list(shops)[0]], table)
     assert plain.expert == 0 and plain.within == plain.identifier
 
 def test_a_sweep_of_the_calibration_is_resumed(shops, tmp_path, monkeypatch):

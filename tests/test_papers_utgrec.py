@@ -16,8 +16,8 @@ from gentok.ids.sequences import batch_tokens, item_tokens
 from gentok.ids.vocabulary import Vocabulary
 from gentok.papers import utgrec
 from gentok.papers.tiger import TigerConfig
-from gentok.papers.unitok import by_name
-from gentok.papers.utgrec import UtgrecConfig, ablations, learn, mixed, run, run_tiger_m, run_transfer, tokenizer_of
+from gentok.papers.unitok import _by_name
+from gentok.papers.utgrec import UtgrecConfig, ablations, _pretrain_tokenizer, _mix_domains, run, run_tiger_m, run_transfer, _tokenizer_of
 from two import torchrun
 
 tiny = UtgrecConfig(text_dim=8, codebook_size=8, width=16, patch=0, tokenizer_epochs=3, tokenizer_batch=20, tokenizer_warm=2, tuning_epochs=2,
@@ -63,7 +63,7 @@ def test_identifiers_stay_as_they_were_made_first(shops, tmp_path, monkeypatch):
     first = run_transfer(shops[:2], shops[2], tiny, tmp_path)
     def others(tokenizer, items, seed=0): # what rounding may do to a tie
         return ItemIds(first.fitted.item_ids.table.flip(0), first.fitted.item_ids.sizes)
-    monkeypatch.setattr(utgrec, 'identifiers', others)
+    monkeypatch.setattr(utgrec, '_resolve_codes', others)
     assert equal(run_transfer(shops[:2], shops[2], tiny, tmp_path), first)
 
 def test_a_finished_run_trains_nothing(shops, whole, common, monkeypatch):
@@ -84,7 +84,7 @@ def test_mixed_sequences_are_those_of_the_domains(sizes, seed):
         items = torch.randint(n, (20,), generator=gen)
         start = torch.randint(9, (e,), generator=gen)
         parts.append(Examples(items, start, start + torch.randint(1, 9, (e,), generator=gen), torch.arange(e), 1))
-    every, table = mixed(parts, tables)
+    every, table = _mix_domains(parts, tables)
     assert told(every, table) == [t for p, own in zip(parts, tables) for t in told(p, own)]
     assert not table[-1].any() and len(table) == sum(len(t) - 1 for t in tables) + 1
     assert len(every.users.unique()) == every.n and every.skipped == len(sizes)
@@ -106,18 +106,18 @@ def scrambled(shop, seed=0): # everybody's last two items are others
 
 @pytest.mark.filterwarnings('ignore:.*left their prefix')
 def test_nobodys_last_two_items_teach_anything(shops, tmp_path):
-    a, b = (learn(by_name(part), tiny) for part in (shops[:2], [scrambled(s) for s in shops[:2]]))
+    a, b = (_pretrain_tokenizer(_by_name(part), tiny) for part in (shops[:2], [scrambled(s) for s in shops[:2]]))
     for name in a.item_ids: assert torch.equal(a.item_ids[name].table, b.item_ids[name].table)
-    curves = [utgrec.pretrain(by_name(part), a, tiny, tmp_path/str(k)).curve for k, part in enumerate((shops[:2], [scrambled(s) for s in shops[:2]]))]
+    curves = [utgrec._pretrain(_by_name(part), a, tiny, tmp_path/str(k)).curve for k, part in enumerate((shops[:2], [scrambled(s) for s in shops[:2]]))]
     assert [row['loss'] for row in curves[0]] == [row['loss'] for row in curves[1]]
-    mine, theirs = (utgrec.adapt(d, a, tiny) for d in (shops[2], scrambled(shops[2])))
+    mine, theirs = (utgrec._tune_tokenizer(d, a, tiny) for d in (shops[2], scrambled(shops[2])))
     assert torch.equal(mine.item_ids.table, theirs.item_ids.table)
 
 def test_and_the_items_before_them_do(shops):
     h = shops[0].histories
     other = Dataset(shops[0].name, shops[0].catalogue, Histories(h.users, h.items.flip(0), h.offsets))
     strong = replace(tiny, mu=3., eta=3.)
-    a, b = (learn(by_name([d, shops[1]]), strong) for d in (shops[0], other))
+    a, b = (_pretrain_tokenizer(_by_name([d, shops[1]]), strong) for d in (shops[0], other))
     assert not torch.equal(a.tokenizer.residuals(a.items['badges']), b.tokenizer.residuals(b.items['badges']))
 
 @pytest.mark.parametrize('name', ablations)
@@ -135,23 +135,23 @@ def test_each_ablation_runs(name, shops, whole, common, tmp_path):
 
 @pytest.mark.filterwarnings('ignore:.*left their prefix')
 def test_identifiers_are_unique_within_each_domain_and_comparable(shops):
-    learnt = learn(by_name(shops), tiny)
+    learnt = _pretrain_tokenizer(_by_name(shops), tiny)
     for ids in learnt.item_ids.values(): assert len(ids.table.unique(dim=0)) == 20 and ids.sizes == (8, 16, 16)
-    swapped = utgrec.identifiers(learnt.tokenizer, learnt.items['tiles'], seed=0)
+    swapped = utgrec._resolve_codes(learnt.tokenizer, learnt.items['tiles'], seed=0)
     assert torch.equal(swapped.table, learnt.item_ids['tiles'].table)
 
 @pytest.mark.filterwarnings('ignore:.*left their prefix')
 def test_a_catalogue_without_histories_teaches_the_tokenizer_only(shops, tmp_path):
     quiet = silent(shops[1])
-    learnt = learn(by_name([shops[0], quiet]), tiny)
+    learnt = _pretrain_tokenizer(_by_name([shops[0], quiet]), tiny)
     assert len(learnt.item_ids['silent']) == 20
-    trained = utgrec.pretrain(by_name([shops[0], quiet]), learnt, tiny, tmp_path/'a')
-    assert trained.curve[-1]['loss'] == utgrec.pretrain(by_name(shops[:1]), learnt, tiny, tmp_path/'b').curve[-1]['loss']
-    with pytest.raises(ValueError, match='no-recommender-pretraining'): utgrec.pretrain(by_name([quiet]), learnt, tiny, tmp_path/'c')
+    trained = utgrec._pretrain(_by_name([shops[0], quiet]), learnt, tiny, tmp_path/'a')
+    assert trained.curve[-1]['loss'] == utgrec._pretrain(_by_name(shops[:1]), learnt, tiny, tmp_path/'b').curve[-1]['loss']
+    with pytest.raises(ValueError, match='no-recommender-pretraining'): utgrec._pretrain(_by_name([quiet]), learnt, tiny, tmp_path/'c')
 
 def test_as_many_codewords_with_and_without_a_tree():
     count = lambda t: sum(dict(zip(t.config.blocks, t.sizes)).values())
-    for levels in (2, 3, 4): assert len({count(tokenizer_of(replace(tiny, levels=levels, tree=tree))) for tree in (True, False)}) == 1
+    for levels in (2, 3, 4): assert len({count(_tokenizer_of(replace(tiny, levels=levels, tree=tree))) for tree in (True, False)}) == 1
 
 def test_refusals(shops, whole, common, tmp_path):
     with pytest.raises(ValueError, match='use --no-pretraining'): run(shops[0], tiny, tmp_path/'none')
@@ -211,9 +211,9 @@ def test_two_processes_end_with_one_result(tmp_path, shops):
 
 def test_a_domain_contributes_so_many_examples(shops):
     train = leave_one_out(shops[0]).train
-    few = utgrec.some(train, 5, 0)
-    assert few.n == 5 and set(few.stop.tolist()) <= set(train.stop.tolist()) and utgrec.some(train, 10**6, 0) is train
-    assert not torch.equal(few.stop, utgrec.some(train, 5, 1).stop)
+    few = utgrec._sample_examples(train, 5, 0)
+    assert few.n == 5 and set(few.stop.tolist()) <= set(train.stop.tolist()) and utgrec._sample_examples(train, 10**6, 0) is train
+    assert not torch.equal(few.stop, utgrec._sample_examples(train, 5, 1).stop)
     with pytest.raises(ValueError, match='pretraining_examples is -1'): replace(tiny, pretraining_examples=-1)
 
 # ---------------------------------------------------------------- at the paper's architecture, small
@@ -223,9 +223,9 @@ def test_with_a_qwen_and_an_autoencoder(tmp_path):
     "All stages with the paper's classes, small and with random weights"
     pytest.importorskip('peft'), pytest.importorskip('diffusers')
     from gentok.embed.qwen import small_qwen
-    from gentok.tokenize.latents import small_kl
+    from gentok.tokenize.latents import _small_kl
     pair = toyshop(n_items=6, n_users=12, domains=2)
-    small_qwen(tmp_path/'qwen', [t for d in pair for t in d.catalogue.text], width=64, layers=1), small_kl(tmp_path/'kl')
+    small_qwen(tmp_path/'qwen', [t for d in pair for t in d.catalogue.text], width=64, layers=1), _small_kl(tmp_path/'kl')
     config = replace(tiny, encoder=str(tmp_path/'qwen'), autoencoder=str(tmp_path/'kl'), patch=16, tokenizer_epochs=1, tokenizer_batch=8, tokenizer_warm=0, tuning_epochs=1)
     done = run_transfer(pair[:1], pair[1], config, tmp_path/'run')
     tokenizer = utgrec.UTGRecTokenizer.from_pretrained(tmp_path/'run'/'tokenizer')

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from gentok.tokenize.picture_decoder import PictureDecoder, hidden_patches
-from gentok.tokenize.text_decoder import BidirectionalLayer
+from gentok.tokenize.picture_decoder import PictureDecoder, _hidden_patches
+from gentok.tokenize.text_decoder import _BidirectionalLayer
 
 # ---------------------------------------------------------------- what is hidden
 
@@ -14,25 +14,25 @@ from gentok.tokenize.text_decoder import BidirectionalLayer
 @given(st.lists(st.booleans(), min_size=1, max_size=6), st.integers(1, 30), st.floats(.01, 1.))
 def test_so_many_of_each_picture_and_none_of_no_picture(there, p, share):
     there = torch.tensor(there)
-    hidden = hidden_patches(there, p, share, torch.Generator().manual_seed(0))
+    hidden = _hidden_patches(there, p, share, torch.Generator().manual_seed(0))
     counts = hidden.sum(1)
     assert hidden.shape == (len(there), p) and (counts[~there] == 0).all()
     assert (counts[there] >= share*p - 1e-6).all() and (counts[there] < share*p + 1).all() and (share < 1 or hidden[there].all())
 
 def test_every_patch_may_be_hidden_and_pictures_differ():
-    hidden = hidden_patches(torch.ones(2000).bool(), 8, .25, torch.Generator().manual_seed(0)).float()
+    hidden = _hidden_patches(torch.ones(2000).bool(), 8, .25, torch.Generator().manual_seed(0)).float()
     assert abs(hidden.mean(0) - .25).max() < .04 and len(hidden.unique(dim=0)) == 28
 
 def test_shares_that_cannot_be():
     there = torch.ones(2).bool()
     for share in (0, -.5, 1.5):
-        with pytest.raises(ValueError, match='more than 0, at most 1'): hidden_patches(there, 4, share)
-    with pytest.raises(ValueError, match='torch.Generator'): hidden_patches(there, 4, .5)
+        with pytest.raises(ValueError, match='more than 0, at most 1'): _hidden_patches(there, 4, share)
+    with pytest.raises(ValueError, match='torch.Generator'): _hidden_patches(there, 4, .5)
 
 # ---------------------------------------------------------------- the decoder
 
 def made(share=1., seed=0, b=4, p=9):
-    decoder, draw = PictureDecoder(BidirectionalLayer(16, 4, 2), 5, share).double(), torch.Generator().manual_seed(seed)
+    decoder, draw = PictureDecoder(_BidirectionalLayer(16, 4, 2), 5, share).double(), torch.Generator().manual_seed(seed)
     for w in decoder.parameters(): w.data = .5*torch.randn(w.shape, generator=draw, dtype=w.dtype)
     states, latents = (torch.randn(s, generator=draw, dtype=torch.float64) for s in ((b, 3, 16), (b, p, 5)))
     return decoder, states, latents, torch.tensor([True, False, True, True])
@@ -46,7 +46,7 @@ def test_states_first_then_patches_in_raster_order(share):
     inputs = [[decoder.mask if hidden[i, j] else decoder.patch(latents[i, j]) for j in range(9)] for i in range(4)]
     x = torch.cat([states, torch.stack([torch.stack(row) for row in inputs])], 1)
     assert torch.allclose(z, decoder.layer(x)[:, 3:], atol=1e-12)
-    assert torch.equal(hidden, hidden_patches(there, 9, share, seeded()))
+    assert torch.equal(hidden, _hidden_patches(there, 9, share, seeded()))
 
 @pytest.mark.parametrize('share', [1., .4])
 def test_what_is_hidden_is_not_seen(share):
@@ -93,7 +93,7 @@ def test_hidden_patches_differ_by_their_place():
 
 def test_start():
     torch.manual_seed(0)
-    decoder = PictureDecoder(BidirectionalLayer(512, 4, 2))
+    decoder = PictureDecoder(_BidirectionalLayer(512, 4, 2))
     assert decoder.patch.weight.shape == (512, 16) and abs(decoder.mask.std() - .02) < .002
     assert abs(decoder.patch.weight.std() - .02) < .002 and not decoder.patch.bias.any()
 
@@ -109,7 +109,7 @@ def test_sizes_that_do_not_fit(states, latents):
     with pytest.raises(ValueError, match=r'give \(b, l, 16\) and \(b, p, 5\)'): made()[0](torch.randn(states), torch.randn(latents))
 
 def test_half_precision():
-    decoder, (states, latents) = PictureDecoder(BidirectionalLayer(16, 4, 2), 5), torch.randn(2, 4, 6, 16).unbind()
+    decoder, (states, latents) = PictureDecoder(_BidirectionalLayer(16, 4, 2), 5), torch.randn(2, 4, 6, 16).unbind()
     latents = latents[..., :5]
     z = decoder(states, latents).z
     with torch.autocast('cpu', dtype=torch.bfloat16): mixed = decoder(states, latents).z

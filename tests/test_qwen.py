@@ -16,8 +16,8 @@ from PIL import Image  # noqa: E402
 from gentok.store.files import read_folder, write_folder  # noqa: E402
 from gentok.data.toyshop import toyshop  # noqa: E402
 from gentok.embed.multimodal import ItemEncoder  # noqa: E402
-from gentok.embed.pretrained import load_whole  # noqa: E402
-from gentok.embed.qwen import (LoraSettings, QwenEncoder, base_mark, fit_rows, need_peft, opaque, qwen_folder, request,  # noqa: E402
+from gentok.embed.pretrained import _load_whole  # noqa: E402
+from gentok.embed.qwen import (LoraSettings, QwenEncoder, _base_mark, _fit_rows, _need_peft, _opaque, _qwen_folder, _request,  # noqa: E402
                                small_qwen)
 
 budget = (4*28*28, 16*28*28)
@@ -46,7 +46,7 @@ def test_order_of_the_prompt(encoder):
     assert places == sorted(places) and text.endswith(parts[-1])
 
 def test_two_wordings():
-    seen, unseen = (request('a kite', p, 4)[0]['content'] for p in (True, False))
+    seen, unseen = (_request('a kite', p, 4)[0]['content'] for p in (True, False))
     assert [part['type'] for part in seen] == ['image', 'text'] and [part['type'] for part in unseen] == ['text']
     assert 'no picture' in unseen[0]['text'] and 'picture shows' in seen[1]['text']
     assert all('a kite' in part[-1]['text'] and '4 tokens' in part[-1]['text'] for part in (seen, unseen))
@@ -79,7 +79,7 @@ def test_the_pixel_budget(base, size):
 def test_transparent_pictures_lie_on_white(encoder):
     clear, white = Image.new('RGBA', (60, 60), (9, 9, 9, 0)), Image.new('RGB', (60, 60), 'white')
     assert torch.equal(encoder.see([clear])['pixels'], encoder.see([white])['pixels'])
-    assert opaque(Image.new('P', (3, 3))).mode == 'RGB'
+    assert _opaque(Image.new('P', (3, 3))).mode == 'RGB'
 
 # ---------------------------------------------------------------- states
 
@@ -93,7 +93,7 @@ def test_neighbours_padding_and_order_do_not_matter(encoder):
     torch.testing.assert_close(longer[:6], h, atol=1e-5, rtol=1e-4)
 
 def test_states_are_those_of_transformers(base, encoder):
-    plain = fit_rows(load_whole(hf.Qwen2VLForConditionalGeneration, Path(base)), encoder.words.size)
+    plain = _fit_rows(_load_whole(hf.Qwen2VLForConditionalGeneration, Path(base)), encoder.words.size)
     for rows in (range(6), [2]):
         prepared = encoder.prepare([texts[r] for r in rows], [images[r] for r in rows])
         seen = dict(pixel_values=prepared['pixels'], image_grid_thw=prepared['grid']) if 'pixels' in prepared else {}
@@ -166,7 +166,7 @@ def test_without_lora_the_language_model_is_trained_and_peft_is_not_needed(base,
     free = {name for name, p in encoder.qwen.named_parameters() if not p.requires_grad}
     assert free and all(name.startswith('model.visual.') for name in free)
     with pytest.raises(ImportError, match=r"pip install 'gentok\[multimodal\]'"): QwenEncoder(base)
-    with pytest.raises(ImportError, match='LoRA'): need_peft()
+    with pytest.raises(ImportError, match='LoRA'): _need_peft()
 
 def test_checkpointing_changes_no_number_and_dropout_is_drawn_once(base):
     found = []
@@ -199,8 +199,8 @@ def test_bfloat16_is_for_what_is_frozen(base, encoder):
     assert half.mark == encoder.mark
 
 def test_rows_that_the_checkpoint_lacks_are_drawn_with_the_seed(base):
-    grown = [fit_rows(load_whole(hf.Qwen2VLForConditionalGeneration, Path(base)), 600, seed).lm_head.weight for seed in (0, 0, 1)]
-    old = len(load_whole(hf.Qwen2VLForConditionalGeneration, Path(base)).lm_head.weight)
+    grown = [_fit_rows(_load_whole(hf.Qwen2VLForConditionalGeneration, Path(base)), 600, seed).lm_head.weight for seed in (0, 0, 1)]
+    old = len(_load_whole(hf.Qwen2VLForConditionalGeneration, Path(base)).lm_head.weight)
     assert old < 600 and torch.equal(grown[0], grown[1])
     assert torch.equal(grown[0][:old], grown[2][:old]) and not torch.equal(grown[0][old:], grown[2][old:])
     assert .01 < grown[0][old:].std() < .03
@@ -259,12 +259,12 @@ def test_another_checkpoint_is_noticed(tmp_path, fresh):
 
 def test_a_mark_belongs_to_weights_not_to_precision(base, tmp_path):
     kind = hf.Qwen2VLForConditionalGeneration
-    marks = {base_mark(load_whole(kind, Path(base), dtype=d)) for d in (torch.float32, torch.bfloat16)}
-    assert len(marks) == 1 and base_mark(load_whole(kind, Path(small_qwen(tmp_path, catalogue.text, seed=3)))) not in marks
+    marks = {_base_mark(_load_whole(kind, Path(base), dtype=d)) for d in (torch.float32, torch.bfloat16)}
+    assert len(marks) == 1 and _base_mark(_load_whole(kind, Path(small_qwen(tmp_path, catalogue.text, seed=3)))) not in marks
 
 def test_missing_checkpoints_say_what_to_do(tmp_path, base):
     with pytest.raises(ValueError, match='give the path of its folder'): QwenEncoder('Qwen/No-Such-Checkpoint')
     (tmp_path/'config.json').write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="model 'bert', expected 'qwen2_vl'"): qwen_folder(tmp_path)
+    with pytest.raises(ValueError, match="model 'bert', expected 'qwen2_vl'"): _qwen_folder(tmp_path)
     (tmp_path/'config.json').write_text((Path(base)/'config.json').read_text())
     with pytest.raises(ValueError, match='has no tokenizer'): QwenEncoder(tmp_path)

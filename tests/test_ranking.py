@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gentok.evaluate.ranking import metrics, ndcg, per_user, rank_of_target, recall
+from gentok.evaluate.ranking import metrics, ndcg, per_user, _rank_of_target, recall
 
 def test_the_reference_vector(vectors):
     "Three users: first, fifth, absent (botta_metrics)."
@@ -49,7 +49,7 @@ def test_more_places_never_hurt():
         assert (curve.diff(dim=0) >= 0).all() and (curve <= 1).all()
 
 def test_nothing_is_never_a_hit():
-    assert rank_of_target(torch.full((3, 5), -1), torch.tensor([0, 1, 2])).tolist() == [0, 0, 0]
+    assert _rank_of_target(torch.full((3, 5), -1), torch.tensor([0, 1, 2])).tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match='negative'): recall(torch.full((1, 5), -1), torch.tensor([-1]))
 
 def test_gaps_repeat_but_items_do_not():

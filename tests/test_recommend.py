@@ -11,8 +11,8 @@ from gentok.ids.item_ids import random_ids
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
 from gentok.recommend.decoder_only import DecoderOnly
-from gentok.recommend.reader import Reader
-from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, load_weights, t5_config, tied_names
+from gentok.recommend.reader import CachedDecoder
+from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, load_weights, _t5_config, _tied_names
 from gentok.search.beam import beam_search
 from gentok.search.exact import score_items
 
@@ -46,7 +46,7 @@ def test_the_own_pass_equals_transformers(sizes, layers, seed, prefixes):
     others = [batch(model, seed=seed + 1 + i)[1] for i in range(prefixes - 1)]
     with torch.no_grad():
         many = torch.stack([shifted(model, x) for x in [labels, *others]], 1)  # b m l
-        ours = Reader(model).log_probs(Reader(model).decode(many, Reader(model).encode(inputs))[0])
+        ours = CachedDecoder(model).log_probs(CachedDecoder(model).decode(many, CachedDecoder(model).encode(inputs))[0])
         for m, x in enumerate([labels, *others]):
             assert (ours[:, m] - reference(model, inputs, x)).abs().max() < 1e-4
 
@@ -57,7 +57,7 @@ def test_the_cache_changes_nothing(seed, cut):
     inputs, labels = batch(model, seed=seed)
     tokens = shifted(model, labels)[:, None].expand(-1, 2, -1)
     with torch.no_grad():
-        model = Reader(model)
+        model = CachedDecoder(model)
         encoded = model.encode(inputs)
         whole, _ = model.decode(tokens, encoded)
         first, cache = model.decode(tokens[..., :cut], encoded)
@@ -69,10 +69,10 @@ def test_padding_and_company_are_invisible():
     model = recommender()
     inputs, labels = batch(model)
     with torch.no_grad():
-        together = Reader(model).log_probs(Reader(model).decode(shifted(model, labels)[:, None], Reader(model).encode(inputs))[0])
+        together = CachedDecoder(model).log_probs(CachedDecoder(model).decode(shifted(model, labels)[:, None], CachedDecoder(model).encode(inputs))[0])
         for i in range(len(inputs)):
             alone = inputs[i:i+1, :int((inputs[i] != 0).sum())]
-            out = Reader(model).log_probs(Reader(model).decode(shifted(model, labels)[i:i+1, None], Reader(model).encode(alone))[0])
+            out = CachedDecoder(model).log_probs(CachedDecoder(model).decode(shifted(model, labels)[i:i+1, None], CachedDecoder(model).encode(alone))[0])
             assert (out[0] - together[i]).abs().max() < 1e-5
 
 def test_the_loss_is_the_mean_over_batch_and_levels():
@@ -105,7 +105,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_callers_numbers_alone():
     assert not torch.equal(a.t5.shared.weight, c.t5.shared.weight)
 
 def test_configuration_of_the_paper():
-    c = t5_config(Vocabulary((256,)*4, 2000), RecommenderConfig())
+    c = _t5_config(Vocabulary((256,)*4, 2000), RecommenderConfig())
     assert (c.vocab_size, c.d_model, c.d_ff, c.num_heads, c.d_kv, c.num_layers, c.num_decoder_layers) == (3026, 128, 1024, 6, 64, 4, 4)
     assert (c.pad_token_id, c.decoder_start_token_id, c.eos_token_id, c.dropout_rate) == (0, 1, None, .1)
 
@@ -135,15 +135,15 @@ def test_tied_weights_are_written_once(tmp_path):
     model.save_pretrained(tmp_path)
     _, weights = read_folder(tmp_path)
     assert sum(w.numel() for w in weights.values()) == sum(p.numel() for p in model.parameters())
-    assert not tied_names(model) & weights.keys() and 't5.shared.weight' in weights
+    assert not _tied_names(model) & weights.keys() and 't5.shared.weight' in weights
 
 def test_weights_that_do_not_fit_are_refused_and_nothing_is_copied():
     model, wider = recommender(), recommender((5, 4, 4))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    weights = {k: v for k, v in wider.state_dict().items() if k not in tied_names(wider)}
+    weights = {k: v for k, v in wider.state_dict().items() if k not in _tied_names(wider)}
     with pytest.raises(ValueError, match=r'there: 1 weights do not fit.*shared.*found \(15, 16\), expected \(14, 16\)'):
         load_weights(model, weights, 'there')
-    weights = {k: v for k, v in model.state_dict().items() if k not in tied_names(model)}
+    weights = {k: v for k, v in model.state_dict().items() if k not in _tied_names(model)}
     lost = sorted(weights)[3]
     with pytest.raises(ValueError, match='found nothing'): load_weights(model, {k: v for k, v in weights.items() if k != lost}, 'there')
     with pytest.raises(ValueError, match='expected nothing'): load_weights(model, weights | {'odd': torch.zeros(2)}, 'there')
@@ -211,7 +211,7 @@ def etegrec_model(case):
         found[name] = torch.tensor(1 + .1*noise if 'layer_norm' in name else .3*noise, dtype=torch.float32)
     model = GenerativeRecommender(Vocabulary((6,)*4), RecommenderConfig(16, 24, 2, 8, 2, per_level=True)).eval()
     table = torch.cat([found['model.shared.weight'].expand(2, -1), *(found[f'token_embeddings.{l}.weight'] for l in range(4))])
-    own = {k: found[k.replace('t5.', 'model.', 1)] for k in model.state_dict() if k not in tied_names(model) and k != 't5.shared.weight'}
+    own = {k: found[k.replace('t5.', 'model.', 1)] for k in model.state_dict() if k not in _tied_names(model) and k != 't5.shared.weight'}
     load_weights(model, {**own, 't5.shared.weight': table}, 'the reference')
     return model, found
 

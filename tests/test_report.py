@@ -8,8 +8,8 @@ from PIL import Image
 
 from gentok.data.dataset import Catalogue
 from gentok.data.toyshop import toyshop
-from gentok.evaluate.page import Shelf, curve, esc, number, thinned, thumbnail
-from gentok.evaluate.report import Limits, branches, fields, health_panel, metrics_table, report, tree
+from gentok.evaluate.page import _Shelf, _curve, _esc, _number, _thinned, _thumbnail
+from gentok.evaluate.report import Limits, _branches, _fields, _health_panel, _metrics_table, report, _tree
 from gentok.quantize.health import health
 from headless import Page, browser
 
@@ -97,10 +97,10 @@ def test_a_large_catalogue_is_cut_and_says_so(tmp_path):
 
 def test_the_tree_counts_every_item_once():
     codes = torch.randint(0, 7, (500, 3), generator=torch.Generator().manual_seed(0))
-    shelf = Shelf(Catalogue(list(range(500)), ['x']*500), codes)
-    assert tree(shelf, codes, Limits(items=99)).count('class="leaf') == 500
+    shelf = _Shelf(Catalogue(list(range(500)), ['x']*500), codes)
+    assert _tree(shelf, codes, Limits(items=99)).count('class="leaf') == 500
     for limits in (Limits(first=3), Limits(second=2), Limits(items=1), Limits(3, 2, 1), Limits(total=100)):
-        text = tree(shelf, codes, limits)
+        text = _tree(shelf, codes, limits)
         firsts = sum(int(k.replace(',', '')) for k in re.findall(r'class="count">([\d,]+) item', text))
         hidden = re.search(r'more first codes?, with ([\d,]+) item', text)
         assert firsts + (int(hidden[1]) if hidden else 0) == 500
@@ -110,13 +110,13 @@ def test_the_tree_counts_every_item_once():
 
 def test_branches_part_all_rows():
     codes = torch.randint(0, 9, (200, 2))
-    parts = branches(codes, torch.arange(200), 1)
+    parts = _branches(codes, torch.arange(200), 1)
     assert sorted(torch.cat([r for _, r in parts]).tolist()) == list(range(200))
     assert [c for c, _ in parts] == sorted({*codes[:, 1].tolist()})
 
 def test_pictures_of_every_kind_and_missing_ones(tmp_path):
     pictures = [Image.new(mode, (90, 30)) for mode in ('RGB', 'RGBA', 'L', 'P', '1', 'CMYK', 'LA')] + [None]
-    for image in pictures[:-1]: assert thumbnail(image).startswith('data:image/png;base64,')
+    for image in pictures[:-1]: assert _thumbnail(image).startswith('data:image/png;base64,')
     class Lazy(list):
         def __getitem__(self, row):
             if row == 8: raise OSError('truncated')
@@ -127,27 +127,27 @@ def test_pictures_of_every_kind_and_missing_ones(tmp_path):
 
 def test_limit_row_stands_last_and_measures_the_others():
     rows = [{'name': 'The limit', 'ndcg@10': .5}, {'name': 'a', 'ndcg@10': .25}, {'name': 'b', 'ndcg@10': float('nan')}, {'name': 'c', 'users': 3}]
-    text = metrics_table(rows)
+    text = _metrics_table(rows)
     assert text.index('>c<') < text.index('The limit') and text.count('50% of limit') == 1 and text.count('of limit') == 1
-    assert 'of limit' not in metrics_table(rows[1:])
-    assert 'of limit' not in metrics_table([{'name': 'limit', 'ndcg@10': 0.}, {'name': 'a', 'ndcg@10': 0.}])
+    assert 'of limit' not in _metrics_table(rows[1:])
+    assert 'of limit' not in _metrics_table([{'name': 'limit', 'ndcg@10': 0.}, {'name': 'a', 'ndcg@10': 0.}])
 
 def test_health_of_any_shape():
     class Loose:
         def __init__(self): self.collision_rate, self.warnings = .5, ['try `x` < 3']
     codes = torch.tensor([[0, 1], [1, 1]])
     for said in (Loose(), dict(collision_rate=.5, warnings='try `x` < 3')):
-        text = health_panel(said, codes)
+        text = _health_panel(said, codes)
         assert '50.0%' in text and 'try <code>x</code> &lt; 3' in text
-    assert fields(health(codes))['items'] == 2 and 'class="level"' in health_panel(None, codes)
+    assert _fields(health(codes))['items'] == 2 and 'class="level"' in _health_panel(None, codes)
 
 def test_curves_skip_what_is_no_number():
-    assert thinned([None, float('inf'), 2.]) == [(3, 2.)] and curve('x', []) == '' == curve('x', [None])
-    assert 'nan' not in curve('x', [1., float('nan'), 1.]) and 'log scale' not in curve('x', [-100., 1.])
+    assert _thinned([None, float('inf'), 2.]) == [(3, 2.)] and _curve('x', []) == '' == _curve('x', [None])
+    assert 'nan' not in _curve('x', [1., float('nan'), 1.]) and 'log scale' not in _curve('x', [-100., 1.])
 
 def test_texts_and_numbers():
-    assert esc('"\'<>&') == '&quot;&#x27;&lt;&gt;&amp;' and number(True) == 'True'
-    assert number(-.00012) == '-0.0001' and number(float('inf')) == '–'
+    assert _esc('"\'<>&') == '&quot;&#x27;&lt;&gt;&amp;' and _number(True) == 'True'
+    assert _number(-.00012) == '-0.0001' and _number(float('inf')) == '–'
 
 @pytest.mark.parametrize('wrong, words', [
     (dict(item_codes=torch.zeros(3, 2, dtype=torch.long)), 'for 60 items'), (dict(item_codes=-torch.ones(60, 2).long()), '0 or above'),

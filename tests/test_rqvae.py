@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from gentok.store.checkpoints import checkpoint_paths
+from gentok.store.checkpoints import _checkpoint_paths
 from gentok.embed.table import EmbeddingTable
-from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, Scaler, Whitener, kept_epochs, mlp
+from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, _Scaler, _Whitener, _kept_epochs, _mlp
 from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans, Tokenizer, random_codes, unexplained
 
 small = RQVAEConfig(hidden=(24, 16), latent=8, levels=3, K=8)
@@ -148,14 +148,14 @@ def test_finished_run_is_not_trained_again(tmp_path, monkeypatch):
 
 def test_damaged_checkpoint_falls_back(tmp_path):
     RQVAE(small, replace(quick, epochs=9)).fit(table(), tmp_path)
-    newest = checkpoint_paths(tmp_path/'training')[-1]/'tensors.safetensors'
+    newest = _checkpoint_paths(tmp_path/'training')[-1]/'tensors.safetensors'
     data = bytearray(newest.read_bytes()); data[-3] ^= 1; newest.write_bytes(data)
     with pytest.warns(UserWarning, match='step-0000000009 is damaged'): model = RQVAE(small, quick).fit(table(), tmp_path)
     assert same(model, RQVAE(small, quick).fit(table()))
 
 def test_all_checkpoints_damaged_starts_over(tmp_path):
     RQVAE(small, replace(quick, epochs=9)).fit(table(), tmp_path)
-    for path in checkpoint_paths(tmp_path/'training'): (path/'tensors.safetensors').write_bytes(b'')
+    for path in _checkpoint_paths(tmp_path/'training'): (path/'tensors.safetensors').write_bytes(b'')
     with pytest.warns(UserWarning, match='damaged'): model = RQVAE(small, quick).fit(table(), tmp_path)
     assert same(model, RQVAE(small, quick).fit(table()))
 
@@ -175,8 +175,8 @@ def test_kept_epochs_are_those_of_the_straight_run(tmp_path):
     c = replace(quick, keep_last=3, save_at=(2, 5))
     RQVAE(small, replace(c, epochs=6, keep_last=0)).fit(table(), tmp_path)
     RQVAE(small, c).fit(table(), tmp_path)
-    assert list(kept_epochs(tmp_path)) == [2, 5, 10, 11, 12]
-    for epoch, path in kept_epochs(tmp_path).items():
+    assert list(_kept_epochs(tmp_path)) == [2, 5, 10, 11, 12]
+    for epoch, path in _kept_epochs(tmp_path).items():
         assert same(RQVAE.from_pretrained(path), RQVAE(small, replace(c, epochs=epoch)).fit(table()))
 
 program = '''
@@ -205,7 +205,7 @@ def test_killed_at_any_moment_ends_with_the_same_weights(kind, moments, tmp_path
     assert done.returncode == 0, ''.join(lines) + done.stderr
     model = RQVAE.from_pretrained(tmp_path)
     assert same(model, RQVAE(model.config, model.fit_config).fit(table()))
-    assert len(kept_epochs(tmp_path)) == 5
+    assert len(_kept_epochs(tmp_path)) == 5
 
 # --- encoding
 
@@ -244,10 +244,10 @@ def test_encode_keeps_the_mode_and_changes_nothing():
 
 def test_one_scale_and_back():
     x = 1e3 + 1e-2*cloud(50)
-    s = Scaler(12).fit(x)
+    s = _Scaler(12).fit(x)
     torch.testing.assert_close(s(x).square().mean(), torch.tensor(1.), atol=1e-3, rtol=0)
     torch.testing.assert_close(s.inverse(s(x)), x)
-    with pytest.raises(ValueError, match='all the same'): Scaler(12).fit(x[:1].expand(9, -1))
+    with pytest.raises(ValueError, match='all the same'): _Scaler(12).fit(x[:1].expand(9, -1))
 
 def test_the_scale_of_a_table_changes_no_code():
     model, louder = (RQVAE(RQVAEConfig(hidden=(16,), latent=8, levels=2, K=8, whiten=0), quick) for _ in range(2))
@@ -256,7 +256,7 @@ def test_the_scale_of_a_table_changes_no_code():
 
 def test_whitening_and_back():
     x = cloud(50)
-    w = Whitener(12, 12).fit(x)
+    w = _Whitener(12, 12).fit(x)
     torch.testing.assert_close(w(x).T.cov(), torch.eye(12), atol=1e-4, rtol=0)
     torch.testing.assert_close(w.inverse(w(x)), x, atol=1e-4, rtol=0)
 
@@ -347,7 +347,7 @@ def test_random_codes_do_not_depend_on_the_vectors():
     assert torch.equal(RandomTokenizer(3, 8).fit(table(seed=1)).encode(table()), random_codes(table().ids, (8, 8, 8)))
     assert not torch.equal(random_codes(range(50), (8, 8)), random_codes(range(50), (8, 8), seed=1))
 
-def test_mlp_without_hidden_layers(): assert [repr(m) for m in mlp((3, 2))] == [repr(nn.Linear(3, 2))]
+def test_mlp_without_hidden_layers(): assert [repr(m) for m in _mlp((3, 2))] == [repr(nn.Linear(3, 2))]
 
 # --- a warm-up
 
@@ -387,13 +387,13 @@ def test_a_warm_up_that_leaves_nothing_is_refused(change):
 @settings(max_examples=25, deadline=None)
 @given(st.floats(-50, 50), st.floats(.01, 50), st.integers(0, 99))
 def test_another_scale_for_the_latents_changes_nothing_that_is_said(shift, size, seed):
-    from gentok.tokenize.rqvae import mlp, rescale
+    from gentok.tokenize.rqvae import _mlp, _rescale
     torch.manual_seed(seed)
-    encoder, decoder, x = mlp((6, 8, 3)).double(), mlp((3, 8, 6)).double(), torch.randn(50, 6).double()
+    encoder, decoder, x = _mlp((6, 8, 3)).double(), _mlp((3, 8, 6)).double(), torch.randn(50, 6).double()
     with torch.no_grad():
         encoder[-1].weight.mul_(size), encoder[-1].bias.add_(shift)
         said = decoder(encoder(x))
-        rescale(encoder[-1], decoder[0], encoder(x), .7)
+        _rescale(encoder[-1], decoder[0], encoder(x), .7)
         torch.testing.assert_close(decoder(encoder(x)), said)
         z = encoder(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(3).double(), atol=1e-9, rtol=0)

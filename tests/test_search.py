@@ -7,10 +7,10 @@ from gentok.data.splits import Examples
 from gentok.ids.item_ids import ItemIds
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
-from gentok.recommend.reader import Reader
+from gentok.recommend.reader import CachedDecoder
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig
-from gentok.search.beam import HistoryReader, Search, Task, as_examples, beam_search, search_batch
-from gentok.search.exact import exact_top_k, score_items, with_proof
+from gentok.search.beam import _HistoryTokens, _Search, _Task, as_examples, beam_search, _search_batch
+from gentok.search.exact import exact_top_k, score_items, _with_proof
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 tiny = RecommenderConfig(d_model=16, d_ff=16, num_heads=2, d_kv=8, num_layers=1)
@@ -84,13 +84,13 @@ def test_all_items_alike():
 
 def asked(made, width, k, free=False, chunk=16):
     "What a search of one batch wants: its task, what was read, and for how many."
-    (model, trie, histories), reader = made, Reader(made[0])
-    inputs = HistoryReader(model, trie, as_examples(histories, trie.n_items))(torch.arange(len(histories)))
-    with torch.inference_mode(): return Task(reader, trie, width, k, free, chunk), reader.encode(inputs), len(histories)
+    (model, trie, histories), reader = made, CachedDecoder(made[0])
+    inputs = _HistoryTokens(model, trie, as_examples(histories, trie.n_items))(torch.arange(len(histories)))
+    with torch.inference_mode(): return _Task(reader, trie, width, k, free, chunk), reader.encode(inputs), len(histories)
 
 def test_an_answer_without_proof_is_looked_for_again():
     made = shop(60, (8, 8, 8))
-    narrow, proven = search_batch(*asked(made, 5, 5)), with_proof(*asked(made, 5, 5))
+    narrow, proven = _search_batch(*asked(made, 5, 5)), _with_proof(*asked(made, 5, 5))
     assert (narrow.bound > narrow.scores[:, -1]).any()
     assert (proven.bound <= proven.scores[:, -1]).all() and (proven.opened >= narrow.opened).all()
     same_top(exact_top_k(*made, 5, 5), score_items(*made), 5)
@@ -101,8 +101,8 @@ def test_two_walks_find_what_one_finds(made, width, chunk, free):
     "Items early, by a few prefixes at each level, or every level in its turn: the same answer."
     few_at_once, many = (asked(made, width, 5, free, c) for c in (chunk, 1000))
     with torch.inference_mode():
-        early, plain = search_batch(*few_at_once), Search(*many).walk(twice=False)
-        assert (early.opened <= plain.opened).all() or Search(*few_at_once).walk().lost.any()
+        early, plain = _search_batch(*few_at_once), _Search(*many).walk(twice=False)
+        assert (early.opened <= plain.opened).all() or _Search(*few_at_once).walk().lost.any()
     assert torch.allclose(early.scores, plain.scores, atol=1e-5, rtol=1e-5)
     off = (early.tokens != plain.tokens).any(-1)
     ties = torch.isclose(plain.scores[:, :-1], plain.scores[:, 1:], atol=1e-5) | plain.scores[:, 1:].isinf()
@@ -112,8 +112,8 @@ def test_an_opened_beam_that_is_cut_off_is_noticed():
     "One prefix at a time, a poor first guess falls out of its list, and what lay below it must go too."
     for seed in range(40):
         setting = asked(shop(60, (8, 8, 8), seed=seed, peak=2.), 2, 2, chunk=1)
-        with torch.inference_mode(): first, plain = Search(*setting).walk(), Search(*setting).walk(twice=False)
-        assert torch.allclose(search_batch(*setting).scores, plain.scores, atol=1e-5)
+        with torch.inference_mode(): first, plain = _Search(*setting).walk(), _Search(*setting).walk(twice=False)
+        assert torch.allclose(_search_batch(*setting).scores, plain.scores, atol=1e-5)
         assert torch.allclose(first.scores[~first.lost], plain.scores[~first.lost], atol=1e-5)
         if (first.scores[first.lost] - plain.scores[first.lost]).abs().sum() > .01: return
     pytest.fail('no search lost a beam that mattered, so this test has shown nothing')
@@ -127,11 +127,11 @@ def test_half_precision_is_proven_too():
 @pytest.mark.parametrize('chunk', (7, 60))
 def test_brute_force_reads_a_common_prefix_once(chunk, monkeypatch):
     model, trie, histories = shop(60, (8, 8, 8))
-    seen, decode = [], Reader.decode
+    seen, decode = [], CachedDecoder.decode
     def counted(self, tokens, *rest):
         seen.append(tokens.shape[1:].numel())
         return decode(self, tokens, *rest)
-    monkeypatch.setattr(Reader, 'decode', counted)
+    monkeypatch.setattr(CachedDecoder, 'decode', counted)
     score_items(model, trie, histories, chunk=chunk)
     parts = trie.codes(torch.arange(60)).split(chunk)
     assert seen == [len({tuple(code[:l]) for code in part.tolist()}) for part in parts for l in range(trie.L)]
@@ -179,7 +179,7 @@ def hugging_face(model, trie, histories, beams, under_trie):
     for path in paths:
         for l, token in enumerate(path): allowed.setdefault(tuple(path[:l]), set()).add(token)
     def follow(_, prefix): return sorted(allowed.get(tuple(prefix.tolist()[1:]), {paths[0][0]}))  # a dead beam stays dead
-    read = HistoryReader(model, trie, as_examples(histories, trie.n_items))
+    read = _HistoryTokens(model, trie, as_examples(histories, trie.n_items))
     for i in range(len(histories)):
         inputs = read(torch.tensor([i]))
         out = model.t5.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=v.L,
@@ -275,7 +275,7 @@ def test_user_tokens_are_read(search):
     assert (found.scores[0] - found.scores[1]).abs().max() < 1e-4  # 5 and 2 share a token
     assert (found.scores[0] - found.scores[2]).abs().max() > 1e-3  # 3 has another
     assert torch.equal(found.items[0], found.items[1])
-    read = HistoryReader(model, trie, examples)(torch.arange(4))
+    read = _HistoryTokens(model, trie, examples)(torch.arange(4))
     assert read[:, 0].tolist() == [model.vocabulary.size - 3 + u % 3 for u in users.tolist()]
 
 def test_user_tokens_keep_exact_exact():

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from gentok.data.splits import Examples
 from gentok.ids.item_ids import ItemIds, random_ids
-from gentok.ids.sequences import batch_tokens, budget_batches, item_tokens, length_batches
+from gentok.ids.sequences import batch_tokens, _budget_batches, item_tokens, _length_batches
 from gentok.ids.vocabulary import Vocabulary
 
 sizes_of = st.lists(st.integers(1, 300), min_size=1, max_size=5).map(tuple)
@@ -95,17 +95,17 @@ lengths_of = st.lists(st.integers(0, 20), max_size=80).map(lambda x: torch.tenso
 @settings(max_examples=100, deadline=None)
 @given(lengths_of, st.integers(1, 20), st.integers(0, 3), st.integers(0, 3))
 def test_every_example_once(lengths, batch_size, seed, epoch):
-    batches = length_batches(lengths, batch_size, seed, epoch)
+    batches = _length_batches(lengths, batch_size, seed, epoch)
     assert sorted(i for b in batches for i in b.tolist()) == list(range(len(lengths)))
     assert sum(len(b) < batch_size for b in batches) <= 1 and all(len(b) <= batch_size for b in batches)
-    again = length_batches(lengths, batch_size, seed, epoch)
+    again = _length_batches(lengths, batch_size, seed, epoch)
     assert [b.tolist() for b in batches] == [b.tolist() for b in again]
     spans = sorted((int(lengths[b].min()), int(lengths[b].max())) for b in batches)
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:]))
 
 def test_order_depends_on_seed_and_epoch_only():
     lengths = torch.randint(1, 21, (500,), generator=torch.Generator().manual_seed(0))
-    order = lambda *a: [b.tolist() for b in length_batches(lengths, 16, *a)]
+    order = lambda *a: [b.tolist() for b in _length_batches(lengths, 16, *a)]
     torch.manual_seed(1); first = order(0, 1)
     torch.manual_seed(2); second = order(0, 1)
     assert first == second
@@ -114,17 +114,17 @@ def test_order_depends_on_seed_and_epoch_only():
 @settings(max_examples=100, deadline=None)
 @given(lengths_of, st.integers(20, 100), st.integers(0, 3))
 def test_budgets_hold(lengths, budget, seed):
-    batches = budget_batches(lengths, budget, seed)
+    batches = _budget_batches(lengths, budget, seed)
     assert sorted(i for b in batches for i in b.tolist()) == list(range(len(lengths)))
     for b in batches: assert len(b)*int(lengths[b].max()) <= budget or len(b) == 1
 
 def test_a_history_over_budget():
-    with pytest.raises(ValueError, match='a history has 9 items and the budget is 8'): budget_batches(torch.tensor([3, 9]), 8)
+    with pytest.raises(ValueError, match='a history has 9 items and the budget is 8'): _budget_batches(torch.tensor([3, 9]), 8)
 
 def test_sorting_saves_padding_on_real_data(shared):
     from gentok.data.formats import load
     from gentok.data.splits import leave_one_out
     lengths = leave_one_out(load(shared/'data'/'Office_Products')).train.lengths
     work = lambda batches: sum(len(b)*int(lengths[b].max()) for b in batches)
-    by_length, at_random = work(length_batches(lengths, 256)), work(torch.randperm(len(lengths)).split(256))
+    by_length, at_random = work(_length_batches(lengths, 256)), work(torch.randperm(len(lengths)).split(256))
     assert 1 - int(lengths.sum())/by_length < .03 < .4 < 1 - int(lengths.sum())/at_random

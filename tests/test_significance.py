@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from gentok.evaluate.significance import (Comparison, compare, in_chunks, mean_over_seeds, paired_bootstrap,
+from gentok.evaluate.significance import (Comparison, compare, _in_chunks, mean_over_seeds, paired_bootstrap,
                                           paired_t_test, sign_flip_test)
 
 every_test = pytest.mark.parametrize('test', [paired_t_test, sign_flip_test, paired_bootstrap, compare])
@@ -83,8 +83,8 @@ def test_mean_over_seeds_takes_lists_and_one_run():
     assert mean_over_seeds(runs[0]).tolist() == [1., 0.]
 
 def test_chunks_sum_to_draws():
-    assert len(in_chunks(lambda n: np.zeros(n), 1_001, 7, cells=70)) == 1_001
-    assert len(in_chunks(lambda n: np.zeros(n), 5, 0)) == 5
+    assert len(_in_chunks(lambda n: np.zeros(n), 1_001, 7, cells=70)) == 1_001
+    assert len(_in_chunks(lambda n: np.zeros(n), 5, 0)) == 5
 
 @pytest.mark.parametrize('a, b, words', [
     ([1., 0.], [1., 0., 1.], 'same users'), ([1.], [0.], 'two users'), (torch.tensor(.3), torch.tensor(.2), 'not its mean'),

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gentok.evaluate.ranking import per_user
-from gentok.evaluate.spaces import both_spaces, in_groups, tied_ndcg, tied_recall
+from gentok.evaluate.spaces import both_spaces, _in_groups, tied_ndcg, tied_recall
 from gentok.data.splits import leave_one_out
 from gentok.data.toyshop import toyshop
 
@@ -65,7 +65,7 @@ def test_tied_metrics_by_counting(before, size, k):
 def test_histories_and_targets_in_groups():
     split = leave_one_out(toyshop(n_items=30, n_users=20, domains=1)[0])
     number = torch.arange(30)//3
-    seen = in_groups(split.test, number)
+    seen = _in_groups(split.test, number)
     assert torch.equal(seen.targets, number[split.test.targets])
     assert all(torch.equal(a, number[b]) for a, b in zip(seen.histories(), split.test.histories()))
     assert torch.equal(seen.users, split.test.users)

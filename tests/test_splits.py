@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.data.dataset import Catalogue, Dataset, Histories
-from gentok.data.splits import Examples, hold_out, leave_one_out, shortest_users, training_items, unseen_users
+from gentok.data.splits import Examples, hold_out, leave_one_out, _shortest_users, _training_items, unseen_users
 from gentok.store.files import read_json
 
 def naive(sequences, max_history):
@@ -44,7 +44,7 @@ def test_split_equals_the_naive_reference(sequences, max_history):
 def test_training_never_sees_the_last_two(sequences):
     data = dataset(sequences, 10)
     seen = {i for s in sequences for i in s[:-2]}
-    assert set(training_items(data).nonzero().flatten().tolist()) == seen
+    assert set(_training_items(data).nonzero().flatten().tolist()) == seen
     train = leave_one_out(data).train
     stops = data.histories.offsets[1:][train.users]
     assert bool((train.stop < stops - 2).all())
@@ -128,16 +128,16 @@ def test_held_out_users_are_the_shortest_and_train_nothing(sequences, share, see
     assert split.train.skipped == sum(l < 4 or o for l, o in zip(lengths, out))
     assert unseen_users(split).tolist() == [out[u] or lengths[u] < 4 for u in split.test.users.tolist()]
     seen = {i for s, o in zip(sequences, out) if not o for i in s[:-2]}
-    assert set(training_items(held).nonzero().flatten().tolist()) == seen
+    assert set(_training_items(held).nonzero().flatten().tolist()) == seen
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 40), st.integers(0, 3))
 def test_as_many_of_the_shortest_as_can_be_asked(lengths, n, seed):
-    mask = shortest_users(torch.tensor(lengths), n, seed)
+    mask = _shortest_users(torch.tensor(lengths), n, seed)
     assert mask.sum() == min(n, sum(l >= 2 for l in lengths))
-    assert torch.equal(mask, shortest_users(torch.tensor(lengths), n, seed))
+    assert torch.equal(mask, _shortest_users(torch.tensor(lengths), n, seed))
 
 def test_among_equals_every_user_has_the_same_chance():
-    drawn = torch.stack([shortest_users(torch.full((10,), 5), 3, seed) for seed in range(2000)]).double().mean(0)
+    drawn = torch.stack([_shortest_users(torch.full((10,), 5), 3, seed) for seed in range(2000)]).double().mean(0)
     assert (drawn - .3).abs().max() < .05
 
 @pytest.mark.parametrize('share', (0, 1, -.1, 5, float('nan'), .01))

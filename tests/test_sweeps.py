@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from gentok.data.splits import hold_out, leave_one_out, unseen_users
 from gentok.data.toyshop import toyshop
 from gentok.papers import tiger
-from gentok.papers.sweeps import best_validation, convergence, draw_sweep, finished, long_tail, run_folder, seen_unseen, sweep
+from gentok.papers.sweeps import best_validation, convergence, draw_sweep, _finished, long_tail, _run_folder, seen_unseen, sweep
 from gentok.papers.tiger import TigerConfig
 
 tiny = TigerConfig(tokenizer='kmeans', codebook_size=8, text_dim=6, epochs=1, d_model=8, layers=1, validate_every=1, beams=10)
@@ -19,7 +19,7 @@ def shop(): return toyshop(n_items=30, n_users=30, domains=1)[0]
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 99), st.floats(.001, 99), st.tuples(st.integers(0, 9), st.integers(0, 9)), st.booleans()), min_size=2, max_size=6, unique_by=repr))
 def test_every_value_has_a_folder_of_its_own(values):
-    names = [run_folder('out', dict(key=v, seed=0)).name for v in values]
+    names = [_run_folder('out', dict(key=v, seed=0)).name for v in values]
     assert len(set(names)) == len(values) and not any('/' in n for n in names)
 
 def test_each_value_and_seed_runs_once(tmp_path, monkeypatch):
@@ -39,7 +39,7 @@ def test_each_value_and_seed_runs_once(tmp_path, monkeypatch):
 def test_another_runs_folder_is_refused(tmp_path):
     sweep(tiger.run, shop(), tiny, dict(d_model=(8,)), tmp_path)
     with pytest.raises(ValueError, match='holds a run with lr='): sweep(tiger.run, shop(), replace(tiny, lr=.1), dict(d_model=(8,)), tmp_path)
-    with pytest.raises(ValueError, match="holds a run with method='tiger'"): finished(run_folder(tmp_path, dict(d_model=8, seed=0)), 'letter', tiny, shop())
+    with pytest.raises(ValueError, match="holds a run with method='tiger'"): _finished(_run_folder(tmp_path, dict(d_model=8, seed=0)), 'letter', tiny, shop())
 
 def test_an_unknown_field_is_refused(tmp_path):
     with pytest.raises(TypeError, match='depth'): sweep(tiger.run, shop(), tiny, dict(depth=(1,)), tmp_path)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gentok.tokenize.text_decoder import (BidirectionalLayer, Corrupted, TextDecoder, corrupt, ordinary, rotary,
-                                          word_loss)
+from gentok.tokenize.text_decoder import (_BidirectionalLayer, _Corrupted, TextDecoder, _corrupt, _ordinary, _rotary,
+                                          _word_loss)
 
 def wild(module, seed=0):
     "Weights large enough that nothing is nearly linear, biases and gains among them."
@@ -31,7 +31,7 @@ def test_the_layer_is_that_of_qwen2(heads, kv_heads, theta):
     from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
     config = transformers.Qwen2Config(hidden_size=24, num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=40,
                                       num_hidden_layers=1, rope_parameters=dict(rope_type='default', rope_theta=theta), attn_implementation='eager')
-    ours = wild(BidirectionalLayer(24, heads, kv_heads, 40, theta)).double()
+    ours = wild(_BidirectionalLayer(24, heads, kv_heads, 40, theta)).double()
     weights = dict(ours.state_dict())
     norm, theirs = Qwen2RMSNorm(24, 1e-6).double(), Qwen2DecoderLayer(config, 0).double().eval()
     norm.load_state_dict({'weight': weights.pop('norm.weight')}), theirs.load_state_dict(weights)
@@ -42,7 +42,7 @@ def test_the_layer_is_that_of_qwen2(heads, kv_heads, theta):
     assert (ours(x, there) - y).abs().max() < 1e-5 and y.abs().max() > 1
 
 def test_every_position_hears_every_other():
-    layer, x = wild(BidirectionalLayer(16, 4, 2)).double(), normal(0, 1, 9, 16)
+    layer, x = wild(_BidirectionalLayer(16, 4, 2)).double(), normal(0, 1, 9, 16)
     before = layer(x)
     for j in range(9):
         moved = x.clone()
@@ -50,7 +50,7 @@ def test_every_position_hears_every_other():
         assert (layer(moved) - before).abs().amax(-1).min() > 1e-4
 
 def test_padding_is_not_heard():
-    layer, x = wild(BidirectionalLayer(16, 4, 2)).double(), normal(0, 2, 9, 16).requires_grad_()
+    layer, x = wild(_BidirectionalLayer(16, 4, 2)).double(), normal(0, 2, 9, 16).requires_grad_()
     there = lengths(9, 5, t=9)
     out = layer(x, there)
     assert torch.allclose(out[1, :5], layer(x[1:, :5])[0], atol=1e-12) and torch.allclose(out[0], layer(x[:1])[0], atol=1e-12)
@@ -60,13 +60,13 @@ def test_padding_is_not_heard():
     assert torch.equal(layer(filled, there)[1, :5], out[1, :5])
 
 def test_a_row_of_padding_is_finite():
-    layer, x = wild(BidirectionalLayer(16, 4, 2)), torch.randn(2, 4, 16, requires_grad=True)
+    layer, x = wild(_BidirectionalLayer(16, 4, 2)), torch.randn(2, 4, 16, requires_grad=True)
     out = layer(x, lengths(4, 0, t=4))
     out.sum().backward()
     assert out.isfinite().all() and x.grad.isfinite().all()
 
 def test_order_counts_and_the_batch_does_not():
-    layer, x = wild(BidirectionalLayer(16, 4, 2)).double(), normal(0, 5, 6, 16)
+    layer, x = wild(_BidirectionalLayer(16, 4, 2)).double(), normal(0, 5, 6, 16)
     perm = torch.tensor([3, 0, 4, 1, 2])
     assert torch.allclose(layer(x[perm]), layer(x)[perm], atol=1e-12)
     assert (layer(x[:, [1, 0, 2, 3, 4, 5]])[:, [1, 0, 2, 3, 4, 5]] - layer(x)).abs().max() > .01
@@ -75,27 +75,27 @@ def test_order_counts_and_the_batch_does_not():
 @given(st.integers(1, 6), st.integers(2, 40), st.sampled_from([1e2, 1e4, 1e6]))
 def test_rotary_keeps_lengths_and_knows_distances_only(half, t, theta):
     q, k = normal(half, 2*half), normal(t, 2*half)
-    Q, K = rotary(q.expand(t, -1), theta), rotary(k.expand(t, -1), theta)
+    Q, K = _rotary(q.expand(t, -1), theta), _rotary(k.expand(t, -1), theta)
     assert torch.allclose(Q.norm(dim=1), q.norm().expand(t), atol=1e-5) and torch.equal(Q[0], q)
     products = Q @ K.T
     for distance in (0, 1, -1, t - 1): assert products.diagonal(distance).std(correction=0) < 1e-4
 
 def test_start_and_size():
     torch.manual_seed(0)
-    layer = BidirectionalLayer(64, 4, 2)
+    layer = _BidirectionalLayer(64, 4, 2)
     for name, p in layer.named_parameters():
         if 'norm' in name: assert (p == 1).all()
         elif 'bias' in name: assert (p == 0).all()
         else: assert abs(p.std() - .02) < .002 and abs(p.mean()) < .002
     assert {n for n, _ in layer.self_attn.named_parameters() if 'bias' in n} == {'q_proj.bias', 'k_proj.bias', 'v_proj.bias'}
-    with torch.device('meta'): assert sum(p.numel() for p in BidirectionalLayer().parameters()) == 33_823_232
+    with torch.device('meta'): assert sum(p.numel() for p in _BidirectionalLayer().parameters()) == 33_823_232
 
 @pytest.mark.parametrize('width, heads, kv_heads', [(16, 3, 1), (12, 4, 2), (16, 4, 3)])
 def test_heads_that_do_not_fit(width, heads, kv_heads):
-    with pytest.raises(ValueError, match='do not go together'): BidirectionalLayer(width, heads, kv_heads)
+    with pytest.raises(ValueError, match='do not go together'): _BidirectionalLayer(width, heads, kv_heads)
 
 def test_half_precision():
-    layer, x = BidirectionalLayer(32, 4, 2), torch.randn(2, 5, 32)
+    layer, x = _BidirectionalLayer(32, 4, 2), torch.randn(2, 5, 32)
     there = lengths(5, 3, t=5)
     low = copy.deepcopy(layer).bfloat16()(x.bfloat16(), there)
     with torch.autocast('cpu', dtype=torch.bfloat16): mixed = layer(x, there)
@@ -115,7 +115,7 @@ def some_texts(seed, b=6, t=30, v=20):
 @given(st.integers(0, 999), st.sampled_from(['mask', 'bert']), st.integers(1, 40))
 def test_only_words_are_asked_for_and_the_rest_stays(seed, kind, most):
     tokens, there = some_texts(seed)
-    text = corrupt(tokens, there, special, 2, kind, 20, most, torch.Generator().manual_seed(seed))
+    text = _corrupt(tokens, there, special, 2, kind, 20, most, torch.Generator().manual_seed(seed))
     asked, words = text.labels >= 0, there & ~torch.isin(tokens, torch.tensor([*special, 2]))
     assert torch.equal(text.labels[asked], tokens[asked]) and (text.labels[~asked] == -100).all()
     assert torch.equal(text.inputs[~asked], tokens[~asked]) and text.there is there
@@ -126,12 +126,12 @@ def test_only_words_are_asked_for_and_the_rest_stays(seed, kind, most):
 
 def test_padding_that_is_no_special_token_is_not_asked_for():
     tokens, there = torch.full((1, 4), 5), lengths(2, t=4)
-    assert corrupt(tokens, there, (), 2).labels.tolist() == [[5, 5, -100, -100]]
+    assert _corrupt(tokens, there, (), 2).labels.tolist() == [[5, 5, -100, -100]]
 
 def test_shares_of_the_published_code():
     "900 words, of which 512 are asked for: .803 masked and .098 kept in a run of its collator."
     tokens, there = torch.randint(10, 5000, (100, 900)), torch.ones(100, 900, dtype=torch.bool)
-    text = corrupt(tokens, there, special, 2, 'bert', 5000, generator=torch.Generator().manual_seed(0))
+    text = _corrupt(tokens, there, special, 2, 'bert', 5000, generator=torch.Generator().manual_seed(0))
     asked = text.labels >= 0
     seen, true = text.inputs[asked], tokens[asked]
     assert (asked.sum(1) == 512).all()
@@ -143,7 +143,7 @@ def test_shares_of_the_published_code():
 
 def test_seeds_and_nothing_global():
     tokens, there = some_texts(0)
-    def once(seed): return corrupt(tokens, there, special, 2, 'bert', 20, generator=torch.Generator().manual_seed(seed)).inputs
+    def once(seed): return _corrupt(tokens, there, special, 2, 'bert', 20, generator=torch.Generator().manual_seed(seed)).inputs
     state = torch.get_rng_state()
     assert torch.equal(once(3), once(3)) and not torch.equal(once(3), once(4))
     assert torch.equal(torch.get_rng_state(), state)
@@ -152,22 +152,22 @@ def test_seeds_and_nothing_global():
 @given(st.sets(st.integers(0, 30)), st.integers(31, 40))
 def test_ordinary_tokens_are_those_left(struck, v):
     left = [t for t in range(v) if t not in struck]
-    assert ordinary(torch.arange(len(left)), torch.tensor(sorted(struck), dtype=torch.long)).tolist() == left
+    assert _ordinary(torch.arange(len(left)), torch.tensor(sorted(struck), dtype=torch.long)).tolist() == left
 
 @pytest.mark.parametrize('how, says', [(dict(kind='half'), "choose 'mask' or 'bert'"), (dict(kind='bert', vocabulary=20), 'torch.Generator'),
                                        (dict(kind='bert', generator=torch.Generator()), 'give vocabulary')])
 def test_corruptions_that_cannot_be(how, says):
-    with pytest.raises(ValueError, match=says): corrupt(*some_texts(0), special, 2, **how)
+    with pytest.raises(ValueError, match=says): _corrupt(*some_texts(0), special, 2, **how)
 
 # ---------------------------------------------------------------- the decoder
 
 def made(width=None, seed=0, v=20, d=16):
-    decoder = wild(TextDecoder(BidirectionalLayer(d, 4, 2), width), seed)
+    decoder = wild(TextDecoder(_BidirectionalLayer(d, 4, 2), width), seed)
     w = width or d
     draw = torch.Generator().manual_seed(seed)
     tokens, there = some_texts(seed)
     states, embedding, head = (torch.randn(s, generator=draw) for s in ((6, 3, w), (v, w), (v, w)))
-    return decoder, states, corrupt(tokens, there, special, 2), embedding, head
+    return decoder, states, _corrupt(tokens, there, special, 2), embedding, head
 
 @pytest.mark.parametrize('width', [None, 10])
 def test_loss_is_the_mean_over_the_words_of_the_batch_at_their_own_positions(width):
@@ -186,8 +186,8 @@ def test_the_batch_may_be_shuffled_and_padded():
     decoder, states, text, embedding, head = made()
     loss = decoder(states, text, embedding, head)
     perm = torch.tensor([4, 2, 0, 1, 5, 3])
-    assert torch.allclose(decoder(states[perm], Corrupted(*(p[perm] for p in text)), embedding, head), loss, rtol=1e-5)
-    longer = Corrupted(F.pad(text.inputs, (0, 7), value=3), F.pad(text.labels, (0, 7), value=-100), F.pad(text.there, (0, 7)))
+    assert torch.allclose(decoder(states[perm], _Corrupted(*(p[perm] for p in text)), embedding, head), loss, rtol=1e-5)
+    longer = _Corrupted(F.pad(text.inputs, (0, 7), value=3), F.pad(text.labels, (0, 7), value=-100), F.pad(text.there, (0, 7)))
     assert torch.allclose(decoder(states, longer, embedding, head), loss, rtol=1e-5)
     assert torch.equal(decoder.predict(states, longer, embedding, head)[:, :30], decoder.predict(states, text, embedding, head))
 
@@ -202,8 +202,8 @@ def test_pieces_change_nothing(rows):
 
 def test_no_logits_but_those_asked_for_are_kept():
     "A vocabulary of 50,000 and 4 words of 40: nothing of size 40 × v is held for the way back."
-    decoder = TextDecoder(BidirectionalLayer(16, 4, 2))
-    text = corrupt(torch.full((1, 40), 5), torch.ones(1, 40).bool(), (), 2)
+    decoder = TextDecoder(_BidirectionalLayer(16, 4, 2))
+    text = _corrupt(torch.full((1, 40), 5), torch.ones(1, 40).bool(), (), 2)
     text.labels[:, 4:] = -100
     largest = []
     def pack(x): return largest.append(x.numel()) or x
@@ -256,8 +256,8 @@ def test_it_learns_to_read_codes():
     "Two words, a code for each: read back from the codes, and wrong with another item's."
     torch.manual_seed(0)
     codes, tokens = torch.cartesian_prod(torch.arange(3), torch.arange(3)), torch.cartesian_prod(torch.arange(3) + 2, torch.arange(3) + 5)
-    text = corrupt(tokens, torch.ones_like(tokens).bool(), (), 1)
-    decoder, values = TextDecoder(BidirectionalLayer(32, 4, 2)), nn.Parameter(torch.randn(2, 3, 32))
+    text = _corrupt(tokens, torch.ones_like(tokens).bool(), (), 1)
+    decoder, values = TextDecoder(_BidirectionalLayer(32, 4, 2)), nn.Parameter(torch.randn(2, 3, 32))
     embedding, head = (nn.Parameter(torch.randn(8, 32)*.02) for _ in range(2))
     optim = torch.optim.AdamW([*decoder.parameters(), values, embedding, head], 5e-3)
     def states(): return torch.stack([values[0][codes[:, 0]], values[1][codes[:, 1]]], 1)

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from gentok.data.toyshop import (Truth, at_k, counts, shops, steps, target_rank, taste_names, toyshop, traits,
-                                 group_moves, habit, shop_grid)
+from gentok.data.toyshop import (Truth, _at_k, _counts, _shops, _steps, _target_rank, _taste_names, toyshop, _traits,
+                                 _group_moves, _habit, shop_grid)
 
 @pytest.fixture(scope='module')
 def shop(): return toyshop(300, 2000)
@@ -42,7 +42,7 @@ def test_truth_is_a_markov_chain(shop):
         assert torch.allclose(t.moves.sum(-1), torch.ones(t.moves.shape[:2]).double())
         assert torch.allclose(torch.einsum('mg,mgh->mh', t.start, t.moves), t.start, atol=1e-12)
         assert torch.allclose(torch.bincount(t.group, t.weight), torch.ones(t.moves.shape[-1]).double())
-        assert len(t.prior) == len(steps) == len(taste_names) and t.values.shape == (300, 4)
+        assert len(t.prior) == len(_steps) == len(_taste_names) and t.values.shape == (300, 4)
 
 def brute(t: Truth, history):
     "p(i | h) from the whole item-to-item law of every taste, without cancelling anything."
@@ -84,7 +84,7 @@ def test_calibrated_and_unbeaten():
         limit, promised = d.truth.bayes_optimal(past, targets), d.truth.expected_optimal(past)
         for k, v in limit.items(): assert abs(v - promised[k]) < 4*.5/len(gap)**.5, k
         for rival in ([h[-1:] for h in past], [h[-2:] for h in past], [h[:0] for h in past]):
-            score = at_k(target_rank(d.truth.predictive(rival), targets))
+            score = _at_k(_target_rank(d.truth.predictive(rival), targets))
             assert all(score[k] < limit[k] for k in limit)
 
 def test_histories_follow_the_process():
@@ -100,7 +100,7 @@ def test_the_limit_is_a_challenge(shop):
     for d in shop:
         past, targets = parts(d)
         limit = d.truth.bayes_optimal(past, targets)
-        popular = at_k(target_rank(d.truth.predictive([[]]).expand(len(past), -1), targets))
+        popular = _at_k(_target_rank(d.truth.predictive([[]]).expand(len(past), -1), targets))
         assert .65 < limit['recall@10'] < .85 and .4 < limit['ndcg@10'] < .6
         assert popular['ndcg@10'] < .3*limit['ndcg@10']
 
@@ -151,14 +151,14 @@ def test_impossible_questions(shop):
     with pytest.raises(ValueError, match='1 histories came with 2 targets'): t.bayes_optimal([[1]], torch.tensor([1, 2]))
 
 def test_every_domain_has_its_own_words():
-    for s in shops.values(): assert tuple(len(getattr(s, t).split()) for t in traits) == counts
-    words = [w for s in shops.values() for t in traits for w in getattr(s, t).split()]
+    for s in _shops.values(): assert tuple(len(getattr(s, t).split()) for t in _traits) == _counts
+    words = [w for s in _shops.values() for t in _traits for w in getattr(s, t).split()]
     assert len(words) == len(set(words))
 
 def test_habit_rows_are_distributions():
     for delta in range(-2, 3):
-        q = np.array([.5, .3, .2]); assert np.allclose(habit(delta, .7, 1, q).sum(1), 1)
-    one = group_moves(np.array([[2, 3, 1]]), [np.full(k, 1/k) for k in counts[:3]], np.zeros((len(steps), 3), dtype=int))
+        q = np.array([.5, .3, .2]); assert np.allclose(_habit(delta, .7, 1, q).sum(1), 1)
+    one = _group_moves(np.array([[2, 3, 1]]), [np.full(k, 1/k) for k in _counts[:3]], np.zeros((len(_steps), 3), dtype=int))
     assert np.allclose(one, 1)
 
 def test_the_grid_has_one_panel_per_domain():

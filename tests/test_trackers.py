@@ -23,15 +23,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gentok.data.toyshop import toyshop
 from gentok.embed.items import items_of
 from gentok.embed.multimodal import LightConfig
-from gentok.embed.table import EmbeddingTable, together
+from gentok.embed.table import EmbeddingTable, concat_domains
 from gentok.papers import mtgrec
-from gentok.store.tracking import numbers, open_trackers, run_log
+from gentok.store.tracking import _numbers, _open_trackers, run_log
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from gentok.tokenize.unitok import ExpertsConfig, UniTok
 from gentok.tokenize.utgrec import UTGRecTokenizer
-from gentok.tokenize.utgrec_parts import UTGRecConfig, UTGRecFit
+from gentok.tokenize.utgrec_parts import UTGRecTokenizerConfig, UTGRecFitConfig
 from gentok.train.loop import Trainer
-from gentok.train.trackers import run_name, tracking
+from gentok.train.trackers import _run_name, tracking
 from test_train import PowerCut, cut, same, sequences, short, train
 from two import torchrun
 
@@ -47,7 +47,7 @@ def expected(curve, kind='recommender'):
     "What of a curve should be shown"
     found = {}
     for row in curve:
-        for tag, value in numbers(row, kind).items(): found.setdefault(tag, []).append((row['epoch'], torch.tensor(value).item()))
+        for tag, value in _numbers(row, kind).items(): found.setdefault(tag, []).append((row['epoch'], torch.tensor(value).item()))
     return found
 
 def runs(out): return sorted(str(p.parent.relative_to(out/'logs')) for p in (out/'logs').rglob('events*'))
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_goes_on_shows_every_epoch_once(tmp_path, monkeypatch):
     assert curves(tmp_path/'logs'/'tokenizer') == expected(again.history, 'tokenizer')
 
 def test_experts_and_their_warm_up(tmp_path):
-    both = together(dict(a=table(40), b=table(40, 1)))
+    both = concat_domains(dict(a=table(40), b=table(40, 1)))
     make = lambda: UniTok(ExpertsConfig(('a', 'b')), replace(small, whiten=0), replace(plan, warm=2))
     with tracking('tensorboard', tmp_path): watched = make().fit(both, tmp_path/'tokenizers'/'all')
     found = curves(tmp_path/'logs'/'tokenizer'/'tokenizers'/'all')
@@ -166,8 +166,8 @@ def test_experts_and_their_warm_up(tmp_path):
 def test_words_and_pictures(tmp_path):
     shop = toyshop(n_items=24, n_users=10, domains=1)[0]
     items = items_of(shop.catalogue, EmbeddingTable(shop.catalogue.ids, table(24).matrix, 'made'))
-    sizes = UTGRecConfig(sizes=(4, 6), levels=2, width=8, patch=0, mu=0., eta=0.)
-    make = lambda: UTGRecTokenizer(sizes, UTGRecFit(epochs=4, batch_size=12, warm=4, every=1), LightConfig(width=16))
+    sizes = UTGRecTokenizerConfig(sizes=(4, 6), levels=2, width=8, patch=0, mu=0., eta=0.)
+    make = lambda: UTGRecTokenizer(sizes, UTGRecFitConfig(epochs=4, batch_size=12, warm=4, every=1), LightConfig(width=16))
     with tracking('tensorboard', tmp_path): watched = make().fit(items, tmp_path/'tokenizer')
     found = curves(tmp_path/'logs'/'tokenizer')
     assert [step for step, _ in found['tokenizer/collisions']] == [3, 4] and len(found['tokenizer/text']) == 4
@@ -186,14 +186,14 @@ def test_the_stages_of_a_command_have_names_of_their_own(tmp_path):
 @given(st.lists(st.tuples(st.sampled_from(('tokenizer', 'recommender')), st.sampled_from((None, '/a', '/b', '/o', '/o/a', '/o/tokenizer', '/o/x/a', '/p/a'))), max_size=12))
 def test_names_follow_folders(asked):
     taken = {}
-    found = [run_name(kind, folder, Path('/o'), taken) for kind, folder in asked]
+    found = [_run_name(kind, folder, Path('/o'), taken) for kind, folder in asked]
     for i, (a, name) in enumerate(zip(asked, found)):
         for b, other in zip(asked[:i], found[:i]): assert (name == other) == (a == b and a[1] is not None)
         assert name.startswith(a[0])
 
 @given(st.dictionaries(st.text('abc', min_size=1, max_size=3), st.recursive(st.none()|st.booleans()|st.floats()|st.integers()|st.text(max_size=2), lambda x: st.lists(x, max_size=3), max_leaves=4)))
 def test_only_numbers_are_logged(row):
-    for name, value in numbers(row | dict(epoch=7), 'tokenizer').items():
+    for name, value in _numbers(row | dict(epoch=7), 'tokenizer').items():
         assert name.startswith('tokenizer/') and type(value) in (int, float) and not name.endswith('epoch')
 
 def test_two_processes_log_once(tmp_path):
@@ -239,7 +239,7 @@ def test_other_trackers_and_several_at_once(names, others, tmp_path, capsys):
     told, n = others(), sum(name in names for name in ('wandb', 'trackio'))
     for said, how in told[:n]: assert said == 'init' and (how['project'], how['name'], how['group']) == ('gentok', 'recommender/training', 'out')
     assert [line[0] for line in told[n:]] == [1]*n + [2]*n + [3]*n + [4]*n + ['finish']*n
-    assert told[n][1] == numbers(result.curve[0], 'recommender')
+    assert told[n][1] == _numbers(result.curve[0], 'recommender')
     if 'tensorboard' in names: assert curves(tmp_path/'out'/'logs'/'recommender'/'training') == expected(result.curve)
     assert capsys.readouterr().out == ''  # standard output is the command's
 
@@ -273,9 +273,9 @@ def test_blocks_within_blocks(tmp_path):
     with tracking('tensorboard', tmp_path/'one'):
         with tracking(None, None), run_log('tokenizer', None, [], True) as log: assert log
         with tracking('tensorboard', tmp_path/'two'), run_log('tokenizer', None, [dict(epoch=1, loss=1.)], True): pass
-    assert open_trackers.get() is None and runs(tmp_path/'two') == ['tokenizer']
+    assert _open_trackers.get() is None and runs(tmp_path/'two') == ['tokenizer']
     with pytest.raises(RuntimeError), tracking('tensorboard', tmp_path/'three'): raise RuntimeError
-    assert open_trackers.get() is None
+    assert _open_trackers.get() is None
     with run_log('tokenizer', None, [], True) as log: assert not log
 
 # ---------------------------------------------------------------- a terminal, a log, a notebook

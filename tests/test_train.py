@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from gentok.store.checkpoints import checkpoint_name, checkpoint_paths, newest_checkpoint, outdated
+from gentok.store.checkpoints import _checkpoint_name, _checkpoint_paths, newest_checkpoint, _outdated
 from gentok.data.splits import Examples
 from gentok.ids.sequences import Sequences, batch_tokens
-from gentok.train.loop import TrainConfig, Trainer, learning_rate, pick_precision, weights_at, weights_file
+from gentok.train.loop import TrainConfig, Trainer, learning_rate, _pick_precision, weights_at, _weights_file
 
 class Chain(nn.Module):
     "A model of a few hundred weights with all that can go wrong: dropout, a buffer that counts, and padding"
@@ -152,7 +152,7 @@ damages = dict(cut_short=lambda p: p.write_bytes(p.read_bytes()[:-7]), flipped=f
 @pytest.mark.parametrize('file', ('tensors.safetensors', 'state.json', 'digest.json'))
 def test_a_damaged_checkpoint_falls_back(damage, file, straight, tmp_path):
     cut(tmp_path, 20)
-    damages[damage](tmp_path/'checkpoints'/checkpoint_name(20)/file)
+    damages[damage](tmp_path/'checkpoints'/_checkpoint_name(20)/file)
     with pytest.warns(UserWarning, match='step-0000000020 is damaged .* was passed over'):
         found = newest_checkpoint(tmp_path/'checkpoints')
     assert found.step == 19
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_falls_back(damage, file, straight, tmp_path):
 
 def test_all_checkpoints_damaged_begins_again(straight, tmp_path):
     cut(tmp_path, 20)
-    for path in checkpoint_paths(tmp_path/'checkpoints'): flip(path/'tensors.safetensors')
+    for path in _checkpoint_paths(tmp_path/'checkpoints'): flip(path/'tensors.safetensors')
     with pytest.warns(UserWarning, match='is damaged'): cut(tmp_path, 5)
     assert newest_checkpoint(tmp_path/'checkpoints').step == 5  # the damaged later ones did not push it out
     assert ends_equal(train(tmp_path, short), straight)
@@ -191,7 +191,7 @@ def test_damaged_weights_of_an_epoch_are_named(damage, tmp_path):
     plan = replace(short, save_at=(2, 3))
     trainer, _ = train(tmp_path/'run', plan)
     kept = weights_at(tmp_path/'run', 2)
-    damages[damage](weights_file(tmp_path/'run', 2))
+    damages[damage](_weights_file(tmp_path/'run', 2))
     said = 'has no weights of epoch 2, expected .*epoch-000002' if damage == 'gone' else 'epoch-000002.safetensors is damaged, expected the weights of epoch 2'
     with pytest.raises(FileNotFoundError if damage == 'gone' else ValueError, match=said) as e: weights_at(str(tmp_path/'run'), 2)
     assert same(weights_at(tmp_path/'run', 3), weights_at(str(tmp_path/'run'), 3))
@@ -200,10 +200,10 @@ def test_damaged_weights_of_an_epoch_are_named(damage, tmp_path):
     assert same(weights_at(tmp_path/'run', 2), kept)
 
 def test_outdated_keeps_the_newest_whole_ones():
-    paths = [Path(checkpoint_name(s)) for s in (1, 2, 3, 9)]
-    assert outdated(paths, checkpoint_name(3), keep=2) == [paths[0], paths[3]]
-    assert outdated(paths, checkpoint_name(9), keep=2) == paths[:2]
-    assert outdated(paths[:1], checkpoint_name(1), keep=2) == []
+    paths = [Path(_checkpoint_name(s)) for s in (1, 2, 3, 9)]
+    assert _outdated(paths, _checkpoint_name(3), keep=2) == [paths[0], paths[3]]
+    assert _outdated(paths, _checkpoint_name(9), keep=2) == paths[:2]
+    assert _outdated(paths[:1], _checkpoint_name(1), keep=2) == []
 
 # ---------------------------------------------------------------- other settings
 
@@ -296,9 +296,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 def test_auto_precision_asks_the_processor(native, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
-    assert pick_precision('auto') == ('bf16' if native else 'no')
-    assert (pick_precision('float32'), pick_precision('bf16')) == ('no', 'bf16')
-    with pytest.raises(ValueError, match="'fp16', expected 'auto'"): pick_precision('fp16')
+    assert _pick_precision('auto') == ('bf16' if native else 'no')
+    assert (_pick_precision('float32'), _pick_precision('bf16')) == ('no', 'bf16')
+    with pytest.raises(ValueError, match="'fp16', expected 'auto'"): _pick_precision('fp16')
 
 def test_an_epoch_has_every_example_once():
     data = sequences()

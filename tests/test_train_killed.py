@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from gentok.store.checkpoints import checkpoint_paths, newest_checkpoint
+from gentok.store.checkpoints import _checkpoint_paths, newest_checkpoint
 from gentok.train.loop import Trainer
 from test_train import same, train
 
@@ -55,4 +55,4 @@ def test_killed_at_ten_random_moments(tmp_path):
     assert last.state['curve'] == other.state['curve'] == wanted.curve
     seconds = [c.state['progress'].pop('seconds') for c in (last, other)]
     assert last.state == other.state and min(seconds) > 0
-    assert not list((tmp_path/'killed/checkpoints').glob('.*')) and len(checkpoint_paths(tmp_path/'killed/checkpoints')) == 2
+    assert not list((tmp_path/'killed/checkpoints').glob('.*')) and len(_checkpoint_paths(tmp_path/'killed/checkpoints')) == 2

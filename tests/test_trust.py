@@ -12,14 +12,14 @@ from gentok.data.dataset import Catalogue, Dataset
 from gentok.data.formats import load
 from gentok.data.toyshop import toyshop
 from gentok.embed.table import EmbeddingTable
-from gentok.ids.item_ids import ItemIds, check_codes
+from gentok.ids.item_ids import ItemIds, _check_codes
 from gentok.papers.tiger import TigerConfig, run
 from gentok.search.beam import as_examples, beam_search
 from gentok.search.exact import exact_top_k
 from gentok.store.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
-from gentok.store.files import (atomic_write, fingerprint, json_text, read_folder, read_json, read_tensor_file, read_tensors,
+from gentok.store.files import (atomic_write, _fingerprint, _json_text, read_folder, read_json, _read_tensor_file, read_tensors,
                                 tensor_bytes, write_folder)
-from gentok.store.runs import began, locked, this_process
+from gentok.store.runs import _began, locked, _this_process
 from gentok.tokenize.tokenizer import ResidualKMeans, Tokenizer
 from test_search import shop
 
@@ -119,17 +119,17 @@ def test_verifying_can_be_left_out(tmp_path):
         assert 'its content is not what was written' in sentence(call)
 
 def test_files_from_before_there_were_digests_are_read(tmp_path):
-    atomic_write(tmp_path/'config.json', text := json_text({'K': 1}))
-    save_file({'w': torch.ones(2)}, tmp_path/'model.safetensors', {'config': fingerprint(text)})
+    atomic_write(tmp_path/'config.json', text := _json_text({'K': 1}))
+    save_file({'w': torch.ones(2)}, tmp_path/'model.safetensors', {'config': _fingerprint(text)})
     assert read_folder(tmp_path).tensors['w'].tolist() == [1, 1]
-    atomic_write(tmp_path/'config.json', json_text({'K': 2}))
+    atomic_write(tmp_path/'config.json', _json_text({'K': 2}))
     assert 'not written together' in sentence(lambda: read_folder(tmp_path))
     save_file({'codes': tiles.byte()}, tmp_path/'item_ids.safetensors', {'item_ids': json.dumps(dict(sizes=[3, 2, 3], collisions=1, moved=0))})
     assert repr(ItemIds.load(tmp_path)) == 'ItemIds(4 items, L=3, K=(3, 2, 3), collisions=1)'
     table(tmp_path/'t')
     config = {k: v for k, v in read_json(tmp_path/'t/config.json').items() if k != 'ids'}
-    atomic_write(tmp_path/'t/config.json', json_text(config))
-    save_file({'matrix': vectors}, tmp_path/'t/model.safetensors', {'config': fingerprint(json_text(config))})
+    atomic_write(tmp_path/'t/config.json', _json_text(config))
+    save_file({'matrix': vectors}, tmp_path/'t/model.safetensors', {'config': _fingerprint(_json_text(config))})
     assert torch.equal(EmbeddingTable.load(tmp_path/'t').matrix, vectors)
 
 @settings(max_examples=40, deadline=None)
@@ -141,8 +141,8 @@ def test_every_type_and_shape_comes_back(tmp_path_factory, shape, notes, kind):
     data = tensor_bytes({'t': t, 'turned': t.mT if t.dim() > 1 else t, 'grown': t.float().requires_grad_()}, '{}', **notes)
     assert data == tensor_bytes({'grown': t.float(), 'turned': t.mT if t.dim() > 1 else t, 't': t.clone()}, '{}', **notes)
     path.write_bytes(data)
-    found = read_tensor_file(path)
-    assert found.tensors['t'].dtype == kind and torch.equal(found.tensors['t'], t) and found.notes == dict(notes, config=fingerprint('{}'))
+    found = _read_tensor_file(path)
+    assert found.tensors['t'].dtype == kind and torch.equal(found.tensors['t'], t) and found.notes == dict(notes, config=_fingerprint('{}'))
 
 # ---------------------------------------------------------------- JSON that is something else
 
@@ -215,19 +215,19 @@ def test_a_second_process_is_told_who_is_there_and_takes_over_after_kill_9(tmp_p
     folder = tmp_path/'not'/'yet'/'there'
     with process(folder) as first:
         assert first.stdout.readline() == 'mine\n'
-        said = sentence(lambda: locked(folder).__enter__(), str(folder), str(first.pid), this_process()['host'], 'since 20', 'give another folder')
+        said = sentence(lambda: locked(folder).__enter__(), str(folder), str(first.pid), _this_process()['host'], 'since 20', 'give another folder')
         with process(folder) as second: assert said.partition(' since ')[0] in second.communicate()[1] and second.returncode == 1
         assert read_json(folder/'.lock')['pid'] == first.pid
         first.send_signal(signal.SIGKILL)
         deadline = time.time() + 1800
-        while began(first.pid) is not None and time.time() < deadline: time.sleep(.01)
+        while _began(first.pid) is not None and time.time() < deadline: time.sleep(.01)
         assert first.returncode is None  # a zombie: nobody has asked after it yet
         with locked(folder) as lock: assert read_json(lock)['pid'] == os.getpid()
         first.communicate()
     assert list(folder.iterdir()) == []
 
 def test_of_many_that_see_a_dead_owner_one_takes_over(tmp_path):
-    (tmp_path/'.lock').write_text(json_text(dict(this_process(), pid=2**22 + 7)))
+    (tmp_path/'.lock').write_text(_json_text(dict(_this_process(), pid=2**22 + 7)))
     code = 'import sys\nfrom gentok.store.runs import locked\nprint("ready", flush=True)\nsys.stdin.readline()\n' + holder.replace('sleep(1800)', 'sleep(3)')
     many = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for p in many: assert p.stdout.readline() == 'ready\n'
@@ -257,11 +257,11 @@ def test_the_processes_of_one_launch_share_a_folder(tmp_path):
         first.kill()
 
 def test_a_lock_of_another_machine_counts_and_a_number_used_again_does_not(tmp_path):
-    lock, me = tmp_path/'.lock', this_process()
-    lock.write_text(json_text(dict(me, host='gpu-7')))
+    lock, me = tmp_path/'.lock', _this_process()
+    lock.write_text(_json_text(dict(me, host='gpu-7')))
     sentence(lambda: locked(tmp_path).__enter__(), 'gpu-7', f'remove {lock}')
     if me['began']:
-        lock.write_text(json_text(dict(me, pid=os.getppid(), began='1')))
+        lock.write_text(_json_text(dict(me, pid=os.getppid(), began='1')))
         with locked(tmp_path): pass
     for text in ('', '[]', '{}', '{"pid": "1"}', '\xff'):
         lock.write_text(text, 'latin-1')
@@ -426,7 +426,7 @@ def test_half_a_character_at_load(tmp_path):
     assert any('cut' in t for t in titles) and 'whole \U0001f600' in titles
 
 def test_half_a_character_loses_no_finished_run(tmp_path):
-    assert json.loads(json_text({'title': half, half: 1})) == {'title': half, half: 1}
+    assert json.loads(_json_text({'title': half, half: 1})) == {'title': half, half: 1}
     write_folder(tmp_path, {'source': half}, {'w': torch.ones(1)}, {'titles': [half]})
     assert read_folder(tmp_path).config == {'source': half} and read_json(tmp_path/'items.json', titles=list)['titles'] == [half]
     EmbeddingTable([half, 'b'], torch.eye(2), 'x').save(tmp_path/'t')
@@ -469,9 +469,9 @@ odd_numbers = [1.7, None, [None], 'ab', ['a'], [[0, 0, 1], [0, 1]], [float('nan'
 @pytest.mark.parametrize('odd', odd_numbers, ids=range(len(odd_numbers)))
 def test_numbers_that_are_none_are_named(odd):
     ids = ItemIds(tiles)
-    for call in (lambda: ItemIds(odd), lambda: check_codes(odd), lambda: ids.find(odd), lambda: ids.codes(odd), lambda: ids.items(odd),
+    for call in (lambda: ItemIds(odd), lambda: _check_codes(odd), lambda: ids.find(odd), lambda: ids.codes(odd), lambda: ids.items(odd),
                  lambda: as_examples([[0], odd], 4), lambda: ItemIds(tiles, None, odd), lambda: ItemIds(tiles, None, 0, odd)): sentence(call)
-    if odd is not None: sentence(lambda: check_codes(tiles, odd))  # None: the sizes follow from the codes
+    if odd is not None: sentence(lambda: _check_codes(tiles, odd))  # None: the sizes follow from the codes
     if not isinstance(odd, list) or not isinstance(odd[0], list) or odd[0][0] != 0: sentence(lambda: as_examples(odd, 4))  # lists of any length are histories
 
 def test_flat_histories_and_tensors_of_floats_are_named():

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gentok.data.toyshop import toyshop
-from gentok.embed.table import EmbeddingTable, domains_of, together
+from gentok.embed.table import EmbeddingTable, _domains_of, concat_domains
 from gentok.embed.text import TextEncoder
-from gentok.quantize.experts import Router, one_more
+from gentok.quantize.experts import Router, _add_level
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from gentok.tokenize.tokenizer import Tokenizer
 from gentok.tokenize.unitok import ExpertsConfig, UniTok
@@ -24,10 +24,10 @@ def tables():
     return {s.catalogue.domain: encoder.embed(s.catalogue) for s in shops}
 
 @pytest.fixture(scope='module')
-def two(tables): return together(dict(list(tables.items())[:2]))
+def two(tables): return concat_domains(dict(list(tables.items())[:2]))
 
 @pytest.fixture(scope='module')
-def experts(two): return ExpertsConfig(domains_of(two.ids).names)
+def experts(two): return ExpertsConfig(_domains_of(two.ids).names)
 
 switches = {'paper': {}, 'no experts': dict(use=False), 'no shared': dict(shared_weight=0.), 'no calibration': dict(calibration=0.),
             'suffix': dict(identity='suffix'), 'two of them': dict(top=2), 'published': dict(mode='level_mixture', top=2), 'means': dict(start='mean')}
@@ -104,6 +104,6 @@ def test_no_known_vector_ever_moves(seed, shift, M):
     gen = torch.Generator().manual_seed(seed)
     known, new = torch.randn(40, 5, generator=gen), shift + torch.randn(15, 5, generator=gen)
     router = Router(5, M).place(torch.randn(M, 5, generator=gen), 5.)
-    wider = one_more(router, new, known)
+    wider = _add_level(router, new, known)
     assert torch.equal(wider(known).argmax(1), router(known).argmax(1)) and wider.linear.out_features == M + 1
     assert torch.equal(wider.linear.weight[:M], router.linear.weight)

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from test_search import rounding, shop, shops
 
 from gentok.data.splits import Examples
-from gentok.evaluate.full_ranking import Seen, evaluate, groups_of, rank_unseen, searcher, seen_by, without
+from gentok.evaluate.full_ranking import _Seen, evaluate, _groups_of, rank_unseen, searcher, _seen_by, _without
 from gentok.search.beam import Ranked, as_examples
 from gentok.search.exact import score_items
 
@@ -52,7 +52,7 @@ def crowd(n_users, n_items, longest=20, seed=0):
 def test_exact_is_the_ranking_without_the_seen(made, k):
     model, trie, histories = made
     examples = as_examples(histories, trie.n_items)
-    found = rank_unseen(searcher(model, trie, exact=True), examples, seen_by(examples, trie.n_items), k)
+    found = rank_unseen(searcher(model, trie, exact=True), examples, _seen_by(examples, trie.n_items), k)
     agrees(found, struck_out(model, trie, examples), k)
 
 @few
@@ -60,7 +60,7 @@ def test_exact_is_the_ranking_without_the_seen(made, k):
 def test_wide_beams_are_the_ranking_without_the_seen(made, k):
     model, trie, histories = made
     examples = as_examples(histories, trie.n_items)
-    found = rank_unseen(searcher(model, trie), examples, seen_by(examples, trie.n_items), k, beams=64)
+    found = rank_unseen(searcher(model, trie), examples, _seen_by(examples, trie.n_items), k, beams=64)
     agrees(found, struck_out(model, trie, examples), k)
 
 @few
@@ -68,7 +68,7 @@ def test_wide_beams_are_the_ranking_without_the_seen(made, k):
 def test_narrow_beams_still_find_as_many_as_there_are(made, k, batch_size):
     model, trie, histories = made
     examples = as_examples(histories, trie.n_items)
-    found = rank_unseen(searcher(model, trie), examples, seen_by(examples, trie.n_items), k, beams=k, batch_size=batch_size)
+    found = rank_unseen(searcher(model, trie), examples, _seen_by(examples, trie.n_items), k, beams=k, batch_size=batch_size)
     truth = struck_out(model, trie, examples)
     for items, scores, own in zip(found.items.tolist(), found.scores, truth):
         n = min(k, int(own.isfinite().sum()))
@@ -110,11 +110,11 @@ def test_without_the_word_nothing_changes():
 def test_an_answer_does_not_depend_on_the_company():
     model, trie, _ = shop(60, peak=4.)
     examples = crowd(30, trie.n_items)
-    seen = seen_by(examples, trie.n_items)
+    seen = _seen_by(examples, trie.n_items)
     together = rank_unseen(searcher(model, trie), examples, seen, k=5, beams=5)
     for i in (0, 7, 29):
         one = examples.select([i])
-        alone = rank_unseen(searcher(model, trie), one, seen_by(one, trie.n_items), k=5, beams=5)
+        alone = rank_unseen(searcher(model, trie), one, _seen_by(one, trie.n_items), k=5, beams=5)
         assert torch.equal(alone.items[0], together.items[i])
         assert torch.allclose(alone.scores[0], together.scores[i], atol=1e-4)
 
@@ -131,14 +131,14 @@ def test_all_seen_leaves_nothing():
     model, trie, _ = shop(5, (5,))
     for search in (searcher(model, trie), searcher(model, trie, exact=True)):
         examples = as_examples([[0, 1, 2, 3, 4], [0, 1, 2, 3]], 5)
-        found = rank_unseen(search, examples, seen_by(examples, 5), k=3)
+        found = rank_unseen(search, examples, _seen_by(examples, 5), k=3)
         assert found.items.tolist() == [[-1]*3, [4, -1, -1]] and found.invalid.tolist() == [0, 0]
 
 def test_a_free_search_loses_the_seen_and_keeps_the_invalid():
     model, trie, _ = shop(20)
     examples = crowd(10, trie.n_items)
     found = evaluate(model, trie, examples, free=True, unseen=True)
-    seen = seen_by(examples, trie.n_items)
+    seen = _seen_by(examples, trie.n_items)
     assert not seen.has(torch.arange(10)[:, None], found.ranked.items).any()
     wrong = (found.ranked.items < 0) & (found.ranked.scores > -torch.inf)
     assert found.metrics['invalid_rate'] == pytest.approx(wrong.double().mean().item())
@@ -149,14 +149,14 @@ def test_no_search_is_wider_than_its_users_need_and_memory_is_bounded():
         asked.append((k, beams, at_once))
         return Ranked(torch.arange(k).expand(examples.n, k), -torch.arange(k).float().expand(examples.n, k), torch.zeros(examples.n))
     many = with_targets([[0], [1], [2, 3], list(range(300))], 10_000)
-    found = rank_unseen(search, many, seen_by(many, 10_000), k=2, beams=50, batch_size=128)
+    found = rank_unseen(search, many, _seen_by(many, 10_000), k=2, beams=50, batch_size=128)
     assert [k for k, _, _ in asked] == [3, 4, 514]
     assert all(beams >= k and (at_once == 1 or beams*at_once <= 50*128) for k, beams, at_once in asked)
     assert found.items.tolist() == [[1, 2], [0, 2], [0, 1], [300, 301]]
 
 def test_groups_hold_everybody_once():
     counts = torch.randint(0, 3000, (5000,), generator=torch.Generator().manual_seed(0))
-    groups = groups_of(counts, at_once=100)
+    groups = _groups_of(counts, at_once=100)
     assert torch.cat(groups).sort().values.tolist() == list(range(5000)) and max(map(len, groups)) <= 100
     assert all(counts[g].max() <= 2*counts[g].clamp(min=1).min() for g in groups)
 
@@ -167,9 +167,9 @@ def test_equal_to_plain_python(n_items, k, seed):
     examples = crowd(6, n_items, longest=6, seed=seed % 1000)
     lists = torch.rand(6, n_items, generator=gen).argsort(1)
     lists = torch.where(torch.rand(lists.shape, generator=gen) < .2, -1, lists)
-    seen = seen_by(examples, n_items)
-    assert isinstance(seen, Seen) and seen.counts.tolist() == [len(set(h.tolist())) for h in examples.histories()]
-    found = without(Ranked(lists, torch.zeros(lists.shape), torch.zeros(6)), seen, torch.arange(6), k)
+    seen = _seen_by(examples, n_items)
+    assert isinstance(seen, _Seen) and seen.counts.tolist() == [len(set(h.tolist())) for h in examples.histories()]
+    found = _without(Ranked(lists, torch.zeros(lists.shape), torch.zeros(6)), seen, torch.arange(6), k)
     for mine, given_list, history in zip(found.items.tolist(), lists.tolist(), examples.histories()):
         left = [i for i in given_list if i not in set(history.tolist())]
         assert mine == (left + [-1]*n_items)[:min(k, n_items)]
@@ -180,5 +180,5 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match='unseen holds 3 histories, not those of the 10 examples'):
         evaluate(model, trie, examples, unseen=examples.select([0, 1, 2]))
     with pytest.raises(ValueError, match='0 histories'): evaluate(model, trie, examples.select([]), unseen=True)
-    with pytest.raises(ValueError, match='row 20'): seen_by(examples._replace(items=examples.items.clamp(max=0) + 20), 20)
+    with pytest.raises(ValueError, match='row 20'): _seen_by(examples._replace(items=examples.items.clamp(max=0) + 20), 20)
     with pytest.raises(ValueError, match='exclude each other'): evaluate(model, trie, examples, exact=True, free=True, unseen=True)

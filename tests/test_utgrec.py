@@ -7,25 +7,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gentok.data.toyshop import toyshop
-from gentok.embed.items import ItemTable, items_of, items_together
+from gentok.embed.items import ItemTable, items_of, concat_domain_items
 from gentok.embed.multimodal import LightConfig
 from gentok.embed.text import TextEncoder
 from gentok.tokenize.co_occurrence import Positives, co_occurrences, concat_positives
-from gentok.tokenize.latents import small_kl
+from gentok.tokenize.latents import _small_kl
 from gentok.tokenize.tokenizer import Tokenizer
-from gentok.tokenize.utgrec import UTGRecConfig, UTGRecFit, UTGRecTokenizer
-from gentok.tokenize.utgrec_parts import content_of, two_groups
+from gentok.tokenize.utgrec import UTGRecTokenizerConfig, UTGRecFitConfig, UTGRecTokenizer
+from gentok.tokenize.utgrec_parts import _content_of, _two_groups
 from two import torchrun
 
 small = LightConfig(width=16, heads=2, text_layers=0, image_layers=0, joint_layers=1, max_tokens=8, size=16, patch=8)
-sizes, plan = UTGRecConfig(sizes=(4, 6), width=8, patch=8, codes=20.), UTGRecFit(epochs=3, batch_size=10, warm=4, lr=3e-3)
+sizes, plan = UTGRecTokenizerConfig(sizes=(4, 6), width=8, patch=8, codes=20.), UTGRecFitConfig(epochs=3, batch_size=10, warm=4, lr=3e-3)
 shops = toyshop(n_items=10, n_users=30, domains=3)
 vectors = TextEncoder('lsa', 6).fit([t for s in shops for t in s.catalogue.text])
 tables = {s.name: items_of(s.catalogue, vectors.embed(s.catalogue)) for s in shops}
 tables = {name: ItemTable(table, table.text, list(table.images)) for name, table in tables.items()}  # drawn once
 
 @pytest.fixture(scope='module')
-def items(): return items_together(dict(list(tables.items())[:2]))
+def items(): return concat_domain_items(dict(list(tables.items())[:2]))
 
 @pytest.fixture(scope='module')
 def near(): return concat_positives([co_occurrences(s) for s in shops[:2]])
@@ -125,7 +125,7 @@ def test_random_codebooks_stay_where_chance_put_them(items, near):
     t = made(items)
     t.fit_config, books = replace(plan, start='random'), [b.E.clone() for b in t.quantizer.books]
     t.quantizer.warmup = 0
-    t.settle(items, torch.optim.AdamW(two_groups(t, 0.)))
+    t.settle(items, torch.optim.AdamW(_two_groups(t, 0.)))
     assert t.settled and all(torch.equal(a, b.E) for a, b in zip(books, t.quantizer.books))
 
 def test_pictures_may_be_missing(items, near):
@@ -177,7 +177,7 @@ def test_dropout_of_the_way_to_code_space(items):
     assert spread_of(still) == 0 and spread_of(shaken) > 0
 
 def test_pictures_through_an_autoencoder(items, tmp_path):
-    small_kl(tmp_path/'kl')
+    _small_kl(tmp_path/'kl')
     table, alone = items[:4], Positives(torch.arange(4), torch.arange(5))
     c = replace(sizes, autoencoder=str(tmp_path/'kl'), patch=16)  # 256 pixels a side, 64 latents, 16 patches
     t = UTGRecTokenizer(c, replace(plan, epochs=1, batch_size=4, warm=0), small).fit(table, tmp_path/'run', alone)
@@ -252,8 +252,8 @@ def test_refused_in_one_sentence(fitted, items, near):
                        (lambda: UTGRecTokenizer(sizes, plan, small).encode(items), 'not been fitted'),
                        (lambda: UTGRecTokenizer(replace(sizes, levels=4), plan, fitted.encoder).fit(items, positives=near), '3 states'),
                        (lambda: fitted.encode(plain), 'items_of'), (lambda: fitted.tune(items, plan), 'co_occurrences'),
-                       (lambda: fitted.decode(torch.tensor([[9, 0, 0]])), 'outside'), (lambda: UTGRecConfig(sizes=(1, 2, 3, 4)), 'one for each level'),
-                       (lambda: UTGRecConfig(levels=1), 'at least 2'), (lambda: UTGRecFit(fall='off'), 'linear')):
+                       (lambda: fitted.decode(torch.tensor([[9, 0, 0]])), 'outside'), (lambda: UTGRecTokenizerConfig(sizes=(1, 2, 3, 4)), 'one for each level'),
+                       (lambda: UTGRecTokenizerConfig(levels=1), 'at least 2'), (lambda: UTGRecFitConfig(fall='off'), 'linear')):
         with pytest.raises(ValueError, match=said) as e: call()
         assert '\n' not in str(e.value)
 
@@ -298,7 +298,7 @@ def test_a_batch_for_a_qwen_has_no_row_per_item(base, items):
     t = made(items, QwenEncoder(base, max_tokens=12, pixels=budget), patch=16)
     batch = t.contents_of(items)(torch.tensor([3, 1]))
     assert len(batch.words) == 2 and len(batch.inputs['grid']) == 2 and len(batch.inputs['pixels']) > 2
-    assert batch.latents.shape == (2, 4, 768) and torch.equal(batch.words, content_of(t.encoder, items[[3, 1]]).words)
+    assert batch.latents.shape == (2, 4, 768) and torch.equal(batch.words, _content_of(t.encoder, items[[3, 1]]).words)
     bare = t.content(ItemTable(items, items.text)[:2])
     assert 'pixels' not in bare.inputs and bare.latents is None
 
@@ -308,7 +308,7 @@ def leave(folder, n=20, **changes):
     "Fit and tune with all processes there are; what each has is left in the folder"
     from accelerate import PartialState
     k, folder = PartialState(cpu=True).process_index, str(folder)
-    shared, near = items_together(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
+    shared, near = concat_domain_items(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
     if n < 20: shared, near = shared[:n], Positives(torch.arange(n), torch.arange(n + 1))
     c, f = replace(sizes, patch=0, **changes), replace(plan, epochs=4, batch_size=7, revive=False)
     t = UTGRecTokenizer(c, f, replace(small, dropout=0.)).across().fit(shared, f'{folder}/first', near)
@@ -320,7 +320,7 @@ def draw_together(folder):
     "With pictures, revived codes and dropout, each process has noise of its own"
     from accelerate import PartialState
     k = PartialState(cpu=True).process_index
-    shared = items_together(dict(list(tables.items())[:2]))
+    shared = concat_domain_items(dict(list(tables.items())[:2]))
     shared = ItemTable(shared, shared.text, [shared.images[r] if r < 3 else None for r in range(20)])  # many parts without a picture
     t = UTGRecTokenizer(sizes, replace(plan, epochs=6, batch_size=4), small).across()
     t.fit(shared, f'{folder}/run', concat_positives([co_occurrences(s) for s in shops[:2]]))
@@ -331,7 +331,7 @@ def two(tmp_path_factory):
     "All that two processes do, by one torchrun; the run in 'cut' was begun by one process and killed after two epochs"
     folder = tmp_path_factory.mktemp('two')
     for name in ('20', '15', 'drawn'): (folder/name).mkdir()
-    items, near = items_together(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
+    items, near = concat_domain_items(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
     cut = UTGRecTokenizer(replace(sizes, patch=0), replace(plan, epochs=4, batch_size=7, revive=False), replace(small, dropout=0.))
     with pytest.raises(Killed): dies_in(cut, 3).fit(items, folder/'cut'/'first', near)
     torchrun(folder, f"from test_utgrec import draw_together, leave\nleave({str(folder/'20')!r})\nleave({str(folder/'15')!r}, 15)\n"

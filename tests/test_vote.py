@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.search.beam import Ranked
-from gentok.search.vote import items_only, vote
+from gentok.search.vote import _items_only, vote
 
 def answers(runs, users, k, items, seed, lost):
     gen = torch.Generator().manual_seed(seed)
@@ -56,7 +56,7 @@ def test_other_users_are_refused():
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 999), st.integers(1, 6))
 def test_items_only_moves_items_up_in_their_order(users, k, seed, keep):
     one, = answers(1, users, k, 8, seed, True)
-    found = items_only(one, keep)
+    found = _items_only(one, keep)
     for user in range(users):
         wanted = [(i, s) for i, s in zip(one.items[user].tolist(), one.scores[user].tolist()) if i >= 0][:keep]
         assert [(i, s) for i, s in zip(found.items[user].tolist(), found.scores[user].tolist()) if i >= 0] == wanted

@@ -85,11 +85,11 @@ def plot_groups(tables:dict[str, list], # name of a run -> its rows of `by_group
                 title:str='' # the conclusion
                ):
     "Bars of one metric per group, runs side by side; gives the axes"
-    from gentok.figures import axes, cycle
+    from gentok.figures import axes, _cycle
     ax, wide = axes(title, 'popularity of the item taken', metric), .8/len(tables)
     for i, (name, rows) in enumerate(tables.items()):
         at = [g + (i - (len(tables)-1)/2)*wide for g in range(len(rows))]
-        ax.bar(at, [r[metric] for r in rows], width=wide*.92, label=name, color=cycle[i % len(cycle)])
+        ax.bar(at, [r[metric] for r in rows], width=wide*.92, label=name, color=_cycle[i % len(_cycle)])
     ax.set_xticks(range(len(rows)), [f"{r['group']}\n{r['users']:,} users" for r in rows])
     ax.legend()
     return ax

@@ -16,12 +16,12 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..store.runs import at_least, one_of
-from ..embed.table import EmbeddingTable, domains_of
+from ..embed.table import EmbeddingTable, _domains_of
 from ..quantize.experts import Balance, TokenMoE
 from ..quantize.revival import Revival
-from .hsic import calibration_loss, domain_hsic
+from .hsic import calibration_loss, _domain_hsic
 from .rqvae import RQVAE, FitConfig, RQVAEConfig
-from .tokenizer import sizes_of
+from .tokenizer import _sizes_of
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #f7f8de23
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class UniTok(RQVAE):
         e, c = self.experts, self.config
         if c.attached: raise ValueError('experts do not attach deeper levels to the encoder; leave attached=False.')
         switches = dict(top=e.top, shared_weight=e.shared_weight, mode=e.mode, identity=e.identity) if e.use else {}
-        return TokenMoE.of(len(e.domains)*e.use, sizes_of(c.K, c.levels), latent, e.shared_weight > 0 or not e.use,
+        return TokenMoE.of(len(e.domains)*e.use, _sizes_of(c.K, c.levels), latent, e.shared_weight > 0 or not e.use,
                            c.update, c.beta, Revival(seed=c.seed) if c.revive else None, **switches)
 
     @classmethod
@@ -81,7 +81,7 @@ class UniTok(RQVAE):
 def numbers(self:UniTok, ids:list # n: 'domain/id'
            )->Tensor: # n: position of each item's domain in `experts.domains`
     "Whose item is it? ValueError for a domain without an expert, and for an expert without items"
-    names, number = domains_of(ids)
+    names, number = _domains_of(ids)
     known = self.experts.domains
     if set(names) != set(known): raise ValueError(
         f'the items are of {names}, and there are experts for {known}; name these domains in ExpertsConfig.')
@@ -115,7 +115,7 @@ def losses(self:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b
     codes, latent, quantisation = self.quantizer(z)
     terms = dict(reconstruction=F.mse_loss(self.decoder(latent), x), quantisation=quantisation)
     if e.calibration:
-        found = domain_hsic(x, z, self.at[rows], e.sigma, e.unbiased, e.fewest).values
+        found = _domain_hsic(x, z, self.at[rows], e.sigma, e.unbiased, e.fewest).values
         if len(found): terms['calibration'] = e.calibration*calibration_loss(found, e.mean)
     return terms
 
@@ -139,7 +139,7 @@ def balance(self:UniTok, table:EmbeddingTable # ids 'domain/id'
            )->Balance: # domains in alphabetical order
     "Which domain's items go to which expert"
     z = self.latents(table)
-    return self.quantizer.balance(z, domains_of(table.ids).number)
+    return self.quantizer.balance(z, _domains_of(table.ids).number)
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #3017e5a3
 @patch

@@ -16,33 +16,34 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..store.files import fingerprint, json_text, read_folder, tensor_digest
-from ..store.runs import moments, packed, progress, seeded, take_up
+from ..store.files import _fingerprint, _json_text, read_folder, _tensor_digest
+from ..store.runs import _optimizer_state, _join_groups, progress, seeded, _resume_fit
 from ..store.tracking import run_log
-from ..embed.items import ItemTable, content_digest
-from ..embed.multimodal import ItemEncoder, LightConfig, LightEncoder, Words, projection
-from ..quantize.codebook import alone
+from ..embed.items import ItemTable, _content_digest
+from ..embed.multimodal import ItemEncoder, LightConfig, LightEncoder, _Words, _projection
+from ..quantize.codebook import _alone
 from ..quantize.linear_codebook import LinearCodebook
 from ..quantize.prefix_residual import prefix_residual, prefix_sum
 from ..quantize.revival import Revival
 from ..quantize.tree_codebooks import TreeCodebooks
-from .co_occurrence import Positives, co_occurrence_alignment, gather_rows
+from .co_occurrence import Positives, co_occurrence_alignment, _gather_rows
 from .diffusion_loss import DenoisingNetwork, DiffusionLoss, sample
 from .picture_decoder import PictureDecoder
-from .rqvae import digest_of, in_use
-from .team import Team, average, same_
-from .text_decoder import BidirectionalLayer, TextDecoder, corrupt, fresh
-from .tokenizer import Tokenizer, check_tensors
-from .utgrec_parts import Content, Rows, UTGRecConfig, UTGRecFit, check_items, check_training, content_of
-from .utgrec_parts import descend, encoder_from, encoder_settings, latents_of, setting_of
-from .utgrec_parts import spread, two_groups
+from .rqvae import _digest_of, _in_use
+from .team import Team, _average, _same_
+from .text_decoder import _BidirectionalLayer, TextDecoder, _corrupt, _fresh
+from .tokenizer import Tokenizer, _check_tensors
+from .utgrec_parts import UTGRecFitConfig, UTGRecTokenizerConfig, _Content, _Rows
+from .utgrec_parts import _check_items, _check_training, _content_of
+from .utgrec_parts import _optimizer_step, _encoder_from, _encoder_settings, _latents_of, _setting_of
+from .utgrec_parts import _spread, _two_groups
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0005
 class UTGRecTokenizer(Tokenizer):
     "Words and pictures to codes, and back (UTGRec, section 2.2)"
     def __init__(self,
-                 config:UTGRecConfig=UTGRecConfig(),
-                 fit_config:UTGRecFit=UTGRecFit(),
+                 config:UTGRecTokenizerConfig=UTGRecTokenizerConfig(),
+                 fit_config:UTGRecFitConfig=UTGRecFitConfig(),
                  encoder:ItemEncoder|LightConfig=LightConfig(width=64) # or sizes of a light one, made from the texts
                 ):
         self.light = encoder if isinstance(encoder, LightConfig) else None
@@ -67,25 +68,25 @@ def meet(self:UTGRecTokenizer, items:ItemTable)->None:
     c = self.config
     if self.light is not None:
         sizes = replace(self.light, vector=items.dim if c.vectors else 0)
-        self.encoder = LightEncoder(Words.learn(items.text, 2000), c.levels, sizes, c.seed)
+        self.encoder = LightEncoder(_Words.learn(items.text, 2000), c.levels, sizes, c.seed)
     if self.encoder.L != c.levels: raise ValueError(
         f'the encoder writes {self.encoder.L} states and there are {c.levels} levels; give one as many as the other.')
-    self.settings = dict(self.settings, encoder=encoder_settings(self.encoder))
+    self.settings = dict(self.settings, encoder=_encoder_settings(self.encoder))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0011
 @patch
 def build(self:UTGRecTokenizer, dim:int):
     "The networks behind the encoder, the same for the same seed"
     c, d = self.config, self.encoder.width
-    def decoder(): return spread(BidirectionalLayer(d, max(4, d//128), 2))
+    def decoder(): return _spread(_BidirectionalLayer(d, max(4, d//128), 2))
     with seeded(c.seed):
-        self.project = spread(projection(d, c.width, setting_of(self.encoder, 'dropout', .1), c.seed))
-        self.back = spread(fresh(nn.Linear(c.width, d)))
+        self.project = _spread(_projection(d, c.width, _setting_of(self.encoder, 'dropout', .1), c.seed))
+        self.back = _spread(_fresh(nn.Linear(c.width, d)))
         self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook, self.fit_config.warm,
                                           revival=self.revival, frozen=self.frozen)
-        if self.team.n > 1: self.quantizer.across(gather_rows)
+        if self.team.n > 1: self.quantizer.across(_gather_rows)
         self.register_buffer('settled', torch.tensor(False)) # have the codebooks been placed?
-        self.text, self.latents = TextDecoder(decoder()), latents_of(c, self.encoder)
+        self.text, self.latents = TextDecoder(decoder()), _latents_of(c, self.encoder)
         if self.latents is None: return
         self.picture = PictureDecoder(decoder(), self.latents.channels)
         k = self.latents.channels # numbers of a patch, whose noise has to fit through the network
@@ -105,10 +106,10 @@ def states(self:UTGRecTokenizer, codewords:Tensor # b l w: of each level
     return self.back(prefix_sum(codewords))
 
 @patch
-def content(self:UTGRecTokenizer, items:ItemTable|Rows, generator:torch.Generator|None=None # as in `content_of`
-           )->Content:
+def content(self:UTGRecTokenizer, items:ItemTable|_Rows, generator:torch.Generator|None=None # as in `_content_of`
+           )->_Content:
     "All that is needed of some items"
-    return content_of(self.encoder, items, self.latents, generator)
+    return _content_of(self.encoder, items, self.latents, generator)
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0017
 @patch
@@ -117,7 +118,7 @@ def residuals(self:UTGRecTokenizer, items:ItemTable, batch:int=4096 # items at a
              )->Tensor: # n l w
     "What each level has to code, without dropout"
     found, training = [torch.zeros(0, self.config.levels, self.config.width)], self.training
-    sees = setting_of(self.encoder, 'vector', 0) > 0
+    sees = _setting_of(self.encoder, 'vector', 0) > 0
     self.eval()
     for rows in torch.arange(len(items)).split(batch):
         part = items[rows]
@@ -129,11 +130,11 @@ def residuals(self:UTGRecTokenizer, items:ItemTable, batch:int=4096 # items at a
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0020
 @patch
 def decoded(self:UTGRecTokenizer, states:Tensor, # b l d: of some items
-            content:Content, # of these, or of their neighbours
+            content:_Content, # of these, or of their neighbours
             generator:torch.Generator)->dict[str, Tensor]: # 'text', and 'picture' if there is one
     "How well words and pictures can be read from codes (UTGRec, equations 8 and 9)"
     e, c, to = self.encoder, self.config, states.device
-    words = corrupt(content.words.to(to), content.there.to(to), e.words.special, e.words.mask, c.masking,
+    words = _corrupt(content.words.to(to), content.there.to(to), e.words.special, e.words.mask, c.masking,
                     e.words.size, generator=generator)
     share = self.team.shares((words.labels >= 0).sum(), content.pictured.sum().to(to))
     found = dict(text=share[0]*self.text(states, words, e.embedding, e.head))
@@ -143,8 +144,8 @@ def decoded(self:UTGRecTokenizer, states:Tensor, # b l d: of some items
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0021
 @patch
-def losses(self:UTGRecTokenizer, own:Content, other:Content|None, # of items, and of a neighbour of each
-           generator:torch.Generator, gather:Callable[[Tensor], Tensor]=alone # puts the rows of all processes together
+def losses(self:UTGRecTokenizer, own:_Content, other:_Content|None, # of items, and of a neighbour of each
+           generator:torch.Generator, gather:Callable[[Tensor], Tensor]=_alone # puts the rows of all processes together
           )->dict[str, Tensor]: # name -> one number; training adds them
     "The terms of the loss on a batch"
     c, h = self.config, self.vectors_in_code_space(own.inputs)
@@ -175,7 +176,7 @@ def state_dict(self:UTGRecTokenizer, *args, **kwargs)->dict[str, Tensor]:
 def load_state_dict(self:UTGRecTokenizer, tensors:dict, strict:bool=True):
     "Copy what `trained` gave; ValueError if something is missing or of another shape"
     own = self.trained()
-    check_tensors(own, tensors, 'the state')
+    _check_tensors(own, tensors, 'the state')
     for name, t in tensors.items(): own[name].copy_(t)
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0025b
@@ -187,12 +188,12 @@ def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimize
     self.settled.fill_(True)
     if self.fit_config.start != 'kmeans': return
     self.quantizer.initialise(self.residuals(items), self.config.seed)
-    same_(self.team, self.trained().values())
+    _same_(self.team, self.trained().values())
     optimizer.state.clear()
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0026
 @patch
-def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator], Content], # rows -> the items
+def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator], _Content], # rows -> the items
                 items:ItemTable, # n
                 positives:Positives|None, optimizer:torch.optim.Optimizer, epoch:int # from 1
                )->dict[str, float]: # mean of each term of the loss
@@ -208,10 +209,10 @@ def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator
             place, gather = team.part(len(rows))
             other = None if near is None else contents(near[place], noise)
             terms = self.losses(contents(rows[place], noise), other, noise, gather)
-            descend(self, sum(terms.values()), optimizer, f.rate(step, steps), f.clip, team)
+            _optimizer_step(self, sum(terms.values()), optimizer, f.rate(step, steps), f.clip, team)
             for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
-    return average(team, {name: value/n for name, value in total.items()})
+    return _average(team, {name: value/n for name, value in total.items()})
 
 @patch
 def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
@@ -220,10 +221,10 @@ def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
     with seeded(self.config.seed, epoch): return torch.randperm(n)
 
 @patch
-def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], Content]:
+def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], _Content]:
     "The items by their rows: made at once where they stay the same, else batch by batch, latents drawn anew"
     if not isinstance(self.encoder, LightEncoder) or self.config.autoencoder:
-        return lambda rows, generator=None: self.content(Rows(items, rows), generator)
+        return lambda rows, generator=None: self.content(_Rows(items, rows), generator)
     whole = self.content(items)
     return lambda rows, generator=None: whole.rows(rows)
 
@@ -231,33 +232,34 @@ def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.
 @patch
 def identity(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None)->dict:
     "All that the numbers of a run depend on: to go on, a run must agree in it"
-    s, near = self.settings, 'none' if positives is None else digest_of(positives.items, positives.offsets.tolist())
+    s, near = self.settings, 'none' if positives is None else _digest_of(positives.items, positives.offsets.tolist())
     what = {k: v for k, v in s['fit_config'].items() if k != 'every'} | s['config']
     return dict(what, sizes=list(self.config.sizes), tokenizer=type(self).__name__, frozen=self.frozen, positives=near,
-                items=content_digest(items), table=digest_of(items.matrix, items.ids),
-                encoder=fingerprint(json_text(s['encoder'], 'encoder')),
-                weights=tensor_digest(*self.trained().values()))
+                items=_content_digest(items), table=_digest_of(items.matrix, items.ids),
+                encoder=_fingerprint(_json_text(s['encoder'], 'encoder')),
+                weights=_tensor_digest(*self.trained().values()))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0033
 @patch
 def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None, out:str|Path|None):
     "Train for all epochs, or for those that are missing"
     f, contents, folder = self.fit_config, self.contents_of(items), Path(out or '.')/'training'
-    optimizer = torch.optim.AdamW(two_groups(self, f.weight_decay), lr=f.lr, fused=True)
+    optimizer = torch.optim.AdamW(_two_groups(self, f.weight_decay), lr=f.lr, fused=True)
     self.quantizer.watch(optimizer)
     found, who = newest_checkpoint(folder) if out is not None else None, self.identity(items, positives)
     self.history = []
-    if found: take_up(self, optimizer, found, who, f.epochs, out)
+    if found: _resume_fit(self, optimizer, found, who, f.epochs, out)
     self.fitted.fill_(True)
-    same_(self.team, self.trained().values())
+    _same_(self.team, self.trained().values())
     done = len(self.history)
     with run_log('tokenizer', out, self.history, done < f.epochs) as log:
         for epoch in progress(done + 1, f.epochs, self.history):
             record = dict(epoch=epoch, **self.train_epoch(contents, items, positives, optimizer, epoch))
-            self.history.append(record | in_use(self.health(items)) if log and self.settled else record)
+            self.history.append(record | _in_use(self.health(items)) if log and self.settled else record)
             log(self.history[-1])
             if out is None or not self.team.leads or epoch % f.every and epoch < f.epochs: continue
-            save_checkpoint(folder, Checkpoint(epoch, packed(model=self.trained(), optimizer=moments(self, optimizer)),
+            save_checkpoint(folder, Checkpoint(epoch, _join_groups(model=self.trained(),
+                optimizer=_optimizer_state(self, optimizer)),
                                                dict(identity=who, history=self.history)))
 
 @patch
@@ -267,7 +269,7 @@ def fit(self:UTGRecTokenizer,
         positives:Positives|None=None # of the same items; none if neither neighbour nor alignment has a weight
        )->UTGRecTokenizer: # itself
     "Learn from all items, and save if `out` is given"
-    check_training(self.config, self.fit_config, items, positives)
+    _check_training(self.config, self.fit_config, items, positives)
     self.dim, self.source = items.dim, items.source
     self.meet(items)
     self.build(items.dim)
@@ -286,7 +288,7 @@ def leave(self:UTGRecTokenizer, out:str|Path|None)->UTGRecTokenizer: # itself
 def encode(self:UTGRecTokenizer, items:ItemTable # n
           )->Tensor: # n L: codes, long, on the CPU
     "The codes of each item, seen in training or not"
-    check_items(items)
+    _check_items(items)
     self.checked(items)
     return self.quantizer.encode(self.residuals(items)).cpu()
 
@@ -315,7 +317,7 @@ def words_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L codes
     e, states = self.encoder, self.back(self.sums(codes))
     plain = next(i for i in range(e.words.size) if i not in e.words.special)
     tokens = torch.full((len(codes), length), plain, device=states.device)
-    asked = corrupt(tokens, tokens == plain, e.words.special, e.words.mask)
+    asked = _corrupt(tokens, tokens == plain, e.words.special, e.words.mask)
     return e.words.decode(self.text.predict(states, asked, e.embedding, e.head).cpu())
 
 @patch
@@ -337,8 +339,8 @@ def from_settings(cls:UTGRecTokenizer, settings:dict, base:str|Path|None=None # 
                  )->UTGRecTokenizer:
     "A new one, not yet fitted, of saved settings"
     light = settings['light'] and LightConfig(**settings['light'])
-    encoder = encoder_from(settings['encoder'], base) if 'encoder' in settings else light
-    self = cls(UTGRecConfig(**settings['config']), UTGRecFit(**settings['fit_config']), encoder)
+    encoder = _encoder_from(settings['encoder'], base) if 'encoder' in settings else light
+    self = cls(UTGRecTokenizerConfig(**settings['config']), UTGRecFitConfig(**settings['fit_config']), encoder)
     self.settings, self.frozen, self.light = settings, settings.get('frozen', False), light
     return self
 
@@ -371,13 +373,13 @@ def hold(self:UTGRecTokenizer, frozen:bool)->None: # True: E stays; False: it le
 @patch
 def tune(self:UTGRecTokenizer,
          items:ItemTable, # of the new domain
-         fit_config:UTGRecFit, # `warm` does not count
+         fit_config:UTGRecFitConfig, # `warm` does not count
          out:str|Path|None=None, positives:Positives|None=None, # as in `fit`
          frozen:bool=True # False: E learns, too (the paper's ablation "full fine-tuning")
         )->UTGRecTokenizer: # a new one; this one stays as it is
     "Go on with the items of another domain (UTGRec, section 2.4)"
     fit_config = replace(fit_config, warm=0)
-    check_training(self.config, fit_config, items, positives)
+    _check_training(self.config, fit_config, items, positives)
     self.checked(items)
     new = deepcopy(self)
     new.fit_config, new.source, new.quantizer.warmup = fit_config, items.source, 0

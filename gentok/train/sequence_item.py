@@ -8,7 +8,7 @@ __all__ = ['code_log_probabilities', 'sequence_item_alignment']
 # %% ../../nbs/08_train/07_sequence_item.ipynb #7dfc4285
 from torch import Tensor
 
-from ..tokenize.co_occurrence import check_pairs
+from ..tokenize.co_occurrence import _check_pairs
 
 # %% ../../nbs/08_train/07_sequence_item.ipynb #f009758d
 def code_log_probabilities(distances:Tensor, # b l k: squared, as `ResidualQuantizer.distances` gives them
@@ -25,7 +25,7 @@ def sequence_item_alignment(item:Tensor, # b l k: squared distances of the targe
                             levels:str='mean' # 'mean' (published code) | 'sum' (paper)
                            )->Tensor: # one number
     "Symmetric divergence of the codes that a history and its target would take (ETEGRec, equation 15)"
-    check_pairs(item, sequence, 3, 'b l k')
+    _check_pairs(item, sequence, 3, 'b l k')
     if levels not in ('mean', 'sum'): raise ValueError(f"levels is {levels!r}; choose 'mean' or 'sum'.")
     log_p, log_q = code_log_probabilities(item, sign), code_log_probabilities(sequence, sign)
     divergence = ((log_p.exp() - log_q.exp())*(log_p - log_q)).sum(-1) # b l
