@@ -401,7 +401,7 @@ def _memory_job(kind:str, n:int, seed:int=0)->int: # bytes beyond the input
 def _memory_row(kind:str, n:int, most:float # bytes
               )->Row:
     "What each vector, or each user, adds to the worst moment"
-    command, what = 'from gentok.bench import memory_job; print(memory_job({!r}, {}))', dict(tokenize='vector', evaluate='user')[kind]
+    command, what = 'from gentok.bench import _memory_job; print(_memory_job({!r}, {}))', dict(tokenize='vector', evaluate='user')[kind]
     small, large = (int(subprocess.run([sys.executable, '-c', command.format(kind, m)],
                                        capture_output=True, text=True, check=True).stdout) for m in (n, 10*n))
     note = f'{small/2**20:.0f} MiB for {n:,} {what}s, {large/2**20:.0f} MiB for {10*n:,}, the answer included'
@@ -497,7 +497,7 @@ def _load_job(folder:str)->list: # seconds, bytes beyond what was held before
 
 def _fresh_load(folder:Path)->tuple: # seconds, bytes
     "`_load_job` in a new process"
-    command = 'import sys, json; from gentok.bench import load_job; print(json.dumps(load_job(sys.argv[1])))'
+    command = 'import sys, json; from gentok.bench import _load_job; print(json.dumps(_load_job(sys.argv[1])))'
     done = subprocess.run([sys.executable, '-c', command, str(folder)], capture_output=True, text=True, check=True)
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 

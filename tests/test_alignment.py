@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.quantize.residual import ResidualQuantizer
-from gentok.train.alignment import (co_occurrence_alignment, code_log_probabilities, _first_occurrence, info_nce,
+from gentok.train.preference_semantic import _first_occurrence
+from gentok.train.alignment import (co_occurrence_alignment, code_log_probabilities, info_nce,
                                     preference_semantic_alignment, sequence_item_alignment)
 
 def normal(seed, *shape): return torch.tensor(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))

@@ -124,7 +124,7 @@ def test_one_gradient_lives_at_a_time(monkeypatch):
     import weakref
     import gentok.train.influence as module
     made = []
-    original = module.take_gradients
+    original = module._take_gradients
     def taken(trainer):
         found = original(trainer)
         made.append(weakref.ref(found['inside.weight']))

@@ -147,12 +147,12 @@ def test_whole_runs(name, shops, tmp_path):
 def test_domains_that_teach_each_other(shops):
     sources, target = [dataset(s) for s in shops[1:]], dataset(shops[0])
     turned = [dataset(s, shuffled(40, k)) for k, s in enumerate(shops[1:])]
-    for module, config in ((unitok, runs['unitok'][1]), (utgrec, replace(runs['utgrec'][1], pretraining=True))):
-        a, b = (module.learn(unitok._by_name(found), config) for found in ([*sources, target], [*turned, dataset(shops[0], shuffled(40, 7))]))
-        c = module.learn({d.name: d for d in [*turned, dataset(shops[0], shuffled(40, 7))]}, config)
-        for tables in zip(*((x.tables if module is unitok else x.items).values() for x in (a, b, c))):
+    for learn, config in ((unitok._fit_tokenizers, runs['unitok'][1]), (utgrec._pretrain_tokenizer, replace(runs['utgrec'][1], pretraining=True))):
+        a, b = (learn(unitok._by_name(found), config) for found in ([*sources, target], [*turned, dataset(shops[0], shuffled(40, 7))]))
+        c = learn({d.name: d for d in [*turned, dataset(shops[0], shuffled(40, 7))]}, config)
+        for tables in zip(*((x.tables if learn is unitok._fit_tokenizers else x.items).values() for x in (a, b, c))):
             assert len({tuple(t.ids) for t in tables}) == 1 and all(torch.equal(t.matrix, tables[0].matrix) for t in tables)
-        if module is utgrec:
+        if learn is utgrec._pretrain_tokenizer:
             for name, ids in a.item_ids.items(): assert torch.equal(ids.table, b.item_ids[name].table) and torch.equal(ids.table, c.item_ids[name].table)
         else: assert all(torch.equal(x, y) for x, y in zip(a.tokenizers['tiles'].state_dict().values(), b.tokenizers['tiles'].state_dict().values()))
 

@@ -48,7 +48,7 @@ def test_killed_between_stages_it_continues(stage, shops, tmp_path, monkeypatch)
     whole = run_domains(shops.values(), small, tmp_path/'whole', only=[name])[name]
     def cut(*args): raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(unitok, 'fit_recommender' if stage == '_fit_tokenizers' else 'finish_run', cut)
+        m.setattr(unitok, 'fit_recommender' if stage == 'learn' else 'finish_run', cut)
         run_domains(shops.values(), small, tmp_path/'cut', only=[name])
     assert equal(run_domains(shops.values(), small, tmp_path/'cut', only=[name])[name], whole)
 

@@ -47,7 +47,7 @@ def equal(a, b):
 @pytest.fixture(scope='module')
 def whole(shops, common, tmp_path_factory): return run_transfer(shops[:2], shops[2], tiny, tmp_path_factory.mktemp('whole'), common)
 
-@pytest.mark.parametrize('stage', ['identifiers', 'pretrain', 'adapt', 'fit_recommender', 'finish_run'])
+@pytest.mark.parametrize('stage', ['_resolve_codes', '_pretrain', '_tune_tokenizer', 'fit_recommender', 'finish_run'])
 @pytest.mark.filterwarnings('ignore:.*left their prefix')
 def test_killed_between_stages_it_continues(stage, shops, whole, tmp_path, monkeypatch):
     def cut(*args): raise KeyboardInterrupt

@@ -31,9 +31,10 @@ from ..quantize.health import Health
 from ..recommend.t5 import GenerativeRecommender, RecommenderConfig, _initialise_normal, _tied_names
 from ..tokenize.rqvae import RQVAE
 from ..tokenize.tokenizer import codeword_sum
-from ..train.alignment import _first_occurrence, preference_semantic_alignment, sequence_item_alignment
+from ..train.alignment import preference_semantic_alignment, sequence_item_alignment
 from ..train.alternating import Refresh, Turns
 from ..train.loop import Trainer
+from ..train.preference_semantic import _first_occurrence
 from ..train.scale_out import first_process
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #c18b7801

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['sequence_item_alignment', 'preference_semantic_alignment', 'co_occurrence_alignment', 'code_log_probabilities',
-           '_first_occurrence', 'info_nce', '_check_pairs']
+           'info_nce']
 
 # %% ../../nbs/08_train/04_alignment.ipynb #553d78b0
-from ..tokenize.co_occurrence import _check_pairs, co_occurrence_alignment, info_nce
-from .preference_semantic import _first_occurrence, preference_semantic_alignment
+from ..tokenize.co_occurrence import co_occurrence_alignment, info_nce
+from .preference_semantic import preference_semantic_alignment
 from .sequence_item import code_log_probabilities, sequence_item_alignment
 
 _all_ = ['sequence_item_alignment', 'preference_semantic_alignment', 'co_occurrence_alignment',
-         'code_log_probabilities', '_first_occurrence', 'info_nce', '_check_pairs']
+         'code_log_probabilities', 'info_nce']
