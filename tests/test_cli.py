@@ -103,8 +103,8 @@ def test_help_of_a_command_shows_an_example(ask, command):
     assert code == 0 and re.search(rf'^example:\n +gentok {command}\b', out, re.M)
     example = re.search(rf'gentok ({command}\b.*)', out.split('example:')[1]).group(1)
     from gentok import cli
-    prog, known, rest, offer = cli.called(example.split())
-    assert isinstance(cli.parse(prog, known, rest, offer), cli.commands[command].words)  # and the example is one that parses
+    prog, known, rest, offer = cli._called(example.split())
+    assert isinstance(cli._parse(prog, known, rest, offer), cli._commands[command].words)  # and the example is one that parses
 
 @pytest.mark.parametrize('method', ['tiger', 'mtgrec', 'etegrec', 'unitok', 'utgrec'])
 def test_help_of_a_method_lists_every_setting(ask, method, monkeypatch):
@@ -125,7 +125,7 @@ def test_words_become_the_configuration(ask, shop, tmp_path, monkeypatch):
     from dataclasses import replace
     import gentok
     from gentok import cli
-    monkeypatch.setitem(cli.commands, 'run', cli.commands['run']._replace(work=lambda asked: vars(asked) and seen.append(asked) or {}, show=str))
+    monkeypatch.setitem(cli._commands, 'run', cli._commands['run']._replace(work=lambda asked: vars(asked) and seen.append(asked) or {}, show=str))
     seen, mtgrec = [], gentok.config_of('mtgrec')()
     words = '--epochs 30 --stages 2,1 --starts 9,10 --no-curriculum --lr 1e-2 --text-encoder sasrec --codebook_size=16'.split()
     assert ask('run', 'mtgrec', shop, *words, '--out', tmp_path, '--text', 'title,brand')[0] == 0
@@ -420,7 +420,7 @@ def test_only_what_is_split_has_one_speaker(ask, shop, monkeypatch, command, ran
     from gentok.train import scale_out
     ended, knows = [], []
     def work(args): return knows.append(os.environ.get('WORLD_SIZE')) or {'done': True}
-    monkeypatch.setitem(cli.commands, command, cli.commands[command]._replace(work=work))
+    monkeypatch.setitem(cli._commands, command, cli._commands[command]._replace(work=work))
     monkeypatch.setattr(scale_out, '_end_processes', lambda: ended.append(1))
     for name, value in dict(RANK=rank, WORLD_SIZE='2').items(): monkeypatch.setenv(name, value)
     words = dict(run=['tiger', shop, '--out', 'o'], recommend=['--model', 'm', '--history', '1'], evaluate=['--model', 'm', shop],

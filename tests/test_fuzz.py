@@ -1,10 +1,12 @@
 """Commands and files drawn at random: an answer or one sentence, and never a traceback, a hang, growing memory or a changed model.
 
 GENTOK_FUZZ=50000 python -m pytest tests/test_fuzz.py      more inputs; GENTOK_FUZZ_SEED=2 draws others
-python tests/test_fuzz.py SEED NUMBER                      one input again, with all that was said
+python tests/test_fuzz.py SEED NUMBER                      one input again, with all that was said; its folder stays
+python tests/test_fuzz.py SEED FIRST LAST                  several
 """
 import faulthandler, inspect, io, json, os, re, resource, shutil, signal, stat, subprocess, sys, tempfile, time
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +23,23 @@ from test_load_damage import damaged_frame, harms
 
 inputs, chosen_seed = int(os.environ.get('GENTOK_FUZZ', 2000)), int(os.environ.get('GENTOK_FUZZ_SEED', 1))
 
-# faults that are known and not yet mended: a pattern of what is reported -> why it is left out
-known = {}
+# faults that are known and not yet mended: a pattern of "words, file: what is reported" -> why it is left out
+known = {
+    r'Error: .*\(recommender\.py:\d+ (rows_of|_?frame_batches)\)$': 'a damaged table behind --histories, --allow, --deny or --retire: polars raises while it is read',
+    r"unhashable type: 'list' \(data/layouts": '--text without a name of a column',
+    r'items\.json.*TypeError: unexpected value while building Series': 'items.json has ids, or titles, of several kinds',
+    r"items\.json.*TypeError: unhashable type.*\(data/dataset": 'items.json has an id that is a list or an object',
+    r"items\.json.*TypeError: '\w+' object is not iterable .* __init__\)$": 'items.json has a number or nothing for the retired items',
+    r"metrics\.json.*refused, and changed \['changed'|metrics\.json.*Cannot specify": 'metrics.json has text for a number, and half of the updated model is left',
+    r"config\.json.*TypeError: unhashable type.* load_fitted\)$": 'config.json has a kind that is a list or an object',
+    r'(run|metrics)\.json.* generate_model_card\)$': 'run.json or metrics.json has text or a list for an object or a number',
+    r'run\.json.*TypeError.* _?evaluate_model\)$': 'the same, in evaluate',
+    r'seconds\.json.*OverflowError.* run\)$': 'identifiers/seconds.json has a number beyond all floats',
+    r"'--d.model', '\d{8,}.*\(recommend/t5\.py:\d+ __init__\)$": '--d-model has no upper bound',
+    r"'--layers', '\d{8,}.*hangs": '--layers has no upper bound',
+    r'written into.*README\.md': "huggingface_hub's card is not written atomically",
+    r'panicked at crates/polars': 'polars itself panics on some damaged Parquet files and prints so before the refusal',
+}
 
 # ---- the shop, and a finished run -----------------------------------------------------------------------------------
 
@@ -146,7 +163,13 @@ def endless(words):
 def command_line(rng, methods):
     "A valid command with some slips"
     while True:
-        words = pick(rng, training if rng.random() < .02 else valid).replace('METHOD', pick(rng, methods)).split()
+        method, kind = pick(rng, sorted(methods)), rng.random()
+        words = pick(rng, training if kind < .01 else valid).replace('METHOD', method).split()
+        if kind > .9:  # a setting of a run
+            words = ['run', *((method, 'goods', '--out', 'new') if kind > .93 else ('tiger', 'shop', '--out', 'new', *tiny))]
+            words += [f'--{pick(rng, methods[words[1]]).replace("_", "-")}', pick(rng, odd_words[:40] if kind > .92 else odd_words)]
+            if not endless(words): return words
+            continue
         for _ in range(int(pick(rng, (0, 1, 1, 1, 2, 3)))): words = changed(words, rng)
         if not endless(words): return words
 
@@ -319,13 +342,14 @@ def faults(asked, code, out, err, before, after):
     words, resumes = asked.words, asked.words[:1] == ['run'] and asked.done.startswith('m/')  # its own folder: what is good is done again
     lines = [line for line in err.splitlines() if not said_on_the_way.match(line)]
     moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    if 'Traceback' in err or 'panicked' in err: yield f'a traceback: {err[-300:]}'
+    if 'Traceback' in err or 'panicked' in err: yield f'a traceback: {err[:300]}'
     if code not in (0, 2): yield f'exit code {code!r}'
     left = [name for name in moved if name in after and re.search(r'\.part$|\.lock$|(^|/)\.recommend-', name)]
     if left: yield f'it left {left}'
     if code == 2:
         if out.strip(): yield f'refused, and {out[:99]!r} on standard output'
         if len(lines) != 1 or not lines[0].startswith('gentok'): yield f'refused with {len(lines)} lines: {err[:600]!r}'
+        if words[:1] in (['run'], ['tokenize']): moved = [name for name in moved if name in before or name.startswith('m/')]  # what is done of a new run stays
         if moved and not resumes: yield f'refused, and changed {moved[:9]}'
     if code == 0:
         if lines: yield f'done, and said {lines[:3]}'
@@ -352,7 +376,7 @@ def tried(asked, main, say, work, expected, seconds=20, patience=120):
         with limited(seconds, patience): code = main(list(asked.words))
     except SystemExit as e: code = e.code or 0
     except Hang as e: wrong.append(f'hangs: {e}')
-    except BaseException as e: wrong.append(f'{type(e).__name__}: {str(e)[:300]} ({where(e)})')
+    except BaseException as e: wrong.append(f'{type(e).__name__}: {" ".join(str(e).split())[:300]} ({where(e)})')
     out, err = say()
     if not wrong: wrong += faults(asked, code, out, err, before, seen(work))
     if code == 0 and tensors.match(asked.done) and expected.get(' '.join(asked.words), out) != out: wrong.append(f'another answer from damaged tensors: {out[:300]!r}')
@@ -372,6 +396,12 @@ def peak():
     status = Path('/proc/self/status')  # what `getrusage` says is inherited from the parent
     if status.exists(): return int(re.search(r'VmHWM:\s+(\d+)', status.read_text())[1])/1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
+
+def left_out(asked, fault, omitted):
+    "Whether a fault is known; counts it"
+    for pattern, reason in known.items():
+        if re.search(pattern, f'{asked.words}, {asked.done}: {fault}', re.S): omitted[reason] = omitted.get(reason, 0) + 1; return True
+    return False
 
 # ---- many -----------------------------------------------------------------------------------------------------------
 
@@ -394,10 +424,7 @@ def fuzz(seed, numbers, base, main, methods, expected, # command -> what it says
             codes[code] = codes.get(code, 0) + 1
             if done + 1 == warm: least = peak()
             if least and peak() - least > growth: wrong.append(f'memory has grown by {peak() - least:.0f} MiB since input {numbers[warm - 1]}'); least = None
-            for fault in wrong:
-                reason = next((pattern for pattern in known if re.search(pattern, fault)), None)
-                if reason: omitted[reason] = omitted.get(reason, 0) + 1
-                else: found.append((number, asked.words, asked.done, fault))
+            found += [(number, *asked, fault) for fault in wrong if not left_out(asked, fault, omitted)]
             if len(found) >= most: break
     return found, dict(inputs=done + 1, codes={str(k): v for k, v in codes.items()}, seconds=round(time.process_time() - began, 1), known=omitted,
                        MiB=round(peak()), growth=round(peak() - least) if least else None)
@@ -418,7 +445,7 @@ def begin(home):
     if sys.platform == 'linux':  # what asks for far too much memory is refused by the system, not killed
         size = int(re.search(r'VmSize:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024 + 8*2**30
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    return base, main, list(gentok.methods), expected
+    return base, main, {m: [f.name for f in fields(gentok.config_of(m))] for m in gentok.methods}, expected
 
 def again(seed, number, home):
     "One input, with all that was said; its folder stays"
@@ -435,9 +462,10 @@ def several(seed, first, last, home):
     "Inputs from first to last: faults, and what they took as one line of JSON"
     base, *program = begin(home)
     held, number = seen(base), home/'number'
-    found, took = fuzz(seed, range(first, last), base, *program, note=lambda n: number.write_text(str(n)), most=int(os.environ.get('MOST', 20)))
+    found, took = fuzz(seed, range(first, last), base, *program, note=lambda n: number.write_text(str(n)), most=int(os.environ.get('GENTOK_FUZZ_MOST', 20)))
     moved = [name for name, value in seen(base).items() if held.get(name) != value]
-    if moved: found.append((last, [], '', f'written into, not replaced: {moved[:9]}'))
+    fault = f'written into, not replaced: {moved[:9]}'
+    if moved and not left_out(Asked([], ''), fault, took['known']): found.append((last, [], '', fault))
     print(told(seed, found))
     print(json.dumps(dict(took, faults=len(found))))
     return bool(found)
@@ -469,7 +497,7 @@ def leaks(words): kept.append(b'x'*2**20); return polite(words)
 def test_planted_faults_are_noticed(tmp_path, main, said):
     base = furnish(tmp_path/'base', untrained)
     many = main in (polite, leaks)
-    found, took = fuzz(1, range(150 if many else 3), base, main, ['tiger'], {}, warm=20, growth=50, most=1, seconds=.2, patience=1)
+    found, took = fuzz(1, range(150 if many else 3), base, main, dict(tiger=['epochs', 'seed']), {}, warm=20, growth=50, most=1, seconds=.2, patience=1)
     kept.clear()
     assert (not found and took['inputs'] == 150) if said is None else re.search(said, told(1, found)), (found, took)
 
@@ -481,5 +509,5 @@ def test_commands_and_files(tmp_path):
 
 if __name__ == '__main__':
     seed, first, *rest = sys.argv[1:]
-    home = Path(rest[1] if rest[1:] else tempfile.mkdtemp(prefix='gentok-fuzz-'))
-    sys.exit(several(int(seed), int(first), int(rest[0]), home) if rest else again(int(seed), int(first), home))
+    if not rest: sys.exit(again(int(seed), int(first), Path(tempfile.mkdtemp(prefix='gentok-fuzz-'))))
+    with tempfile.TemporaryDirectory(prefix='gentok-fuzz-') as home: sys.exit(several(int(seed), int(first), int(rest[0]), Path(*rest[1:] or [home])))
