@@ -9,7 +9,7 @@ __all__ = ['toyshop', 'config_of', 'fit', 'Recommender']
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -80,7 +80,8 @@ def fit(method:str, # of `gentok.methods`
     with locked(out) if out else nullcontext(), tracking(log_with, out):
         result = import_module(f'gentok.papers.{method}').run(dataset, config, out)
         recommender = Recommender.of(result, method, dataset)
-        if out and processes_here().is_main_process: recommender.generate_model_card().save(Path(out)/'README.md')
+        if out and processes_here().is_main_process: atomic_write(Path(out)/'README.md',
+            str(recommender.generate_model_card()))
     return recommender
 
 def _check_histories(dataset:Dataset)->None:
@@ -149,6 +150,13 @@ def _history_batches(source, # lists of ids; a frame with user, item[, time], or
             at += len(part)
 
 # %% ../nbs/12_recommender.ipynb #041f229d
+@contextmanager
+def _readable(what)->Iterator[None]: # named in the message
+    "Inside, what polars cannot read is one sentence"
+    try: yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e: raise ValueError(
+        f'{what} cannot be read ({" ".join(str(e).split())[:80]}); write the file again.') from None
+
 def _scan_file(path:Path)->pl.LazyFrame:
     "A table of histories, not yet read"
     if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; give histories as .parquet, .csv, .tsv or .jsonl.')
@@ -162,11 +170,10 @@ def _scan_file(path:Path)->pl.LazyFrame:
 # %% ../nbs/12_recommender.ipynb #fda0e8f2
 def _frame_batches(frame:pl.LazyFrame, size:int)->Iterator[tuple[list, list]]: # as `_history_batches`
     "Histories of a frame: a list in each row, which is streamed; or a row for each item, which is sorted first"
-    try: schema = frame.collect_schema()
-    except pl.exceptions.PolarsError as e: raise ValueError(f'the histories cannot be read ({str(e).splitlines()[0][:80]}); write the file again.') from None
+    with _readable('the table of histories'): schema = frame.collect_schema()
     find = lambda role: next((c for name in _aliases[role] for c in schema if c.lower() == name), None)
     user, item, time = map(find, ('user', 'item', 'time'))
-    lists = next((c for c, kind in schema.items() if isinstance(kind, pl.List)), None)
+    lists = next((c for c, kind in schema.items() if isinstance(kind, pl.List) and c != user), None)
     if not lists and (not user or not item): raise ValueError(
         f'the histories have columns {", ".join(schema)}; expected user, item and perhaps time, or user and a list of items, so rename them.')
     if not lists:
@@ -174,11 +181,12 @@ def _frame_batches(frame:pl.LazyFrame, size:int)->Iterator[tuple[list, list]]: #
         if time: frame = frame.sort(number, time, maintain_order=True)
         frame, lists = frame.group_by(user, maintain_order=True).agg(pl.col(item)), item
     at = 0
-    for chunk in frame.select(*filter(None, [user]), lists).collect_batches(chunk_size=size, maintain_order=True):
-        for part in chunk.iter_slices(size):
-            users = part[user].to_list() if user else list(range(at, at + part.height))
-            at += part.height
-            yield users, [h if h is not None else [] for h in part[lists].to_list()]
+    with _readable('the table of histories'):
+        for chunk in frame.select(*filter(None, [user]), lists).collect_batches(chunk_size=size, maintain_order=True):
+            for part in chunk.iter_slices(size):
+                users = part[user].to_list() if user else list(range(at, at + part.height))
+                at += part.height
+                yield users, [h if h is not None else [] for h in part[lists].to_list()]
 
 # %% ../nbs/12_recommender.ipynb #c7e64685
 @patch
@@ -186,11 +194,12 @@ def rows_of(self:Recommender, ids:Iterable, # or a file with a column of items
             what:str='item')->Tensor: # rows; KeyError for an unknown id
     "Rows of some items"
     if isinstance(ids, (str, Path)) and Path(ids).is_file():
-        frame = _scan_file(Path(ids))
-        names = {c.lower(): c for c in frame.collect_schema()}
-        name = next((names[n] for n in _aliases['item'] if n in names), None)
-        if not name: raise ValueError(f'{ids} has columns {", ".join(names)}, expected item; rename the column of the item ids.')
-        ids = frame.select(name).collect()[name].to_list()
+        with _readable(ids):
+            frame = _scan_file(Path(ids))
+            names = {c.lower(): c for c in frame.collect_schema()}
+            name = next((names[n] for n in _aliases['item'] if n in names), None)
+            if not name: raise ValueError(f'{ids} has columns {", ".join(names)}, expected item; rename the column of the item ids.')
+            ids = frame.select(name).collect()[name].to_list()
     ids = list(ids)
     odd = next((i for i in ids if str(i) not in self._row), None)
     if odd is not None: raise KeyError(f'{what} {odd!r} is not among the {len(self):,} items of this model; ids look like {self.catalogue.ids[0]!r}.')
@@ -426,5 +435,12 @@ def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None, c
     fitted, catalogue = load_fitted(folder)
     coder = ItemCoder.load(folder/'coder') if (folder/'coder').is_dir() else None
     there = [name for name in ('run', 'metrics') if (folder/f'{name}.json').exists()]
-    about = {name: read_json(folder/f'{name}.json', dict) for name in there}
-    return cls(fitted, catalogue, coder, about, read_json(folder/'items.json', dict).get('retired', ()))
+    kinds = dict(run=dict(method=str, data=dict, config=dict), metrics={})
+    about = {name: read_json(folder/f'{name}.json', dict, **kinds[name]) for name in there}
+    odd = next((k for k, v in about.get('metrics', {}).items() if ('@' in k
+        or k in ('users', 'collision_rate', 'invalid_rate'))
+                and (isinstance(v, bool) or not isinstance(v, (int, float)))), None)
+    if odd: raise ValueError(f'{folder}/metrics.json has {str(about["metrics"][odd])[:40]!r} as {odd}, expected a number; put back a copy of the file.')
+    items = read_json(folder/'items.json', dict)
+    if 'retired' in items: items = read_json(folder/'items.json', dict, retired=list)
+    return cls(fitted, catalogue, coder, about, items.get('retired', ()))

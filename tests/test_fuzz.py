@@ -25,19 +25,6 @@ inputs, chosen_seed = int(os.environ.get('GENTOK_FUZZ', 2000)), int(os.environ.g
 
 # faults that are known and not yet mended: a pattern of "words, file: what is reported" -> why it is left out
 known = {
-    r'(Error|Exception): .*\(recommender\.py:\d+ (rows_of|_?frame_batches)\)$': 'a damaged table behind --histories, --allow, --deny or --retire: polars raises while it is read',
-    r"unhashable type: 'list' \(data/layouts": '--text without a name of a column',
-    r'items\.json.*TypeError: unexpected value while building Series': 'items.json has ids, or titles, of several kinds',
-    r"items\.json.*TypeError: unhashable type.*\(data/dataset": 'items.json has an id that is a list or an object',
-    r"items\.json.*TypeError: '\w+' object is not iterable .* __init__\)$": 'items.json has a number or nothing for the retired items',
-    r"metrics\.json.*refused, and changed \['changed'|metrics\.json.*Cannot specify": 'metrics.json has text for a number, and half of the updated model is left',
-    r"config\.json.*TypeError: unhashable type.* load_fitted\)$": 'config.json has a kind that is a list or an object',
-    r'(run|metrics)\.json.* generate_model_card\)$': 'run.json or metrics.json has text or a list for an object or a number',
-    r'run\.json.*TypeError.* _?evaluate_model\)$': 'the same, in evaluate',
-    r'seconds\.json.*OverflowError.* run\)$': 'identifiers/seconds.json has a number beyond all floats',
-    r"'--d.model', '\d{8,}.*\(recommend/t5\.py:\d+ __init__\)$": '--d-model has no upper bound',
-    r"'--layers', '\d{8,}.*(hangs|memory has grown)": '--layers has no upper bound',
-    r'written into.*README\.md': "huggingface_hub's card is not written atomically",
     r'panicked at crates/polars': 'polars itself panics on some damaged Parquet files and prints so before the refusal',
 }
 

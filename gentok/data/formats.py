@@ -435,11 +435,12 @@ def load(path:str|Path, # a folder, one of its files, or a folder of shards
     "The data set at a path, its layout recognised; `report` tells what was removed and what was not used"
     given = dict(user=user, item=item, time=time, title=title, image=image, rating=rating, where=where,
                  min_rating=min_rating, core=core,
-                 dedupe=dedupe, max_users=max_users, strict=strict, text=(text,) if isinstance(text, str) else text
-                     and tuple(text))
+                 dedupe=dedupe, max_users=max_users, strict=strict,
+                 text=(text,) if isinstance(text, str) else text if text is None else tuple(text))
     given = {name: value for name, value in given.items() if value is not None}
     for name, least in dict(core=0, max_users=1).items():
         if given.get(name, least) < least: raise ValueError(f'{name} is {given[name]}, expected {least} or more.')
+    if given.get('text') == (): raise ValueError('text names no column, expected one or more; name them, or leave text out.')
     found = recognise(Path(path), Format('tables')._replace(**given))
     _check_given(found, given)
     return _load_found(found._replace(format=found.format._replace(**given)))

@@ -76,6 +76,8 @@ def _check_protocol(protocol:Protocol)->None:
         if name in least and value < least[name]: raise ValueError(
             f'{name} is {value}, expected {least[name]} or more; the default is {default}.')
     if not protocol.lr > 0: raise ValueError(f'lr is {protocol.lr}, expected more than 0; the default is {Protocol.lr}.')
+    for name, most in dict(d_model=16_384, layers=256, seed=2**32 - 1).items():
+        if getattr(protocol, name) > most: raise ValueError(f'{name} is {getattr(protocol, name):,}, expected at most {most:,}.')
     for name in ('dropout', 'smoothing'):
         value = getattr(protocol, name)
         if not 0 <= value < 1: raise ValueError(f'{name} is {value}, expected 0 or more and less than 1; 0 switches it off.')
@@ -125,7 +127,7 @@ def load_fitted(out:str|Path # written by `save_fitted`
     items, item_ids = _load_items(out), ItemIds.load(out)
     kinds, config = {k.__name__: k for k in (GenerativeRecommender,
                                              DecoderOnly)}, read_json(Path(out)/'config.json', dict)
-    model = kinds.get(config.get('kind'), GenerativeRecommender).from_pretrained(out)
+    model = kinds.get(str(config.get('kind')), GenerativeRecommender).from_pretrained(out)
     if not len(items) == len(item_ids): raise ValueError(
         f'{out}: items.json names {len(items):,} items, item_ids.safetensors holds {len(item_ids):,}; '
         'run again what wrote it.')
@@ -141,6 +143,9 @@ def _load_items(out:str|Path # written by `save_fitted`
     if not path.exists(): raise FileNotFoundError(
         f'{out} holds no trained recommender (items.json is missing); give a folder that gentok run has finished.')
     items = read_json(path, dict, ids=list, titles=list, domain=(str, type(None)))
+    kinds = {type(i) for i in items['ids']}
+    if kinds not in ({str}, {int}) or {type(t) for t in items['titles']} - {str}: raise ValueError(
+        f'{path} has ids or titles that are no text, expected all text (or whole numbers as ids); put back a copy of the file.')
     return Catalogue(items['ids'], items['titles'], None, items['domain'], items['titles'])
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #e29d0fed
