@@ -65,6 +65,7 @@ class Protocol:
         return TrainConfig(self.epochs, self.batch_size, self.lr, self.weight_decay,
                            patience=self.patience, validate_every=self.validate_every, seed=self.seed)
 
+# %% ../../nbs/11_papers/00_protocol.ipynb #0268ec18
 def _check_protocol(protocol:Protocol)->None:
     "A `ValueError` for the first field that no run could use"
     least = dict(epochs=1, batch_size=1, d_model=4, layers=1, patience=0, validate_every=1, beams=1, seed=0,
