@@ -691,7 +691,8 @@ def _obey(words:Sequence[str])->int: # exit code
         said = e.args[0] if isinstance(e, KeyError) and e.args else e
         return _say(f'{who}: {_as_typed(str(said), names)}', sys.stderr) or 2
     except KeyboardInterrupt as e:
-        _say(f'{who}: stopped; the same command goes on from here.', sys.stderr)
+        resumed = '; the same command goes on from here' if words[0] in ('run', 'tokenize', 'demo') else ''
+        _say(f'{who}: stopped{resumed}.', sys.stderr)
         return 143 if isinstance(e, _Terminated) else 130
     if several:
         from gentok.train.scale_out import _end_processes

@@ -379,9 +379,9 @@ def where(error):
     return found
 
 def peak():
-    "The most memory so far, in MiB"
-    status = Path('/proc/self/status')  # what `getrusage` says is inherited from the parent
-    if status.exists(): return int(re.search(r'VmHWM:\s+(\d+)', status.read_text())[1])/1024
+    "The memory that is held now, in MiB: one that a process has held before would hide what is added"
+    held = Path('/proc/self/statm')
+    if held.exists(): return int(held.read_text().split()[1])*resource.getpagesize()/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
 
 def left_out(asked, fault, omitted):
@@ -477,7 +477,7 @@ def sleeps(words): time.sleep(9); return polite(words)
 def touches(words): Path('m/items.json').unlink(missing_ok=True); Path('m/new').write_text('x'); return polite(words)
 def fails(words): sys.exit(1)
 kept = []
-def leaks(words): kept.append(b'x'*2**20); return polite(words)
+def leaks(words): kept.append(b'x'*2**23); return polite(words)
 
 @pytest.mark.parametrize('main, said', [(polite, None), (raises, 'RuntimeError: planted'), (wordy, 'refused with 2 lines'), (beneath, 'a traceback'), (loud, 'on standard output'), (silent, 'nothing on standard output'),
                                         (spins, 'more than 0.2 CPU seconds'), (sleeps, 'it waits'), (touches, "refused, and changed.*'m/new'"), (fails, 'exit code 1'), (leaks, 'memory has grown by')], ids=lambda x: getattr(x, '__name__', ''))

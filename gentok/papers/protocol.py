@@ -41,7 +41,7 @@ from ..train.scale_out import processes_here
 class Protocol:
     "How every method's recommender is trained and judged"
     epochs: int = 25 # of the recommender
-    batch_size: int = 64 # many small steps learn more in the same time
+    batch_size: int = 64 # training examples a step; many small steps learn more in the same time
     lr: float = 2e-3 # learning rate at the top of its schedule
     weight_decay: float = .05 # of AdamW
     dropout: float = .1 # share of the activations that training drops

@@ -37,9 +37,9 @@ from ..train.scale_out import first_process
 @dataclass(frozen=True)
 class TigerConfig(Protocol):
     "The protocol, and how TIGER makes its identifiers"
-    text: str = 'lsa' # or a folder, or the name of a text encoder on the hub; or 'sasrec': behaviour instead of words
+    text: str = 'lsa' # 'lsa'; a folder, or the name of a text encoder on the hub; or 'sasrec': behaviour instead of words
     text_dim: int = 128 # of 'lsa'; a pretrained encoder has its own
-    tokenizer: str = 'rqvae' # or 'rqvae++' (whitening, EMA), 'kmeans', 'random'
+    tokenizer: str = 'rqvae' # 'rqvae', 'rqvae++' (whitening, EMA), 'kmeans' or 'random'
     levels: int = 2 # L; the paper has 3 and a suffix
     codebook_size: int = 256 # K
     tokenizer_epochs: int = 300 # of the tokenizer
