@@ -49,21 +49,21 @@ def toyshop(n_items:int=100, n_users:int=2000, seed:int=0)->Dataset: # with `tru
     return toyshops(n_items, n_users, ('tiles',), seed)[0]
 
 # %% ../nbs/12_recommender.ipynb #9934f432
+def _known(name:str, known:Iterable[str], what:str)->str:
+    "The name, if it is known; ValueError with the nearest one if not"
+    if name in known: return name
+    near = get_close_matches(name, known, 1)
+    raise ValueError(f'{what} {name!r} is not known; {f"perhaps you meant {near[0]!r}" if near else "choose among " + ", ".join(known)}.')
+
 def config_of(method:str)->type: # a frozen dataclass
     "The settings of a method; ValueError with the nearest name if there is none"
-    if method not in gentok.methods:
-        near = get_close_matches(method, gentok.methods, 1)
-        raise ValueError(f'method {method!r} is not known; {f"perhaps you meant {near[0]!r}" if near else "choose among " + ", ".join(gentok.methods)}.')
-    return getattr(import_module(f'gentok.papers.{method}'), f'{method.capitalize()}Config')
+    module = import_module(f'gentok.papers.{_known(method, gentok.methods, "method")}')
+    return getattr(module, f'{method.capitalize()}Config')
 
 def _configured(config, # a dataclass
-               settings:dict):
+                settings:dict):
     "The configuration with some fields changed; ValueError with the nearest name for a field that there is not"
-    for name in settings:
-        if name in config.__dataclass_fields__: continue
-        near = get_close_matches(name, config.__dataclass_fields__, 1)
-        raise ValueError(f'{name} is no setting of {type(config).__name__}; '
-                         f'{f"perhaps you meant {near[0]}" if near else "see its fields"}.')
+    for name in settings: _known(name, config.__dataclass_fields__, 'setting')
     return replace(config, **settings)
 
 # %% ../nbs/12_recommender.ipynb #7611a7df
@@ -108,7 +108,8 @@ class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recomm
     @classmethod
     def of(cls, result:Result, method:str, dataset:Dataset)->'Recommender':
         "The recommender of a run"
-        run = dict(method=method, data=_data_print(dataset), config=json.loads(json.dumps(result.metrics['config'])))
+        run = read_json(result.out/'run.json', dict) if result.out else dict(
+            method=method, data=_data_print(dataset), config=json.loads(json.dumps(result.metrics['config'])))
         about = dict(run=run, metrics=result.metrics)
         return cls(result.fitted, dataset.in_standard_order().catalogue, result.coder, about)
     @classmethod
@@ -367,6 +368,7 @@ def update(self:Recommender, items:Catalogue|pl.DataFrame|str|Path=(), # new one
     gone = {*self.retired, *(str(self.catalogue.ids[row]) for row in self.rows_of(retire).tolist())}
     catalogue = _items_from(items) if len(items) else Catalogue([], [])
     item_ids, old = self.fitted.item_ids, self.catalogue
+    kind = int if all(isinstance(i, int) for i in (*old.ids, *catalogue.ids)) else str # ids of one kind
     fresh = [row for row, i in enumerate(catalogue.ids) if str(i) not in self._row]
     back = {str(i) for i in catalogue.ids}
     if fresh:
@@ -375,9 +377,9 @@ def update(self:Recommender, items:Catalogue|pl.DataFrame|str|Path=(), # new one
         columns = catalogue.ids, catalogue.text, catalogue.titles
         ids, text, titles = ([column[row] for row in fresh] for column in columns)
         images = [catalogue.images[row] for row in fresh] if catalogue.images is not None else None
-        new = Catalogue(ids, text, images, catalogue.domain, titles)
+        new = Catalogue([kind(i) for i in ids], text, images, catalogue.domain, titles)
         item_ids = extend(item_ids, self.coder.codes(new), new.ids, _codewords_of(self.coder))
-        old = Catalogue([*old.ids, *ids], [*old.text, *text], None, old.domain, [*old.titles, *titles])
+        old = Catalogue([*map(kind, old.ids), *new.ids], [*old.text, *text], None, old.domain, [*old.titles, *titles])
     fitted = self.fitted._replace(item_ids=item_ids, trie=Trie(item_ids)) if fresh else self.fitted
     return Recommender(fitted, old, self.coder, self.about, sorted(gone - back))
 
@@ -411,17 +413,20 @@ Settings: {config}. Made with gentok {version}.
 '''
 
 # %% ../nbs/12_recommender.ipynb #7d797473
+_card_numbers = dict(r5='recall@5', n5='ndcg@5', r10='recall@10', n10='ndcg@10', collisions='collision_rate',
+                     invalid='invalid_rate')
+
 @patch
 def generate_model_card(self:Recommender, *args, **kwargs)->ModelCard:
     "Method, data, numbers, and how to ask"
     run, m, nan = self.about.get('run', {}), self.about.get('metrics', {}), float('nan')
-    method, numbers = run.get('method', 'recommender'), dict(r5='recall@5', n5='ndcg@5', r10='recall@10', n10='ndcg@10',
-                                                            collisions='collision_rate', invalid='invalid_rate')
+    method, numbers = run.get('method', 'recommender'), {short: m.get(name, nan) for short,
+                                                         name in _card_numbers.items()}
     return ModelCard(_card_text.format(
-        method=method, data=run.get('data', {}).get('name', 'unknown data'), line=gentok.methods.get(method, ''), items=len(self) - len(self.retired),
-        levels=self.fitted.item_ids.L, users=m.get('users', 0), **{short: m.get(name, nan) for short,
-            name in numbers.items()},
-        history=', '.join(map(repr, self.catalogue.ids[:3])), config=json.dumps(run.get('config', {})), version=gentok.__version__))
+        method=method, data=run.get('data', {}).get('name', 'unknown data'), line=gentok.methods.get(method, ''),
+        items=len(self) - len(self.retired), levels=self.fitted.item_ids.L, users=m.get('users', 0), **numbers,
+        history=', '.join(map(repr, self.catalogue.ids[:3])), config=json.dumps(run.get('config', {})),
+        version=gentok.__version__))
 
 # %% ../nbs/12_recommender.ipynb #84ac3e8c
 @patch
@@ -443,10 +448,9 @@ def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None, c
     there = [name for name in ('run', 'metrics') if (folder/f'{name}.json').exists()]
     kinds = dict(run=dict(method=str, data=dict, config=dict), metrics={})
     about = {name: read_json(folder/f'{name}.json', dict, **kinds[name]) for name in there}
-    odd = next((k for k, v in about.get('metrics', {}).items() if ('@' in k
-        or k in ('users', 'collision_rate', 'invalid_rate'))
-                and (isinstance(v, bool) or not isinstance(v, (int, float)))), None)
+    numbers = [*_card_numbers.values(), 'users']
+    odd = next((n for n in numbers if type(about.get('metrics', {}).get(n, 0)) not in (int, float)), None)
     if odd: raise ValueError(f'{folder}/metrics.json has {str(about["metrics"][odd])[:40]!r} as {odd}, expected a number; put back a copy of the file.')
-    items = read_json(folder/'items.json', dict)
-    if 'retired' in items: items = read_json(folder/'items.json', dict, retired=list)
-    return cls(fitted, catalogue, coder, about, items.get('retired', ()))
+    retired = read_json(folder/'items.json', dict).get('retired', [])
+    if not isinstance(retired, list): raise ValueError(f'{folder}/items.json has {str(retired)[:40]!r} as retired, expected a list; put back a copy of the file.')
+    return cls(fitted, catalogue, coder, about, retired)

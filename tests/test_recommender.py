@@ -101,6 +101,12 @@ def test_new_items_get_codes_and_are_recommended(shop, rec):
     with warnings.catch_warnings(action='error'): assert new.recommend([[twin['item'][0]]], k=1).height == 1
     assert all(torch.equal(a, b) for a, b in zip(new.fitted.model.state_dict().values(), rec.fitted.model.state_dict().values()))
 
+def test_ids_stay_of_one_kind(shop, rec, tmp_path):
+    new = rec.update(pl.DataFrame(dict(item=[7, 8], text=shop.catalogue.text[:2])))
+    new.save_pretrained(tmp_path)
+    again = gentok.Recommender.from_pretrained(tmp_path)
+    assert again.codes(7) == new.codes('7') and {type(i) for i in again.catalogue.ids} == {str}
+
 def test_new_items_are_the_same_in_any_order(shop, rec):
     text = shop.catalogue.text
     items = pl.DataFrame(dict(item=[f'n{i}' for i in range(30)], text=[text[i % 20] for i in range(30)]))

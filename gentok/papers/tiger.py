@@ -141,7 +141,7 @@ def prepare(dataset:Dataset, config:TigerConfig,
     if out and not done: table.save(out/'embeddings')
     tokenizer = make_tokenizer(config, table).fit(table, out/'tokenizer' if out else None)
     item_ids = _cached_ids(lambda: unique_ids(tokenizer, table, config.policy, config.seed), out and out/'identifiers')
-    seconds = min(read_json(out/'identifiers'/'seconds.json', (int, float)), 1e12) if done else time.time() - start
+    seconds = read_json(out/'identifiers'/'seconds.json', (int, float)) if done else time.time() - start
     if out and not done: atomic_write(out/'identifiers'/'seconds.json', json.dumps(seconds))
     return Prepared(table, tokenizer, item_ids, tokenizer.health(table), seconds)
 

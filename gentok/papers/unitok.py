@@ -109,7 +109,7 @@ def _cached_seconds(out:Path|None, seconds:float)->float:
     if not out: return seconds
     note = out/'tokenizers'/'seconds.json'
     if not note.exists(): atomic_write(note, json.dumps(seconds))
-    return min(read_json(note, (int, float)), 1e12)
+    return read_json(note, (int, float))
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #421cd430
 def _recommend(dataset:Dataset, tokens:_Tokens, config:UnitokConfig,

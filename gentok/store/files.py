@@ -113,6 +113,8 @@ def _check_kind(value, # of a JSON file
     expected = expected if isinstance(expected, tuple) else (expected,)
     if type(value) not in expected: raise ValueError(
         f'{where} holds {_json_kinds[type(value)]}, expected {" or ".join(_json_kinds[e] for e in expected)}; {_remedy}')
+    if isinstance(value, (int, float)) and not abs(value) < 1e300: raise ValueError(
+        f'{where} holds a number that is not finite or has more than 300 digits, expected a usual one; {_remedy}')
 
 # %% ../../nbs/12_store/01_files.ipynb #89611bf9
 def _read_text(path:str|Path)->str:
