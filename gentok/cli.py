@@ -225,14 +225,14 @@ def _tokenize(asked:_Tokenize)->dict:
     "Identifiers for a catalogue"
     from gentok.data.formats import report
     from gentok.papers.protocol import _register_run
-    from gentok.papers.tiger import prepare
-    from gentok.store.runs import locked
+    from gentok.papers.tiger import tokenize_catalogue
+    from gentok.store.runs import _locked
     _check_names(asked.settings)
     dataset = _load_data(asked.data, asked.reading)
-    with _nothing_left(asked.out), locked(asked.out):
+    with _nothing_left(asked.out), _locked(asked.out):
         _register_run(asked.out, 'tokenize', asdict(asked.settings), dataset)
         print(report(dataset), file=sys.stderr)
-        p = prepare(dataset, asked.settings, asked.out)
+        p = tokenize_catalogue(dataset, asked.settings, asked.out)
     return _write_identifiers(asked.out, dataset.catalogue.ids, p.item_ids, p.health)
 
 def _write_identifiers(out:Path, ids:Sequence, # of the catalogue
@@ -275,13 +275,13 @@ def _run_method(asked:_Run)->dict:
     from gentok.data.formats import report
     from gentok.papers.protocol import _register_run
     from gentok.recommender import _check_histories, fit
-    from gentok.store.runs import locked
+    from gentok.store.runs import _locked
     _check_names(asked.settings)
     dataset = _load_data(asked.data, asked.reading)
     _check_histories(dataset)
     config = replace(asked.settings, beams=_bounded(asked.settings.beams, len(dataset.catalogue)))
     method = type(config).__module__.rpartition('.')[2]
-    with _nothing_left(asked.out), locked(asked.out):
+    with _nothing_left(asked.out), _locked(asked.out):
         _register_run(asked.out, method, asdict(config), dataset)
         print(report(dataset), file=sys.stderr)
         found = fit(method, dataset, asked.out, config)
@@ -392,7 +392,7 @@ class _Evaluate(_OfModel, _OfData):
 def _evaluate_model(asked:_Evaluate)->dict:
     "A saved recommender on every user of a split"
     from gentok.evaluate.full_ranking import Evaluation
-    from gentok.papers.protocol import metrics_record
+    from gentok.papers.protocol import _metrics_record
     dataset, start = _load_data(asked.data, asked.reading), time.time()
     model = _recommender_at(asked.model)
     beams = _bounded(asked.beams, len(model))
@@ -400,7 +400,7 @@ def _evaluate_model(asked:_Evaluate)->dict:
     how = dict(split=asked.split, beams=None if asked.exact else beams, exact=asked.exact)
     if asked.unseen: how['unseen'] = True
     config = dict(seed=None) | model.about.get('run', {}).get('config', {}) | how
-    kept = metrics_record(Evaluation(found, {}, None), model.fitted.item_ids, config, time.time() - start)
+    kept = _metrics_record(Evaluation(found, {}, None), model.fitted.item_ids, config, time.time() - start)
     return dict(kept, **{name: found[name] for name in ('repeats', 'interval') if name in found})
 
 # %% ../nbs/12_cli.ipynb #38607d59
@@ -460,21 +460,21 @@ def _demo_settings()->_Offer:
 def _demo(asked:_Demo)->dict: # what `--json` prints
     "The main job on the embedded toy shop"
     from gentok.data.toyshop import toyshop
-    from gentok.papers.protocol import Run, pick_metrics, _write_result
+    from gentok.papers.protocol import Run, _pick_metrics, _write_result
     from gentok.papers.tiger import run
-    from gentok.store.runs import locked
+    from gentok.store.runs import _locked
     _check_names(asked.settings)
     config = replace(asked.settings, beams=_bounded(asked.settings.beams, asked.items))
     shop = toyshop(n_items=asked.items, n_users=asked.users, domains=('tiles',), seed=config.seed)[0]
-    with _nothing_left(asked.out), locked(asked.out):
+    with _nothing_left(asked.out), _locked(asked.out):
         print(f'{shop}\n1 of 2: identifiers that mean something', file=sys.stderr)
         ours = run(shop, config, asked.out/'semantic')
         print('2 of 2: the same with random identifiers', file=sys.stderr)
         control = run(shop, replace(config, tokenizer='random'), asked.out/'random').metrics
-        rows = [dict(name='Random identifiers', **pick_metrics(control))]
+        rows = [dict(name='Random identifiers', **_pick_metrics(control))]
         whole = Run('TIGER', shop.in_standard_order(), config, asked.out)
         limit = _write_result(ours._replace(out=asked.out), whole, rows)[-1]
-    return dict(ours.metrics, random=pick_metrics(control), limit=pick_metrics(limit),
+    return dict(ours.metrics, random=_pick_metrics(control), limit=_pick_metrics(limit),
                 share_of_limit=ours.metrics['ndcg@10']/limit['ndcg@10'], report=str(asked.out/'report.html'))
 
 # %% ../nbs/12_cli.ipynb #f267899a

@@ -36,10 +36,10 @@ from .evaluate.full_ranking import rank_unseen, searcher, _seen_by
 from .evaluate.significance import paired_t_test
 from .ids.collisions import extend
 from .ids.trie import Trie
-from .papers.protocol import Fitted, ItemCoder, Result, _data_print, load_fitted, save_fitted
-from .search.beam import as_examples
+from .papers.protocol import FittedRecommender, ItemCoder, Result, _data_print, load_fitted, save_fitted
+from .search.beam import _as_examples
 from .store.files import atomic_write, read_json
-from .store.runs import locked
+from .store.runs import _locked
 from .train.scale_out import processes_here
 from .train.trackers import tracking
 
@@ -77,7 +77,7 @@ def fit(method:str, # of `gentok.methods`
     config = _configured(config or config_of(method)(), settings)
     if isinstance(dataset, (str, Path)): dataset = load(dataset)
     _check_histories(dataset)
-    with locked(out) if out else nullcontext(), tracking(log_with, out):
+    with _locked(out) if out else nullcontext(), tracking(log_with, out):
         result = import_module(f'gentok.papers.{method}').run(dataset, config, out)
         recommender = Recommender.of(result, method, dataset)
         if out and processes_here().is_main_process: atomic_write(Path(out)/'README.md',
@@ -97,7 +97,7 @@ def _check_histories(dataset:Dataset)->None:
 class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recommendation', 'semantic-ids'],
                   pipeline_tag='other'):
     "A trained recommender with its items"
-    def __init__(self, fitted:Fitted, catalogue:Catalogue, # rows of its identifiers
+    def __init__(self, fitted:FittedRecommender, catalogue:Catalogue, # rows of its identifiers
                  coder:ItemCoder|None=None, # for `update`; None where items are known by behaviour
                  about:dict|None=None, # plain JSON: 'run' (method, data, config) and 'metrics'
                  retired:Sequence=()): # ids of items that are read in histories and not recommended
@@ -253,7 +253,7 @@ def recommend_batches(self:Recommender, histories, # as `_history_batches` reads
     for users, found in _history_batches(histories, batch_size):
         users, rows = self.known_histories(users, found, unknown, lost)
         if not rows: continue
-        latest, whole = (as_examples(rows, n, most) for most in (model.config.max_history, max(map(len, rows))))
+        latest, whole = (_as_examples(rows, n, most) for most in (model.config.max_history, max(map(len, rows))))
         ranked = rank_unseen(search, latest, _seen_by(whole, n), k, beams) if unseen else search(latest, k, beams, 128)
         answered += len(users)
         yield self.frame_of(users, ranked.items, ranked.scores)

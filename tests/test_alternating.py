@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gentok.train.alternating import Turns
+from gentok.train.alternating import AlternatingOptimization
 from gentok.train.loop import Callback, TrainConfig, Trainer, learning_rate
 from test_train import PowerCut, same, sequences
 from two import torchrun
@@ -27,11 +27,11 @@ class Pair(nn.Module):
 
 plan = TrainConfig(epochs=6, batch_size=8, lr=1e-2, precision='float32', checkpoint_seconds=0.)
 def trainer(out=None, config=plan, order=('one', 'two', 'two'), model=None, **more):
-    return Trainer(model or Pair(), sequences(10, config.batch_size), config, out, callback=Turns(order, **more))
+    return Trainer(model or Pair(), sequences(10, config.batch_size), config, out, callback=AlternatingOptimization(order, **more))
 
 @given(st.lists(st.sampled_from('abc'), min_size=2, max_size=6).filter(lambda o: len(set(o)) > 1), st.integers(0, 30))
 def test_counts_are_those_of_a_walk(order, epochs):
-    turns = Turns(order)
+    turns = AlternatingOptimization(order)
     walked = [turns.who(e) for e in range(1, epochs + 1)]
     assert walked == [order[e % len(order)] for e in range(epochs)]
     assert all(turns.had(part, epochs) == walked.count(part) for part in turns.parts)

@@ -3,7 +3,7 @@ import importlib.util
 import json
 import pytest
 import torch
-from gentok.bench import Row, bench, _generate, _lay_out, _load_rows, race, _same_ten
+from gentok.bench import BenchmarkRow, bench, _generate, _lay_out, _load_rows, compare_speed, _same_ten
 from gentok.cli import main
 from gentok.store.memory import _depth, _kept_memory
 from gentok.data.toyshop import toyshop
@@ -34,10 +34,10 @@ def test_an_unknown_row_is_named(capsys):
 
 def test_answers_that_differ_are_no_race():
     def same(a, b): assert a == b
-    with pytest.raises(AssertionError): race('x', lambda: 1, lambda: 2, same, 1, 'n', 'peer', 1.)
+    with pytest.raises(AssertionError): compare_speed('x', lambda: 1, lambda: 2, same, 1, 'n', 'peer', 1.)
 
 def test_the_ratio_is_that_of_the_pairs():
-    row = Row('x', 'peer', 'n', (1., 8., 3.), (1., 2., 1.), 3.)
+    row = BenchmarkRow('x', 'peer', 'n', (1., 8., 3.), (1., 2., 1.), 3.)
     assert row.ratio == 3. and 'reached' in str(row)
 
 def test_beams_are_those_of_transformers_and_a_wrong_score_is_seen():

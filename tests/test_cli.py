@@ -386,7 +386,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on(shop, tmp_path, number, code)
     assert 'Traceback' not in err and not (tmp_path/'out'/'metrics.json').exists()
 
 def test_two_runs_in_one_folder(ask, shop, catalogue, tmp_path):
-    from gentok.store.runs import locked
+    from gentok.store.runs import _locked
     code = f'import time; from gentok.store.runs import locked\nwith locked({str(tmp_path/"out")!r}): print("held", flush=True); time.sleep(300)'
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
@@ -396,7 +396,7 @@ def test_two_runs_in_one_folder(ask, shop, catalogue, tmp_path):
             one_sentence(ask(*words, '--out', tmp_path/'out'), 'in use by process', str(other.pid))
         assert sorted(tmp_path.rglob('*')) == before
     finally: other.kill(); other.wait()
-    with locked(tmp_path/'out'): pass
+    with _locked(tmp_path/'out'): pass
 
 # ---------------------------------------------------------------- who speaks
 

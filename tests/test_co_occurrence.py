@@ -10,7 +10,7 @@ from torch import nn
 from gentok.data.dataset import Catalogue, Dataset
 from gentok.data.splits import hold_out, _training_items
 from gentok.data.toyshop import toyshop
-from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment, co_occurrences, concat_positives, _gather_rows,
+from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment, co_occurrences, _concat_positives, _gather_rows,
                                            info_nce, _neighbours, _training_entries)
 from gentok.train.scale_out import processes_here
 from two import torchrun
@@ -134,12 +134,12 @@ def test_rows_of_another_catalogue_are_refused(taken, rows):
 
 def test_domains_below_each_other():
     parts = [co_occurrences(d) for d in (*toyshop(n_items=30, n_users=40), shop({'u': [0, 0, 0]}, n=2))]
-    whole = concat_positives(parts)
+    whole = _concat_positives(parts)
     assert whole.n == 92 and isinstance(whole, Positives)
     shifts = (0, 30, 60, 90)
     assert listed(whole) == [[j + s for j in of] for p, s in zip(parts, shifts) for of in listed(p)]
-    assert listed(concat_positives(parts[:1])) == listed(parts[0])
-    with pytest.raises(ValueError, match='at least one domain'): concat_positives([])
+    assert listed(_concat_positives(parts[:1])) == listed(parts[0])
+    with pytest.raises(ValueError, match='at least one domain'): _concat_positives([])
 
 # ---------------------------------------------------------------- the loss
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from gentok.quantize.codebook import EMA, Codebook, kmeans, nearest, _smoothed, straight_through
-from gentok.quantize.revival import Revival, _newcomers, _stream
+from gentok.quantize.revival import DeadCodeReset, _newcomers, _stream
 
 def brute(r, e):
     "Distances in double precision, rounded once; the first of the smallest."
@@ -126,12 +126,12 @@ def test_all_state_is_in_the_state_dict(update, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(200, 4)
     def run(stop=None):
-        book, draw = Codebook(16, 4, update, revival=Revival(patience=3)).initialise(x, seed=1), torch.Generator().manual_seed(5)
+        book, draw = Codebook(16, 4, update, revival=DeadCodeReset(patience=3)).initialise(x, seed=1), torch.Generator().manual_seed(5)
         optim = torch.optim.SGD(book.parameters(), .1) if update == 'gradient' else None
         for step in range(30):
             if step == stop:
                 torch.save(book.state_dict(), tmp_path/'book.pt')
-                book = Codebook(16, 4, update, revival=Revival(patience=3, seed=77))
+                book = Codebook(16, 4, update, revival=DeadCodeReset(patience=3, seed=77))
                 book.load_state_dict(torch.load(tmp_path/'book.pt', weights_only=True))
                 book.initialise(x + 9)
                 optim = torch.optim.SGD(book.parameters(), .1) if update == 'gradient' else None
@@ -153,7 +153,7 @@ def test_ema_codebook_has_no_parameters_and_follows_its_vectors():
 def test_evaluation_never_learns():
     torch.manual_seed(0)
     for update in ('gradient', 'ema'):
-        book = Codebook(8, 3, update, revival=Revival(patience=1)).initialise(torch.randn(50, 3)).eval()
+        book = Codebook(8, 3, update, revival=DeadCodeReset(patience=1)).initialise(torch.randn(50, 3)).eval()
         before = {n: t.clone() for n, t in book.state_dict().items()}
         for _ in range(5): book(torch.randn(4, 3)); book.encode(torch.randn(4, 3))
         assert all(torch.equal(before[n], t) for n, t in book.state_dict().items())
@@ -161,7 +161,7 @@ def test_evaluation_never_learns():
 def test_revival_brings_back_exactly_the_dead_and_resets_them():
     torch.manual_seed(0)
     x = torch.randn(32, 2)
-    book = Codebook(6, 2, 'ema', revival=Revival(patience=4, noise=0.)).place(torch.cat([x[:3], torch.full((3, 2), 99.)]))
+    book = Codebook(6, 2, 'ema', revival=DeadCodeReset(patience=4, noise=0.)).place(torch.cat([x[:3], torch.full((3, 2), 99.)]))
     for step in range(4): book(x)
     assert (book.weight[3:].abs() < 10).all() and (book.weight[:, None] == x).all(-1).any(-1)[3:].all()
     assert (book.sizes[3:] == 1).all() and torch.equal(book.sums[3:], book.weight[3:]) and (book.idle == 0).all()
@@ -175,7 +175,7 @@ def test_without_revival_dead_codes_stay():
 
 def test_revival_during_the_forward_leaves_gradients_right():
     x = torch.randn(16, 2, requires_grad=True)
-    book = Codebook(4, 2, revival=Revival(patience=1)).place(torch.tensor([[0., 0.], [9., 9.], [9., 8.], [8., 9.]]))
+    book = Codebook(4, 2, revival=DeadCodeReset(patience=1)).place(torch.tensor([[0., 0.], [9., 9.], [9., 8.], [8., 9.]]))
     out = book(x)
     out.loss.backward()
     assert torch.allclose(x.grad, .25*2*x.detach()/x.numel())
@@ -197,7 +197,7 @@ def test_several_processes_keep_one_codebook():
             i = next(calls)
             mail[rank, i] = t
             return torch.cat([mail.get((0, i), t), mail.get((1, i), t)])
-        book = Codebook(8, 3, 'ema', revival=Revival(patience=1), gather=gather).place(start)
+        book = Codebook(8, 3, 'ema', revival=DeadCodeReset(patience=1), gather=gather).place(start)
         book(halves[rank])
         return book
     for round_ in range(4): books = [run(rank, round_) for rank in (0, 1)]  # repeated until the mail is complete
@@ -229,8 +229,8 @@ def test_the_million_is_chunked():
 
 def test_bad_arguments_are_sentences():
     for call, words in ((lambda: Codebook(0, 3), 'at least 1 codeword'), (lambda: Codebook(3, 3, 'sgd'), "choose 'gradient'"),
-                        (lambda: EMA(decay=1.), 'below 1'), (lambda: Revival(patience=0), 'at least 1 step'),
-                        (lambda: Revival(noise=-1.), 'give 0'), (lambda: Codebook(3, 3).place(torch.zeros(2, 3)), r'give \(3, 3\)'),
+                        (lambda: EMA(decay=1.), 'below 1'), (lambda: DeadCodeReset(patience=0), 'at least 1 step'),
+                        (lambda: DeadCodeReset(noise=-1.), 'give 0'), (lambda: Codebook(3, 3).place(torch.zeros(2, 3)), r'give \(3, 3\)'),
                         (lambda: Codebook(3, 3).decode([-1]), 'has 0 to 2')):
         with pytest.raises(ValueError, match=words): call()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gentok.ids.collisions import collides, _preferences, resolve, suffixes
+from gentok.ids.collisions import collides, _preferences, resolve, _suffixes
 from gentok.ids.item_ids import random_ids
 
 def distances(r, e): return torch.cdist(r.double(), e.double(), compute_mode='donot_use_mm_for_euclid_dist')
@@ -98,7 +98,7 @@ def test_published_cases(vectors, name):
 def test_grid_counts_from_one_where_items_collide(vectors):
     case = vectors('tiger')['grid_dedup']
     codes = torch.tensor(case['inputs'])
-    ours = suffixes(codes)
+    ours = _suffixes(codes)
     theirs = (ours + 1)*collides(codes)
     assert torch.cat([codes, theirs[:, None]], 1).tolist() == case['output']
 

@@ -10,11 +10,11 @@ from gentok.ids.item_ids import random_ids
 from gentok.ids.sequences import Sequences, batch_tokens, item_tokens
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
-from gentok.papers.protocol import Protocol, Start, fit_recommender
+from gentok.papers.protocol import Protocol, RecommenderSpec, fit_recommender
 from gentok.recommend.decoder_only import (DecoderOnly, UserSequences, _block_logits, _counted, _in_blocks, _spans,
                                            _with_answer)
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, _tied_names
-from gentok.search.beam import _HistoryTokens, as_examples, beam_search
+from gentok.search.beam import _HistoryTokens, _as_examples, beam_search
 from gentok.search.exact import exact_top_k, score_items
 from gentok.train.loop import TrainConfig, Trainer
 
@@ -129,7 +129,7 @@ def test_the_reader_is_the_plain_pass(sizes, layers, seed, users):
     model = recommender(tuple(sizes), users, layers, seed)
     inputs, labels = batch(model, seed=seed)
     answers = [labels, *(batch(model, seed=seed + i)[1] for i in (1, 2))]
-    reader = model.reader()
+    reader = model.cached_decoder()
     before = torch.stack([torch.nn.functional.pad(x[:, :-1], (1, 0), value=1) for x in answers], 1)
     with torch.no_grad(): found = reader.log_probs(reader.decode(before, reader.encode(inputs))[0])
     for m, x in enumerate(answers): assert (found[:, m] - plain(model, inputs, x)).abs().max() < 1e-5*max(1., found.abs().max().item())
@@ -139,7 +139,7 @@ def test_the_reader_is_the_plain_pass(sizes, layers, seed, users):
 def test_the_cache_changes_nothing(seed, cut):
     model = recommender(seed=seed)
     inputs, labels = batch(model, seed=seed)
-    tokens, reader = labels[:, None].expand(-1, 2, -1), model.reader()
+    tokens, reader = labels[:, None].expand(-1, 2, -1), model.cached_decoder()
     with torch.no_grad():
         encoded = reader.encode(inputs)
         whole, _ = reader.decode(tokens, encoded)
@@ -166,7 +166,7 @@ def test_brute_force_is_the_loss():
     ids = random_ids(40, (4, 4, 4), seed=0)
     model, trie = recommender(ids.sizes), Trie(ids)
     histories = [[3, 5], [7]]
-    read = _HistoryTokens(model, trie, as_examples(histories, 40))
+    read = _HistoryTokens(model, trie, _as_examples(histories, 40))
     scores = score_items(model, trie, histories)
     for user in range(2):
         with torch.no_grad(): loss = model(read(torch.tensor([user])), read.table[17][None])
@@ -180,7 +180,7 @@ def test_save_and_load(tmp_path):
     copy, (inputs, labels) = DecoderOnly.from_pretrained(tmp_path/'m'), batch(model)
     assert not copy.training and copy.config == model.config and copy.vocabulary == model.vocabulary
     assert torch.equal(copy(inputs, labels), model.eval()(inputs, labels))
-    assert torch.equal(copy.reader().far(torch.tensor([4]), 4), model.reader().far(torch.tensor([4]), 4))
+    assert torch.equal(copy.cached_decoder().far(torch.tensor([4]), 4), model.cached_decoder().far(torch.tensor([4]), 4))
     config, weights = read_folder(tmp_path/'m')
     assert config['kind'] == 'DecoderOnly' and not _tied_names(model) & weights.keys()
     assert sum(w.numel() for w in weights.values()) == sum(p.numel() for p in model.parameters())
@@ -286,6 +286,6 @@ def test_shares_of_a_batch_make_its_mean():
 def test_the_protocol_fits_it():
     ids, split = random_ids(40, (4, 4, 4), seed=0), leave_one_out(shop_of(range(4, 14)))
     protocol = Protocol(epochs=1, batch_size=24, d_model=16, layers=1, validate_every=1)
-    fitted = fit_recommender(split, ids, protocol, None, Start(DecoderOnly, UserSequences))
+    fitted = fit_recommender(split, ids, protocol, None, RecommenderSpec(DecoderOnly, UserSequences))
     assert type(fitted.model) is DecoderOnly and 0 <= fitted.result.best <= 1 and fitted.result.steps == fitted.result.curve[-1]['epoch']*len(
         UserSequences(split.train, item_tokens(ids, fitted.model.vocabulary), 24))

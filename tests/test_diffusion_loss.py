@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gentok.tokenize.diffusion_loss import (DenoisingNetwork, DiffusionLoss, _draw_rows, _row_losses, sample, schedule,
+from gentok.tokenize.diffusion_loss import (DenoisingNetwork, DiffusionLoss, _draw_rows, _row_losses, ddpm_sample, noise_schedule,
                                             _shade_log_likelihood, _squared_cosine, _tiled, _timestep_embedding, _reverse_scheduler)
 from gentok.tokenize.latents import (KLLatents, PixelLatents, _as_picture, _as_pixels, _cropped, _from_patches, _load_kl, _small_kl,
                                      _to_patches)
@@ -31,7 +31,7 @@ def made(c=4, w=8, d=6, depth=2, seed=0, moved=True, **how):
 
 def test_utgrec_schedule(vectors):
     want = vectors('utgrec')['diffusion_schedule']
-    out, s = want['output'], schedule()
+    out, s = want['output'], noise_schedule()
     assert len(s.beta) == out['num_timesteps'] and s.beta.dtype == torch.float64
     for name, table in (('betas', s.beta), ('alphas_cumprod', s.signal**2), ('posterior_log_variance_clipped', s.low)):
         for t, value in out[name].items(): assert table[int(t)].item() == pytest.approx(value, rel=1e-9), (name, t)
@@ -101,7 +101,7 @@ def test_what_the_network_is_asked():
     seen, (x0, eps), t = [], normal(0, 2, 4, 3).float(), torch.tensor([0, 3, 500, 999])
     def network(x, t, z): return seen.append((x, t, z)) or torch.zeros(4, 6)
     _row_losses(network, x0, t, 'states', eps)
-    bar = schedule().signal[t, None]**2
+    bar = noise_schedule().signal[t, None]**2
     assert torch.allclose(seen[0][0].double(), bar.sqrt()*x0 + (1 - bar).sqrt()*eps, atol=1e-6) and seen[0][1] is t and seen[0][2] == 'states'
 
 def test_the_mean_is_detached_and_each_term_teaches_its_half():
@@ -199,15 +199,15 @@ def test_half_precision_and_autocast_reckon_in_float32():
     half = loss.bfloat16()(z.bfloat16(), x, None, seeded(0))
     assert full.dtype == inside.dtype == half.dtype == torch.float32
     assert torch.allclose(inside, full, rtol=.1) and torch.allclose(half, full, rtol=.1)
-    assert sample(loss.network, z.bfloat16(), 3, seeded(0)).dtype == torch.float32
+    assert ddpm_sample(loss.network, z.bfloat16(), 3, seeded(0)).dtype == torch.float32
 
 def test_tables_that_evaluation_asked_for_first_serve_training_too():
-    schedule.cache_clear()
+    noise_schedule.cache_clear()
     loss, z, x = made()
     with torch.inference_mode(): loss(z, x, None, seeded(0))
-    with torch.device('meta'): schedule(1000, torch.float32)
+    with torch.device('meta'): noise_schedule(1000, torch.float32)
     loss(z, x, None, seeded(0)).backward()
-    assert not schedule(1000, torch.float32).beta.is_inference()
+    assert not noise_schedule(1000, torch.float32).beta.is_inference()
 
 def test_save_and_load(tmp_path):
     loss, z, x = made()
@@ -215,7 +215,7 @@ def test_save_and_load(tmp_path):
     other = made(seed=5)[0]
     other.load_state_dict(load_file(tmp_path/'loss.safetensors'))
     assert torch.equal(other(z, x, None, seeded(0)), loss(z, x, None, seeded(0)))
-    assert torch.equal(sample(other.network, z, 5, seeded(0)), sample(loss.network, z, 5, seeded(0)))
+    assert torch.equal(ddpm_sample(other.network, z, 5, seeded(0)), ddpm_sample(loss.network, z, 5, seeded(0)))
 
 # ---------------------------------------------------------------- drawing
 
@@ -242,26 +242,26 @@ def by_hand(network, z, steps, generator, clip):
 def test_sampling_is_ancestral_with_the_learnt_width(steps, clip):
     loss, z, _ = made()
     for p in loss.network.end.out.parameters(): p.data *= .2
-    out = sample(loss.network, z, steps, seeded(3), clip)
+    out = ddpm_sample(loss.network, z, steps, seeded(3), clip)
     assert out.shape == (3, 5, 4) and torch.allclose(out.flatten(0, 1).double(), by_hand(loss.network, z.flatten(0, 1), steps, seeded(3), clip), atol=2e-3)
 
 def test_who_knows_the_distribution_draws_from_it():
     "Latents that are Gaussian have a best guess in closed form; what it draws has their mean and their width"
     mean, sd = .4, .3
     def exact(x, t, z):
-        s = schedule(1000, x.dtype).at(t)
+        s = noise_schedule(1000, x.dtype).at(t)
         guess = s.noise*(x - s.signal*mean)/(s.signal**2*sd**2 + s.noise**2)
         return torch.cat([guess, torch.zeros_like(guess)], -1)
     exact.channels = 2
-    x = sample(exact, torch.zeros(1, 4000, 1), 250, seeded(0))
+    x = ddpm_sample(exact, torch.zeros(1, 4000, 1), 250, seeded(0))
     assert abs(x.mean() - mean) < .02 and abs(x.std() - sd) < .02
 
 def test_one_seed_one_drawing():
     loss, z, _ = made(w=8)
     state = torch.get_rng_state()
-    a, b = sample(loss.network, z, 5, seeded(0), 1.), sample(loss.network, z, 5, seeded(0), 1.)
+    a, b = ddpm_sample(loss.network, z, 5, seeded(0), 1.), ddpm_sample(loss.network, z, 5, seeded(0), 1.)
     assert torch.equal(a, b) and not a.requires_grad and torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(a, sample(loss.network, z, 5, seeded(1), 1.))
+    assert not torch.equal(a, ddpm_sample(loss.network, z, 5, seeded(1), 1.))
 
 def test_learning_separates_two_states():
     torch.manual_seed(0)
@@ -272,7 +272,7 @@ def test_learning_separates_two_states():
         now = loss(z, x, None, random)
         optim.zero_grad(), now.backward(), optim.step()
         curve.append(now.item())
-    drawn = sample(loss.network, z, 50, seeded(1), 1.)
+    drawn = ddpm_sample(loss.network, z, 50, seeded(1), 1.)
     assert np.mean(curve[-20:]) < .3*np.mean(curve[:20]) and (drawn - x).abs().mean() < .15
 
 # ---------------------------------------------------------------- latents
@@ -372,7 +372,7 @@ def test_without_diffusers_pixels_still_train_and_the_rest_says_what_to_install(
     monkeypatch.setitem(sys.modules, 'diffusers', None)
     loss, z, x = made()
     assert loss(z, x, None, seeded(0)).isfinite() and PixelLatents(16).latents(pictures()).shape == (4, 16, 48)
-    for call in (lambda: sample(loss.network, z), _small_kl):
+    for call in (lambda: ddpm_sample(loss.network, z), _small_kl):
         with pytest.raises(ImportError, match=r"needs the package diffusers, .* pip install 'gentok\[multimodal\]'\.$"): call()
 
 def test_faults_are_sentences(kl):
@@ -381,8 +381,8 @@ def test_faults_are_sentences(kl):
     for call, words in ((lambda: loss(z, x[:2]), r'give \(b, p, 6\), \(b, p, 4\)'), (lambda: loss(z[..., :5], x), r'give \(b, p, 6\)'),
                         (lambda: loss(z[0], x[0]), r'give \(b, p, 6\)'), (lambda: loss(z, x, torch.ones(3)), 'mask are .*give'),
                         (lambda: loss(z, x, t=t[:15], epsilon=eps), r'give \(60\) and \(60, 4\)'), (lambda: loss(z, x, t=t, epsilon=eps[:1]), r'give \(60\) and \(60, 4\)'),
-                        (lambda: DiffusionLoss(loss.network, 0), 'repeats is 0'), (lambda: sample(loss.network, z, 1), 'give 2 to 1000'),
-                        (lambda: sample(loss.network, z, 1001), 'give 2 to 1000'), (lambda: _timestep_embedding(t, 7), 'dim is 7'),
+                        (lambda: DiffusionLoss(loss.network, 0), 'repeats is 0'), (lambda: ddpm_sample(loss.network, z, 1), 'give 2 to 1000'),
+                        (lambda: ddpm_sample(loss.network, z, 1001), 'give 2 to 1000'), (lambda: _timestep_embedding(t, 7), 'dim is 7'),
                         (lambda: _to_patches(torch.zeros(1, 3, 9, 8), 4), 'both multiples of 4'), (lambda: _from_patches(torch.zeros(1, 6, 4), 2), 'fill no 2 × 2'),
                         (lambda: _from_patches(torch.zeros(1, 4, 5), 2), 'fill no 2 × 2'), (lambda: PixelLatents(30, 4), 'patches of 4'),
                         (lambda: KLLatents(kl, size=30), 'multiple of 4'), (lambda: KLLatents('no/such/folder'), 'no folder here'),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gentok.embed.table import EmbeddingTable, concat, _domains_of, hstack, _row_positions, concat_domains
+from gentok.embed.table import EmbeddingTable, concat, _domains_of, hstack, _row_positions, _concat_domains
 
 def numbered(n, d=3, source='t'):
     "A table whose vectors say which row they were."
@@ -135,15 +135,15 @@ def test_other_folders_are_refused(tmp_path):
 
 @given(st.dictionaries(st.text(st.characters(exclude_characters='/', codec='utf-8'), min_size=1, max_size=4), st.integers(1, 5), min_size=1, max_size=4), st.randoms())
 def test_domains_follow_their_items_in_any_order(counts, random):
-    both = concat_domains({name: numbered(n) for name, n in counts.items()})
+    both = _concat_domains({name: numbered(n) for name, n in counts.items()})
     rows = random.sample(range(len(both)), len(both))
     names, number = _domains_of(both[rows].ids)
     assert names == tuple(sorted(counts)) and len(both) == sum(counts.values())
     for id, m in zip(both[rows].ids, number.tolist()): assert id.startswith(names[m] + '/')
 
 def test_an_id_with_a_slash_of_its_own_keeps_its_domain():
-    both = concat_domains({'web': EmbeddingTable(['a/b', 'c'], torch.ones(2, 2), 't')})
+    both = _concat_domains({'web': EmbeddingTable(['a/b', 'c'], torch.ones(2, 2), 't')})
     assert both.ids == ['web/a/b', 'web/c'] and _domains_of(both.ids).names == ('web',)
-    with pytest.raises(ValueError, match='occurs twice'): concat_domains({'x': EmbeddingTable([1, '1'], torch.ones(2, 2), 't')})
+    with pytest.raises(ValueError, match='occurs twice'): _concat_domains({'x': EmbeddingTable([1, '1'], torch.ones(2, 2), 't')})
     for nameless in (3, 'c', '/c'):
         with pytest.raises(ValueError, match='name no domain'): _domains_of(['web/c', nameless])

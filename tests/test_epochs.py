@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from gentok.embed.table import EmbeddingTable
-from gentok.tokenize.epochs import Epochs, _again, _changed, last_epochs, other_starts
+from gentok.tokenize.epochs import EpochTokenizers, _again, _changed, last_epochs, independent_tokenizers
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, _kept_epochs
 from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans
 
@@ -62,10 +62,10 @@ def test_another_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match='holds a run with data'): last_epochs(small(), table(seed=1), 2, tmp_path)
 
 def test_strangers_have_seeds_of_their_own(tmp_path):
-    runs = other_starts(small(), table(), 3, tmp_path)
+    runs = independent_tokenizers(small(), table(), 3, tmp_path)
     assert [t.config.seed for t in runs] == [0, 1000, 2000]
     assert all(r['first'] > .5 for r in _changed(runs.encode(table())))
-    assert torch.equal(other_starts(small(), table(), 2, tmp_path).encode(table()), runs.encode(table())[:2])
+    assert torch.equal(independent_tokenizers(small(), table(), 2, tmp_path).encode(table()), runs.encode(table())[:2])
 
 def test_again_changes_what_it_is_told_and_nothing_else():
     one = small()
@@ -76,7 +76,7 @@ def test_again_changes_what_it_is_told_and_nothing_else():
         with pytest.raises(ValueError, match=rf'^a {type(kind).__name__} is not trained in epochs and keeps none; [^.]*\.$'): _again(kind, keep_last=2)
 
 def test_no_folders(): 
-    with pytest.raises(ValueError, match='there are no folders'): Epochs([])
+    with pytest.raises(ValueError, match='there are no folders'): EpochTokenizers([])
 
 def test_a_class_of_the_same_name_does_not_take_over(tmp_path):
     "As in a notebook that defines RQVAE again: what the library saved, the library's class reads"

@@ -9,7 +9,7 @@ from gentok.data.splits import leave_one_out
 from gentok.data.toyshop import toyshop
 from gentok.papers import etegrec
 from gentok.papers.etegrec import EtegrecConfig, _train_jointly, _joint_model, run
-from gentok.papers.tiger import prepare
+from gentok.papers.tiger import tokenize_catalogue
 from gentok.train.loop import Trainer
 from test_train import PowerCut
 
@@ -31,13 +31,13 @@ def test_a_plan_is_possible_or_one_sentence(epochs, cycle, tune, alternate):
 
 def test_no_optimiser_can_shrink_the_items(tmp_path):
     split, strong = leave_one_out(shop()), replace(small, weight_decay=.9)
-    prepared = prepare(shop(), strong, tmp_path)
+    prepared = tokenize_catalogue(shop(), strong, tmp_path)
     before = prepared.tokenizer.inputs(prepared.table.matrix).clone()
     pair, _, _ = _train_jointly(split, prepared, strong)
     assert torch.equal(pair.items, before) and 'items' not in dict(pair.named_parameters())
 
 def test_both_have_learnt_and_identifiers_followed(tmp_path):
-    split, prepared = leave_one_out(shop()), prepare(shop(), small, tmp_path)
+    split, prepared = leave_one_out(shop()), tokenize_catalogue(shop(), small, tmp_path)
     first = {k: v.clone() for k, v in _joint_model(split, prepared, small)[0].state_dict().items()}
     pair, item_ids, result = _train_jointly(split, prepared, small)
     moved = {k.split('.')[0] for k, v in pair.state_dict().items() if not torch.equal(v, first[k])}
@@ -47,7 +47,7 @@ def test_both_have_learnt_and_identifiers_followed(tmp_path):
 @pytest.mark.parametrize('cut', (0, 1, 3, 5, 8, 11))
 def test_cut_anywhere_in_a_cycle_ends_equal(cut, tmp_path, monkeypatch):
     split = leave_one_out(shop())
-    def go(out): return _train_jointly(split, prepare(shop(), small, tmp_path/'start'), small, out)
+    def go(out): return _train_jointly(split, tokenize_catalogue(shop(), small, tmp_path/'start'), small, out)
     whole, ids, wanted = go(tmp_path/'whole')
     step, tick = Trainer.step, Trainer.tick
     monkeypatch.setattr(Trainer, 'tick', lambda self, always=False: tick(self, True))

@@ -11,8 +11,8 @@ from gentok.data.splits import Examples, hold_out, leave_one_out
 from gentok.data.toyshop import toyshop
 from gentok.ids.sequences import item_tokens
 from gentok.papers.etegrec import EtegrecConfig, TargetSequences, _train_jointly, _joint_model, run
-from gentok.papers.etegrec_figures import Meeting, _at_start, _closeness, draw_meetings, meeting, _meeting_points, _plane
-from gentok.papers.tiger import prepare
+from gentok.papers.etegrec_figures import _AlignmentDistances, _at_start, _closeness, _draw_alignment, _alignment_distances, _meeting_points, _plane
+from gentok.papers.tiger import tokenize_catalogue
 from gentok.train.alignment import preference_semantic_alignment
 
 small = EtegrecConfig(text='lsa', text_dim=8, levels=2, codebook_size=32, tokenizer_epochs=10, epochs=4, tune_epochs=2, cycle=2, quiet=0, d_model=16, layers=1,
@@ -39,10 +39,10 @@ def test_points_are_the_busiest_items_with_histories_of_their_own(targets, items
     assert min(targets.count(t) for t in set(kept)) >= max((targets.count(t) for t in set(targets) - set(kept)), default=0)
 
 def test_the_two_sides_are_those_of_the_loss():
-    split, prepared = leave_one_out(shop()), prepare(shop(), small)
+    split, prepared = leave_one_out(shop()), tokenize_catalogue(shop(), small)
     pair, data, _ = _joint_model(split, prepared, small)
     points = _meeting_points(split.test, 10, 1)
-    met = meeting(pair.eval(), prepared.item_ids, points)
+    met = _alignment_distances(pair.eval(), prepared.item_ids, points)
     batch = TargetSequences(points, item_tokens(prepared.item_ids, pair.recommender['model'].vocabulary), 10).batch(torch.arange(10))
     pair.turn, pair.epoch = 'tokenizer', 9
     rows = batch[2].unique()
@@ -52,14 +52,14 @@ def test_the_two_sides_are_those_of_the_loss():
 
 @pytest.mark.parametrize('mode', (True, False))
 def test_asking_changes_nothing_and_dropout_is_off(mode):
-    split, prepared = leave_one_out(shop()), prepare(shop(), small)
+    split, prepared = leave_one_out(shop()), tokenize_catalogue(shop(), small)
     pair = _joint_model(split, prepared, replace(small, dropout=.5))[0].train(mode)
     points = _meeting_points(split.test, 5)
-    one, two = (meeting(pair, prepared.item_ids, points) for _ in range(2))
+    one, two = (_alignment_distances(pair, prepared.item_ids, points) for _ in range(2))
     assert torch.equal(one.preferences, two.preferences) and pair.training is mode
     assert not one.preferences.requires_grad and not one.semantics.requires_grad
     order = torch.randperm(points.n)
-    moved = meeting(pair, prepared.item_ids, points.select(order))
+    moved = _alignment_distances(pair, prepared.item_ids, points.select(order))
     torch.testing.assert_close(moved.preferences, one.preferences[order], rtol=1e-4, atol=1e-5)
     assert torch.equal(moved.items[moved.own], one.items[one.own][order])
 
@@ -67,7 +67,7 @@ def test_a_folder_gives_back_the_beginning(tmp_path):
     held = hold_out(shop(), .1)
     split, result = leave_one_out(held), run(held, small, tmp_path)
     start, item_ids = _at_start(held, small, tmp_path)
-    fresh = _joint_model(split, prepare(held, small), small)[0]
+    fresh = _joint_model(split, tokenize_catalogue(held, small), small)[0]
     assert torch.equal(item_ids.table, result.first_ids.table)
     assert all(torch.equal(a, b) for a, b in zip(start.state_dict().values(), fresh.state_dict().values()))
     assert any(not torch.equal(a, b) for a, b in zip(start.state_dict().values(), result.pair.state_dict().values()))
@@ -77,7 +77,7 @@ def test_a_folder_gives_back_the_beginning(tmp_path):
 def test_closeness_against_plain_loops(n, b, seed):
     gen = torch.Generator().manual_seed(seed)
     own = torch.cat([torch.arange(n), torch.randint(n, (b,), generator=gen)])
-    met = Meeting(torch.randn(n, 4, generator=gen), torch.randn(len(own), 4, generator=gen), torch.arange(n), own)
+    met = _AlignmentDistances(torch.randn(n, 4, generator=gen), torch.randn(len(own), 4, generator=gen), torch.arange(n), own)
     cosine = [[F.cosine_similarity(h, z, dim=0).item() for z in met.semantics] for h in met.preferences]
     mine = [c[o] for c, o in zip(cosine, own.tolist())]
     others = [v for c, o in zip(cosine, own.tolist()) for i, v in enumerate(c) if i != o]
@@ -88,10 +88,10 @@ def test_closeness_against_plain_loops(n, b, seed):
 
 def test_lengths_do_not_matter_and_few_points_can_be_drawn():
     gen = torch.Generator().manual_seed(0)
-    met = Meeting(torch.randn(2, 4, generator=gen), torch.randn(3, 4, generator=gen), torch.arange(2), torch.tensor([0, 1, 1]))
+    met = _AlignmentDistances(torch.randn(2, 4, generator=gen), torch.randn(3, 4, generator=gen), torch.arange(2), torch.tensor([0, 1, 1]))
     long = met._replace(preferences=4*met.preferences, semantics=.5*met.semantics)
     assert _closeness(long) == pytest.approx(_closeness(met))
     assert all((a == b).all() for a, b in zip(_plane(met), _plane(long)))
-    panel = draw_meetings(dict(one=met), 'a title')
+    panel = _draw_alignment(dict(one=met), 'a title')
     assert panel.get_title(loc='left') == 'a title' and [len(c.get_offsets()) for c in panel.collections] == [3, 2]
     plt.close('all')

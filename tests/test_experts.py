@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gentok.quantize.codebook import nearest
-from gentok.quantize.experts import Balance, Router, TokenMoE, top_experts
+from gentok.quantize.experts import _Balance, Router, TokenMoE, top_experts
 from gentok.quantize.residual import ResidualQuantizer
-from gentok.quantize.revival import Revival
+from gentok.quantize.revival import DeadCodeReset
 
 def normal(seed, *shape): return torch.tensor(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
@@ -235,7 +235,7 @@ def test_no_experts_is_a_residual_quantizer():
     with pytest.raises(ValueError, match='no experts to balance'): moe.balance(x, torch.zeros(60).long())
 
 def test_experts_draw_differently():
-    moe = TokenMoE.of(3, (4, 4), 2, revival=Revival(seed=10))
+    moe = TokenMoE.of(3, (4, 4), 2, revival=DeadCodeReset(seed=10))
     assert [int(b.seed) for part in (*moe.experts, moe.shared) for b in part.codebooks] == list(range(10, 18))
 
 def test_adding_an_expert_leaves_the_others():
@@ -252,7 +252,7 @@ def test_adding_an_expert_leaves_the_others():
 
 @pytest.mark.parametrize('kw', switches)
 def test_save_load_resume_bit_identical(kw):
-    kw = dict(kw, revival=Revival(patience=2))
+    kw = dict(kw, revival=DeadCodeReset(patience=2))
     moe, x, of = made(**kw)
     other = TokenMoE.of(3, (5, 4), 6, **kw)
     for t in range(5): moe.train()(x[torch.randperm(60)[:16]])
@@ -268,7 +268,7 @@ def test_balance_counts():
     moe.router.place(torch.tensor([[-1.], [1.]]), 1.)
     z = torch.tensor([[-1.], [-2.], [-1.], [3.], [1.], [2.], [-5.], [9.]])
     found = moe.balance(z, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
-    assert isinstance(found, Balance) and found.table.tolist() == [[.75, .25], [.25, .75]] and found.load.tolist() == [.5, .5]
+    assert isinstance(found, _Balance) and found.table.tolist() == [[.75, .25], [.25, .75]] and found.load.tolist() == [.5, .5]
     assert found.perplexity == pytest.approx(2) and found.information == pytest.approx(1 + .75*np.log2(.75) + .25*np.log2(.25))
     assert found.plot(['a', 'b']).get_title(loc='left').startswith('2.0 of 2 experts')
 

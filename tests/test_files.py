@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from gentok.store import files
 from gentok.store.files import (atomic_write, read_folder, read_json, read_tensors, _stage, _sweep,
-                               write_folder, write_together)
+                               write_folder, _write_together)
 
 class Killed(BaseException): pass
 
@@ -82,9 +82,9 @@ def test_part_files_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_pa
     assert not old.exists() and young.exists()
 
 def test_nothing_is_renamed_before_everything_is_staged(tmp_path, monkeypatch):
-    write_together(tmp_path, {'a': 'old', 'b': 'old'})
+    _write_together(tmp_path, {'a': 'old', 'b': 'old'})
     failing(monkeypatch, 'fsync', times=1)
-    with pytest.raises(Killed): write_together(tmp_path, {'a': 'new', 'b': 'new'})
+    with pytest.raises(Killed): _write_together(tmp_path, {'a': 'new', 'b': 'new'})
     assert [(tmp_path/n).read_text() for n in 'ab'] == ['old', 'old']
 
 def test_a_death_between_two_renames_is_noticed_when_the_folder_is_read(tmp_path, monkeypatch):

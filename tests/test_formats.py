@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from gentok.data.columns import clean, encode, _sentence, standard_order, times
+from gentok.data.columns import _clean, _encode, _sentence, standard_order, _times
 from gentok.data.formats import load, report
-from gentok.data.interactions import drop_repeats, _gather, histories, _in_order, k_core, keep_first
+from gentok.data.interactions import _drop_repeats, _gather, _histories, _in_order, k_core, _keep_first
 from gentok.data.dataset import Catalogue
 from gentok.data.splits import leave_one_out
 
@@ -483,13 +483,13 @@ def test_a_line_is_counted_after_filtered_rows(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.datetimes(), st.datetimes())
 def test_moments_grow_with_dates(a, b):
-    x, y = times(pl.Series([a.isoformat(), b.isoformat()]))
+    x, y = _times(pl.Series([a.isoformat(), b.isoformat()]))
     assert (x < y) == (a < b) and (x == y) == (a == b)
 
 # ---- steps of the log against loops -------------------------------------------------------------------------------
 
 def log_of(rows):
-    u, i = (encode(pl.Series(name, [str(r[x]) for r in rows], pl.String)) for x, name in enumerate(('user', 'item')))
+    u, i = (_encode(pl.Series(name, [str(r[x]) for r in rows], pl.String)) for x, name in enumerate(('user', 'item')))
     return _gather(u, i, np.array([r[2] for r in rows], np.int64))
 def told(log): return [(log.users[int(u)], log.items[int(i)], t) for u, i, t in zip(log.u, log.i, log.time.tolist())]
 
@@ -503,8 +503,8 @@ def test_steps_of_the_log_against_loops(rows, k, origin):
     ordered = sorted(rows, key=lambda r: (people.index(r[0]), r[2]))
     assert told(log) == ordered
     seen = set()
-    assert told(drop_repeats(log)) == [r for r in ordered if not (r in seen or seen.add(r))]
-    assert told(keep_first(log)) == [r for r in ordered if not (r[:2] in seen or seen.add(r[:2]))]
+    assert told(_drop_repeats(log)) == [r for r in ordered if not (r in seen or seen.add(r))]
+    assert told(_keep_first(log)) == [r for r in ordered if not (r[:2] in seen or seen.add(r[:2]))]
     core = ordered
     while thin := [(x, name) for x in (0, 1) for name, n in Counter(r[x] for r in core).items() if n < k]:
         core = [r for r in core if r[thin[0][0]] != thin[0][1]]
@@ -513,7 +513,7 @@ def test_steps_of_the_log_against_loops(rows, k, origin):
     if not core: return
     want = {}
     for u, i, _ in core: want.setdefault(u, []).append(int(i))
-    made = histories(left, Catalogue(map(str, range(8)), ['']*8))
+    made = _histories(left, Catalogue(map(str, range(8)), ['']*8))
     assert {u: h.tolist() for u, h in zip(made.users, made)} == want
 
 def naive_amazon(rows, described):
@@ -566,13 +566,13 @@ def test_any_rows_come_back_in_time_order(tmp_path_factory, rows):
 def test_text_is_cleaned_and_nothing_else():
     cases = {'a &lt;b&gt;c&lt;/b&gt;': 'a c', 'x <!-- y\n --> z': 'x z', '5 < 6 > 4': '5 < 6 > 4', '"quoted"': '"quoted"', "['a', 'b']": 'a b', '[1] see': '[1] see', '': '', '\u00a0x\u2028y': 'x y', 'I <3 it': 'I <3 it',
              "['Tom's', 'x']": "Tom's x", '[]': '', '["a\\d"]': 'a\\d'}
-    assert {t: clean(t) for t in cases} == cases
-    assert clean('x'*5000) == 'x'*5000 and clean([['a'], None, 'b']) == 'a b' and clean(3) == '3' and clean(float('nan')) == ''
+    assert {t: _clean(t) for t in cases} == cases
+    assert _clean('x'*5000) == 'x'*5000 and _clean([['a'], None, 'b']) == 'a b' and _clean(3) == '3' and _clean(float('nan')) == ''
     assert _sentence(['a.', '', 'b. . .', '...']) == 'a. b'
 
 @settings(max_examples=100, deadline=None)
 @given(st.text())
-def test_clean_text_has_no_line_breaks(text): assert clean(text) == ' '.join(clean(text).split())
+def test_clean_text_has_no_line_breaks(text): assert _clean(text) == ' '.join(_clean(text).split())
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters='\r', exclude_categories=['Cs'])), min_size=1, max_size=6))
@@ -580,7 +580,7 @@ def test_texts_of_a_table_are_those_of_clean(tmp_path_factory, said):
     folder = tmp_path_factory.mktemp('t')
     with open(folder/'items.csv', 'w', newline='') as f: csv.writer(f).writerows([('item', 'text'), *((f'i{n}', t) for n, t in enumerate(said))])
     pl.DataFrame(dict(item=[f'i{n}' for n in range(len(said))], text=said)).write_parquet(folder/'b.parquet')
-    for name in ('items.csv', 'b.parquet'): assert text(load(folder/name)) == {f'i{n}': clean(t) for n, t in enumerate(said)}
+    for name in ('items.csv', 'b.parquet'): assert text(load(folder/name)) == {f'i{n}': _clean(t) for n, t in enumerate(said)}
 
 @pytest.mark.parametrize('name, said', [('items.csv', 'item,text\na,"Lamp &amp; <b>shade</b>\nwide"\n'), ('items.tsv', 'item\ttext\na\tLamp &amp; <b>shade</b> \twide\n'.replace(' \twide', '  wide')),
     ('x.item', 'item_id:token\ttitle:token_seq\na\tLamp &amp; <b>shade</b>  wide\n'), ('x.item.json', json.dumps({'a': dict(title='Lamp &amp; <b>shade</b>\nwide')})), ('items.jsonl', jsonl([dict(item='a', text=['Lamp &amp;', '<b>shade</b>\nwide'])])),
@@ -724,6 +724,6 @@ def test_ids_whose_hashes_begin_alike_stay_apart(monkeypatch, bits):
     usual, column = pl.Series.hash, pl.Series([f'id{n % 977}' for n in range(5000)] + [None])
     def poor(self, seed=0): return usual(self, seed) if seed else usual(self, 0) & np.uint64((1 << bits) - 1 << 64 - bits)
     monkeypatch.setattr(pl.Series, 'hash', poor)
-    codes, names = encode(column)
+    codes, names = _encode(column)
     assert names.n_unique() == len(names) == 978
     assert names.gather(codes).equals(column.rename(names.name))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from gentok.embed.items import ItemTable, Pictures, _content_digest, concat_domain_items
+from gentok.embed.items import ItemTable, ItemImages, _content_digest, _concat_domain_items
 from gentok.embed.table import EmbeddingTable
 from gentok.tokenize.tokenizer import ResidualKMeans
 
@@ -34,7 +34,7 @@ def test_rows_keep_their_words_and_pictures_through_two_choices(rows, data):
 
 def test_choosing_and_joining_read_no_picture():
     images = Counting()
-    joined = concat_domain_items({'a': items(images)[1:5], 'b': items()})
+    joined = _concat_domain_items({'a': items(images)[1:5], 'b': items()})
     _content_digest(joined)
     assert images.read == []
     assert joined.images[0].getpixel((0, 0))[0] == 1 and images.read == [1]
@@ -63,4 +63,4 @@ def test_columns_of_another_length_are_refused(texts, images):
 def test_the_digest_sees_words_order_and_presence_of_pictures():
     seen = {_content_digest(t) for t in (items(), items(Counting()), items()[::-1], items()[:5])}
     assert len(seen) == 4
-    assert isinstance(Pictures([(None, 0)]).pick([0])[0], type(None))
+    assert isinstance(ItemImages([(None, 0)]).pick([0])[0], type(None))

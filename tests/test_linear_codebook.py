@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from gentok.quantize.codebook import Codebook, nearest
 from gentok.quantize.linear_codebook import LinearCodebook, _codewords
 from gentok.quantize.residual import ResidualQuantizer
-from gentok.quantize.revival import Revival
-from gentok.tokenize.tokenizer import codeword_sum
+from gentok.quantize.revival import DeadCodeReset
+from gentok.tokenize.tokenizer import sum_of_codewords
 
 def normal(seed, *shape): return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
@@ -144,7 +144,7 @@ def test_initialise_once_and_again():
     assert F.mse_loss(made().initialise(x)(x).vectors, x) < F.mse_loss(made()(x).vectors, x)
 
 def test_some_rows_are_placed_as_w_sees_them():
-    book, goal = made(frozen=False, revival=Revival(patience=3)), torch.randn(2, 5)
+    book, goal = made(frozen=False, revival=DeadCodeReset(patience=3)), torch.randn(2, 5)
     where = torch.tensor([False, True, False, True] + [False]*8)
     others = book.decode((~where).nonzero()[:, 0])
     book.place(goal, where)
@@ -155,7 +155,7 @@ def test_some_rows_are_placed_as_w_sees_them():
 
 def test_revival_with_an_e_that_learns():
     x = torch.randn(300, 5) + 20
-    book = made(frozen=False, revival=Revival(patience=2))
+    book = made(frozen=False, revival=DeadCodeReset(patience=2))
     for _ in range(6): book.train()(x)
     assert len(book.encode(x).unique()) > 6
     frozen = made()
@@ -169,7 +169,7 @@ def test_in_a_residual_quantizer(tmp_path):
     q = new().initialise(x).eval()
     out = q(x)
     assert torch.equal(q.encode(x), out.codes) and torch.equal(q.decode(out.codes), out.vectors)
-    assert torch.equal(codeword_sum(q, out.codes), out.vectors) and q.sizes == (9, 9, 9) and q.revive(x) == [0, 0, 0]
+    assert torch.equal(sum_of_codewords(q, out.codes), out.vectors) and q.sizes == (9, 9, 9) and q.revive(x) == [0, 0, 0]
     other = new()
     other.load_state_dict(q.state_dict())
     assert torch.equal(other.eval()(x).vectors, out.vectors)
@@ -181,7 +181,7 @@ def test_empty_batches_and_one_codeword():
 
 def test_what_is_refused():
     book = made()
-    for call, words in ((lambda: made(revival=Revival()), r'^revival moves single rows of E, and E is frozen; [^.]*\.$'),
+    for call, words in ((lambda: made(revival=DeadCodeReset()), r'^revival moves single rows of E, and E is frozen; [^.]*\.$'),
                         (lambda: book.place(torch.zeros(1, 5), torch.tensor([True] + [False]*11)), r'^1 of 12 codewords cannot move alone: [^.]*\.$'),
                         (lambda: book.place(torch.zeros(3, 5)), r'give \(12, 5\)'), (lambda: book.decode([12]), 'this codebook has 0 to 11'),
                         (lambda: made(0), 'at least 1 codeword'), (lambda: book(torch.full((2, 5), torch.nan)), 'NaN')):

@@ -14,10 +14,10 @@ from gentok.data.columns import standard_order
 from gentok.data.dataset import Catalogue, Dataset
 from gentok.data.formats import load
 from gentok.data.toyshop import toyshop
-from gentok.embed.table import EmbeddingTable, concat_domains
+from gentok.embed.table import EmbeddingTable, _concat_domains
 from gentok.ids.collisions import resolve
 from gentok.papers import etegrec, mtgrec, protocol, tiger, unitok, utgrec
-from gentok.papers.tiger import TigerConfig, prepare, unique_ids
+from gentok.papers.tiger import TigerConfig, tokenize_catalogue, _unique_ids
 from gentok.search.exact import exact_top_k
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans
@@ -65,17 +65,17 @@ def test_a_shuffled_table_gives_the_same_tokenizer_and_identifiers(kind, seed):
     assert torch.equal(a.encode(other, batch=7), a.encode(table, batch=7)[table.rows(other.ids)])
     with warnings.catch_warnings(action='ignore'):
         for policy in ('suffix', 'reassign'):
-            mine, theirs = unique_ids(a, table, policy), unique_ids(b, other, policy)
+            mine, theirs = _unique_ids(a, table, policy), _unique_ids(b, other, policy)
             assert by_id(table.ids, mine) == by_id(other.ids, theirs) and (mine.sizes, mine.moved) == (theirs.sizes, theirs.moved)
 
 def test_experts_too():
-    table = concat_domains({'a': vectors(30), 'b': vectors(24, 1)})
+    table = _concat_domains({'a': vectors(30), 'b': vectors(24, 1)})
     other = table[shuffled(54, 3)]
     made = lambda: UniTok(ExpertsConfig(('a', 'b')), RQVAEConfig(hidden=(16,), latent=4, K=8, levels=2, whiten=0), FitConfig(epochs=3, batch_size=16, measure=0, warm=1))
     a, b = made().fit(table), made().fit(other)
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
     with warnings.catch_warnings(action='ignore'):
-        assert by_id(table.ids, unique_ids(a, table, 'reassign')) == by_id(other.ids, unique_ids(b, other, 'reassign'))
+        assert by_id(table.ids, _unique_ids(a, table, 'reassign')) == by_id(other.ids, _unique_ids(b, other, 'reassign'))
 
 def test_a_matrix_is_fitted_as_it_stands():
     x = vectors(50).matrix
@@ -112,7 +112,7 @@ def test_turns_do_not_tell_who_came_first():
 @pytest.mark.parametrize('change', [dict(tokenizer=t, policy=p) for t in ('rqvae', 'rqvae++', 'kmeans', 'random') for p in ('suffix', 'reassign')] + [dict(tokenizer='kmeans', text='sasrec')], ids=str)
 def test_what_a_recommender_reads(change, shops, monkeypatch):
     monkeypatch.setattr('gentok.papers.tiger.SASRecConfig', lambda **kw: tiger.SASRec.__init__.__defaults__[0].__class__(dim=8, epochs=2, **kw))
-    a, b = (prepare(dataset(shops[0], o), replace(small, **change)) for o in (None, shuffled(40, 5)))
+    a, b = (tokenize_catalogue(dataset(shops[0], o), replace(small, **change)) for o in (None, shuffled(40, 5)))
     assert list(a.table.ids) == list(b.table.ids) and torch.equal(a.table.matrix, b.table.matrix)
     assert torch.equal(a.item_ids.table, b.item_ids.table) and repr(a.health) == repr(b.health)
 

@@ -73,7 +73,7 @@ def test_experts_of_their_own_are_unique_within_an_expert(shops):
     tokens = _fit_tokenizers(shops, replace(small, codebook_size=4, levels=3))
     for name, table in tokens.tables.items():
         tokenizer = tokens.tokenizers[name]
-        item_ids, codes = tiger.unique_ids(tokenizer, table, 'reassign'), tokenizer.encode(table)
+        item_ids, codes = tiger._unique_ids(tokenizer, table, 'reassign'), tokenizer.encode(table)
         assert torch.equal(item_ids.table[:, 0], codes[:, 0]) and len(item_ids.table.unique(dim=0)) == 40
 
 def test_refusals(shops, tmp_path):
@@ -106,14 +106,14 @@ def test_from_the_command_line(shops, tmp_path):
 # --- the theorems
 
 def test_bits_obey_the_chain_rule_wherever_the_number_stands(shops):
-    from gentok.embed.table import concat_domains
-    from gentok.papers.unitok_theorems import bits
+    from gentok.embed.table import _concat_domains
+    from gentok.papers.unitok_theorems import code_entropies
     tokens = _fit_tokenizers(shops, small)
-    table, made = concat_domains(tokens.tables), tokens.tokenizers[list(shops)[0]]
+    table, made = _concat_domains(tokens.tables), tokens.tokenizers[list(shops)[0]]
     last = type(made)(replace(made.experts, identity='suffix'), made.config, made.fit_config).fit(table)
-    one, other = bits(made, table), bits(last, table)
+    one, other = code_entropies(made, table), code_entropies(last, table)
     assert one == pytest.approx(other) and 0 < one.expert <= 1.585 and one.identifier <= one.ceiling
-    plain = bits(_fit_tokenizers(shops, replace(small, tokenizer='shared')).tokenizers[list(shops)[0]], table)
+    plain = code_entropies(_fit_tokenizers(shops, replace(small, tokenizer='shared')).tokenizers[list(shops)[0]], table)
     assert plain.expert == 0 and plain.within == plain.identifier
 
 def test_a_sweep_of_the_calibration_is_resumed(shops, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from PIL import Image
 from gentok.data.dataset import Catalogue
 from gentok.data.toyshop import toyshop
 from gentok.evaluate.page import _Shelf, _curve, _esc, _number, _thinned, _thumbnail
-from gentok.evaluate.report import Limits, _branches, _fields, _health_panel, _metrics_table, report, _tree
+from gentok.evaluate.report import TreeLimits, _branches, _fields, _health_panel, _metrics_table, html_report, _tree
 from gentok.quantize.health import health
 from headless import Page, browser
 
@@ -55,7 +55,7 @@ both = pytest.mark.parametrize('kind', ['pictured', 'worded'])
 @both
 def test_one_harmless_file(kind, request, tmp_path):
     "Balanced tags, no script, no handler, no address but data and its own anchors."
-    path = report(tmp_path/'deep'/'report.html', **request.getfixturevalue(kind))
+    path = html_report(tmp_path/'deep'/'report.html', **request.getfixturevalue(kind))
     page = Outline(text := path.read_text())
     assert 'script' not in page.tags and not page.handlers and '<script' not in text
     assert all(a.startswith(('data:', '#')) for a in page.addresses)
@@ -68,10 +68,10 @@ def test_one_harmless_file(kind, request, tmp_path):
 @both
 def test_same_run_same_bytes(kind, request, tmp_path):
     parts = request.getfixturevalue(kind)
-    assert report(tmp_path/'a.html', **parts).read_bytes() == report(tmp_path/'b.html', **parts).read_bytes()
+    assert html_report(tmp_path/'a.html', **parts).read_bytes() == html_report(tmp_path/'b.html', **parts).read_bytes()
 
 def test_only_what_there_is_to_show(tmp_path):
-    text = report(tmp_path/'r.html', title='t', catalogue=Catalogue([1], ['x']), item_codes=torch.tensor([[0]])).read_text()
+    text = html_report(tmp_path/'r.html', title='t', catalogue=Catalogue([1], ['x']), item_codes=torch.tensor([[0]])).read_text()
     assert re.findall(r'href="#(\w+)"', text) == ['codes', 'health'] and '1 item, each written as 1 code.' in text
 
 def test_a_thousand_pictures_stay_below_three_megabytes(tmp_path):
@@ -80,17 +80,17 @@ def test_a_thousand_pictures_stay_below_three_megabytes(tmp_path):
     noise = [Image.fromarray(torch.randint(256, (64, 64, 3), generator=g, dtype=torch.uint8).numpy()) for _ in range(40)]
     catalogue = Catalogue(list(range(250)), ['a photograph']*250, images=[noise[r % 40] for r in range(250)])
     codes = torch.stack([torch.arange(1000) // 16, torch.arange(1000) % 16], 1)
-    size = len(report(tmp_path/'r.html', **settings(catalogue, codes[:250])).read_bytes())
+    size = len(html_report(tmp_path/'r.html', **settings(catalogue, codes[:250])).read_bytes())
     assert size < 4e6/4 + 3e5  # photographs stay below; nothing compresses worse than noise
     shop, = toyshop(n_items=100, n_users=20, domains=('badges',))
     pictures = list(shop.catalogue.images)*10
     catalogue = Catalogue(list(range(1000)), ['a drawing']*1000, images=pictures)
-    assert len(report(tmp_path/'r.html', **settings(catalogue, codes)).read_bytes()) < 3e6
+    assert len(html_report(tmp_path/'r.html', **settings(catalogue, codes)).read_bytes()) < 3e6
 
 def test_a_large_catalogue_is_cut_and_says_so(tmp_path):
     n = 30_000
     codes = torch.stack([torch.arange(n) // 300, torch.arange(n) // 10 % 30, torch.arange(n) % 10], 1)
-    text = report(tmp_path/'r.html', title='large', catalogue=Catalogue(list(range(n)), ['x']*n), item_codes=codes).read_text()
+    text = html_report(tmp_path/'r.html', title='large', catalogue=Catalogue(list(range(n)), ['x']*n), item_codes=codes).read_text()
     assert len(text) < 1e6 and 'and 14 more second codes, with 140 items' in text
     shown = text.count('class="leaf')
     assert 1000 <= shown < 1200 and re.search(r'and \d+ more first codes, with [\d,]+ items', text)
@@ -98,8 +98,8 @@ def test_a_large_catalogue_is_cut_and_says_so(tmp_path):
 def test_the_tree_counts_every_item_once():
     codes = torch.randint(0, 7, (500, 3), generator=torch.Generator().manual_seed(0))
     shelf = _Shelf(Catalogue(list(range(500)), ['x']*500), codes)
-    assert _tree(shelf, codes, Limits(items=99)).count('class="leaf') == 500
-    for limits in (Limits(first=3), Limits(second=2), Limits(items=1), Limits(3, 2, 1), Limits(total=100)):
+    assert _tree(shelf, codes, TreeLimits(items=99)).count('class="leaf') == 500
+    for limits in (TreeLimits(first=3), TreeLimits(second=2), TreeLimits(items=1), TreeLimits(3, 2, 1), TreeLimits(total=100)):
         text = _tree(shelf, codes, limits)
         firsts = sum(int(k.replace(',', '')) for k in re.findall(r'class="count">([\d,]+) item', text))
         hidden = re.search(r'more first codes?, with ([\d,]+) item', text)
@@ -122,7 +122,7 @@ def test_pictures_of_every_kind_and_missing_ones(tmp_path):
             if row == 8: raise OSError('truncated')
             return list.__getitem__(self, row)
     catalogue = Catalogue(list(range(9)), [f'item {r}' for r in range(9)], images=Lazy([*pictures, 0]))
-    text = report(tmp_path/'r.html', title='t', catalogue=catalogue, item_codes=torch.arange(9)[:, None]).read_text()
+    text = html_report(tmp_path/'r.html', title='t', catalogue=catalogue, item_codes=torch.arange(9)[:, None]).read_text()
     assert 'could not be read: 1;' in text and text.count('<img') == 14  # 7 peeks, 7 leaves
 
 def test_limit_row_stands_last_and_measures_the_others():
@@ -155,7 +155,7 @@ def test_texts_and_numbers():
     (dict(recommendations=[dict(history=[0])]), "lacks 'recommended'"), (dict(recommendations=[dict(history=[0], recommended=[60])]), 'names row 60'),
     (dict(recommendations=[dict(history=[0], recommended=[1], target=-1)]), 'None where'), (dict(metrics=[{'x': 1}]), 'add name')])
 def test_parts_that_do_not_belong_together_write_nothing(worded, tmp_path, wrong, words):
-    with pytest.raises(ValueError, match=words) as error: report(tmp_path/'r.html', **{**worded, **wrong})
+    with pytest.raises(ValueError, match=words) as error: html_report(tmp_path/'r.html', **{**worded, **wrong})
     assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
 
 measure = '''(() => {
@@ -182,7 +182,7 @@ def window(tmp_path_factory):
 def test_in_a_browser(window, kind, width, dark, request, tmp_path):
     "No console error, no request, every image loads, nothing wider than the window, nothing too small to read."
     window.errors.clear(); window.requests.clear()
-    window.open(report(tmp_path/'report.html', **request.getfixturevalue(kind)), width, dark=dark)
+    window.open(html_report(tmp_path/'report.html', **request.getfixturevalue(kind)), width, dark=dark)
     seen = window.ask(measure)
     assert seen['width'] == width and seen['scroll'] <= width and seen['beyond'] == []
     assert (seen['images'] > 60) == (kind == 'pictured') and seen['broken'] == 0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gentok.quantize.codebook import Codebook
 from gentok.quantize.residual import ResidualQuantizer
-from gentok.quantize.revival import Revival
+from gentok.quantize.revival import DeadCodeReset
 
 def made(seed=0, sizes=(9, 7, 5), dim=6, n=200, **kw):
     torch.manual_seed(seed)
@@ -82,8 +82,8 @@ def test_more_codewords_than_items():
 
 @pytest.mark.parametrize('update', ['gradient', 'ema'])
 def test_save_load_resume_bit_identical(update):
-    q, x = made(update=update, revival=Revival(patience=2))
-    other = ResidualQuantizer.of((9, 7, 5), 6, update, revival=Revival(patience=2))
+    q, x = made(update=update, revival=DeadCodeReset(patience=2))
+    other = ResidualQuantizer.of((9, 7, 5), 6, update, revival=DeadCodeReset(patience=2))
     q.train()
     for t in range(7): q(x[7*t:7*t + 7])
     other.load_state_dict(q.state_dict())
@@ -92,7 +92,7 @@ def test_save_load_resume_bit_identical(update):
     assert all(torch.equal(a, b) for a, b in zip(q.state_dict().values(), other.state_dict().values()))
 
 def test_levels_draw_differently():
-    q = ResidualQuantizer.of((4, 4), 2, revival=Revival(seed=10))
+    q = ResidualQuantizer.of((4, 4), 2, revival=DeadCodeReset(seed=10))
     assert [int(b.seed) for b in q.codebooks] == [10, 11]
     assert ResidualQuantizer.of((4, 4), 2, revival=None).codebooks[0].revival is None
 

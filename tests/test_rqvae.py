@@ -10,7 +10,7 @@ from torch import nn
 from gentok.store.checkpoints import _checkpoint_paths
 from gentok.embed.table import EmbeddingTable
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig, _Scaler, _Whitener, _kept_epochs, _mlp
-from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans, Tokenizer, random_codes, unexplained
+from gentok.tokenize.tokenizer import RandomTokenizer, ResidualKMeans, Tokenizer, random_codes, residual_variance
 
 small = RQVAEConfig(hidden=(24, 16), latent=8, levels=3, K=8)
 quick = FitConfig(epochs=12, batch_size=50, every=6, measure=3)
@@ -88,7 +88,7 @@ def test_fit_learns_and_the_loss_falls(kind):
     assert recon[-1] < .7*recon[0]
     assert [r['epoch'] for r in model.history] == list(range(1, 61))
     assert model.encode(table()).shape == (100, 3) and not model.training
-    if kind != 'uneven': assert unexplained(model, table())[-1] < .6
+    if kind != 'uneven': assert residual_variance(model, table())[-1] < .6
 
 @pytest.mark.parametrize('kind', kinds)
 def test_same_seed_same_codes(kind):

@@ -7,9 +7,9 @@ from gentok.data.splits import Examples
 from gentok.ids.item_ids import ItemIds
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
-from gentok.recommend.reader import CachedDecoder
+from gentok.recommend.cached_decoding import CachedDecoder
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig
-from gentok.search.beam import _HistoryTokens, _Search, _Task, as_examples, beam_search, _search_batch
+from gentok.search.beam import _HistoryTokens, _Search, _Task, _as_examples, beam_search, _search_batch
 from gentok.search.exact import exact_top_k, score_items, _with_proof
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -85,7 +85,7 @@ def test_all_items_alike():
 def asked(made, width, k, free=False, chunk=16):
     "What a search of one batch wants: its task, what was read, and for how many."
     (model, trie, histories), reader = made, CachedDecoder(made[0])
-    inputs = _HistoryTokens(model, trie, as_examples(histories, trie.n_items))(torch.arange(len(histories)))
+    inputs = _HistoryTokens(model, trie, _as_examples(histories, trie.n_items))(torch.arange(len(histories)))
     with torch.inference_mode(): return _Task(reader, trie, width, k, free, chunk), reader.encode(inputs), len(histories)
 
 def test_an_answer_without_proof_is_looked_for_again():
@@ -179,7 +179,7 @@ def hugging_face(model, trie, histories, beams, under_trie):
     for path in paths:
         for l, token in enumerate(path): allowed.setdefault(tuple(path[:l]), set()).add(token)
     def follow(_, prefix): return sorted(allowed.get(tuple(prefix.tolist()[1:]), {paths[0][0]}))  # a dead beam stays dead
-    read = _HistoryTokens(model, trie, as_examples(histories, trie.n_items))
+    read = _HistoryTokens(model, trie, _as_examples(histories, trie.n_items))
     for i in range(len(histories)):
         inputs = read(torch.tensor([i]))
         out = model.t5.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=v.L,
@@ -299,7 +299,7 @@ def test_histories_that_cannot_be_read_are_refused(search):
     with pytest.raises(ValueError, match='history 1 of 2 is empty'): search(model, trie, [[1], []])
     for row in (40, -1):
         with pytest.raises(ValueError, match=f'row {row} in a history, expected 0 to 39'): search(model, trie, [[0, row]])
-    beyond = as_examples([[0, 40]], 41)
+    beyond = _as_examples([[0, 40]], 41)
     with pytest.raises(ValueError, match='row 40'): search(model, trie, beyond)
 
 def test_numbers_that_make_no_sense_are_refused():

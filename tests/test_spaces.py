@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gentok.evaluate.ranking import per_user
-from gentok.evaluate.spaces import both_spaces, _in_groups, tied_ndcg, tied_recall
+from gentok.evaluate.spaces import item_and_code_metrics, _in_groups, tied_ndcg, tied_recall
 from gentok.data.splits import leave_one_out
 from gentok.data.toyshop import toyshop
 
@@ -24,7 +24,7 @@ def rankings(draw, alone=False):
 @settings(deadline=None)
 @given(rankings())
 def test_items_never_count_more_than_identifiers(ranking):
-    spaces = both_spaces(*ranking, ks=KS)
+    spaces = item_and_code_metrics(*ranking, ks=KS)
     for name, value in spaces.item.items():
         assert -1e-9 <= value <= spaces.identifier[name] + 1e-6 <= 1 + 2e-6
     assert spaces.hit >= 1 and 0 <= spaces.collision_rate <= 1
@@ -33,7 +33,7 @@ def test_items_never_count_more_than_identifiers(ranking):
 @given(rankings(alone=True))
 def test_unique_identifiers_give_the_usual_metrics(ranking):
     lists, targets, number = ranking
-    spaces = both_spaces(lists, targets, number, ks=KS)
+    spaces = item_and_code_metrics(lists, targets, number, ks=KS)
     items = number.argsort()[lists]
     for name, values in per_user(items, targets, KS).items():
         assert spaces.item[name] == pytest.approx(values.double().mean().item(), abs=1e-6)
@@ -52,7 +52,7 @@ def test_the_expectation_is_the_mean_over_random_orders(ranking):
         key = place[:, number].double() + torch.rand(n, generator=gen, dtype=torch.double)
         order = key.argsort(1).masked_fill(key.sort(1).values >= lists.shape[1], -1)
         for name, values in per_user(order, targets, KS).items(): total[name] = total.get(name, 0) + values.double().mean().item()/400
-    for name, value in both_spaces(lists, targets, number, KS).item.items(): assert total[name] == pytest.approx(value, abs=.12)
+    for name, value in item_and_code_metrics(lists, targets, number, KS).item.items(): assert total[name] == pytest.approx(value, abs=.12)
 
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 30))
 def test_tied_metrics_by_counting(before, size, k):
@@ -75,4 +75,4 @@ def test_histories_and_targets_in_groups():
     ([[-2, 1]], [0], 'user 0 holds -2'), ([[1, 1]], [0], 'twice'), ([[0, 1]], [0, 1], 'one target per user'),
     ([[.5, 1.]], [0], 'not scores')])
 def test_what_does_not_fit_is_named(lists, targets, message):
-    with pytest.raises(ValueError, match=message): both_spaces(torch.tensor(lists), torch.tensor(targets), torch.tensor([0, 0, 1, 2]))
+    with pytest.raises(ValueError, match=message): item_and_code_metrics(torch.tensor(lists), torch.tensor(targets), torch.tensor([0, 0, 1, 2]))

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gentok.data.toyshop import toyshop
-from gentok.embed.items import items_of
+from gentok.embed.items import _items_of
 from gentok.embed.multimodal import LightConfig
-from gentok.embed.table import EmbeddingTable, concat_domains
+from gentok.embed.table import EmbeddingTable, _concat_domains
 from gentok.papers import mtgrec
-from gentok.store.tracking import _numbers, _open_trackers, run_log
+from gentok.store.tracking import _numbers, _open_trackers, _run_log
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from gentok.tokenize.unitok import ExpertsConfig, UniTok
 from gentok.tokenize.utgrec import UTGRecTokenizer
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_goes_on_shows_every_epoch_once(tmp_path, monkeypatch):
     assert curves(tmp_path/'logs'/'tokenizer') == expected(again.history, 'tokenizer')
 
 def test_experts_and_their_warm_up(tmp_path):
-    both = concat_domains(dict(a=table(40), b=table(40, 1)))
+    both = _concat_domains(dict(a=table(40), b=table(40, 1)))
     make = lambda: UniTok(ExpertsConfig(('a', 'b')), replace(small, whiten=0), replace(plan, warm=2))
     with tracking('tensorboard', tmp_path): watched = make().fit(both, tmp_path/'tokenizers'/'all')
     found = curves(tmp_path/'logs'/'tokenizer'/'tokenizers'/'all')
@@ -165,7 +165,7 @@ def test_experts_and_their_warm_up(tmp_path):
 
 def test_words_and_pictures(tmp_path):
     shop = toyshop(n_items=24, n_users=10, domains=1)[0]
-    items = items_of(shop.catalogue, EmbeddingTable(shop.catalogue.ids, table(24).matrix, 'made'))
+    items = _items_of(shop.catalogue, EmbeddingTable(shop.catalogue.ids, table(24).matrix, 'made'))
     sizes = UTGRecTokenizerConfig(sizes=(4, 6), levels=2, width=8, patch=0, mu=0., eta=0.)
     make = lambda: UTGRecTokenizer(sizes, UTGRecFitConfig(epochs=4, batch_size=12, warm=4, every=1), LightConfig(width=16))
     with tracking('tensorboard', tmp_path): watched = make().fit(items, tmp_path/'tokenizer')
@@ -271,12 +271,12 @@ def test_a_tracker_that_does_not_start_stops_the_run_before_its_first_step(other
 
 def test_blocks_within_blocks(tmp_path):
     with tracking('tensorboard', tmp_path/'one'):
-        with tracking(None, None), run_log('tokenizer', None, [], True) as log: assert log
-        with tracking('tensorboard', tmp_path/'two'), run_log('tokenizer', None, [dict(epoch=1, loss=1.)], True): pass
+        with tracking(None, None), _run_log('tokenizer', None, [], True) as log: assert log
+        with tracking('tensorboard', tmp_path/'two'), _run_log('tokenizer', None, [dict(epoch=1, loss=1.)], True): pass
     assert _open_trackers.get() is None and runs(tmp_path/'two') == ['tokenizer']
     with pytest.raises(RuntimeError), tracking('tensorboard', tmp_path/'three'): raise RuntimeError
     assert _open_trackers.get() is None
-    with run_log('tokenizer', None, [], True) as log: assert not log
+    with _run_log('tokenizer', None, [], True) as log: assert not log
 
 # ---------------------------------------------------------------- a terminal, a log, a notebook
 

@@ -15,7 +15,7 @@ from gentok.quantize.codebook import Codebook
 from gentok.quantize.health import health
 from gentok.quantize.linear_codebook import LinearCodebook
 from gentok.quantize.prefix_residual import prefix_residual, prefix_sum
-from gentok.quantize.revival import Revival
+from gentok.quantize.revival import DeadCodeReset
 from gentok.quantize.tree_codebooks import TreeCodebooks
 
 def normal(seed, *shape): return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
@@ -128,7 +128,7 @@ def test_initialise_once_and_seeded():
     assert torch.equal(leaf.weight, b.books[1].weight)  # on all its levels together
 
 def test_health_per_level_and_revival():
-    tree, r = made(kind=partial(Codebook, revival=Revival(patience=3)), n=300)
+    tree, r = made(kind=partial(Codebook, revival=DeadCodeReset(patience=3)), n=300)
     assert tree.health(r) == health(tree.encode(r), (9, 14, 14))
     few = [len(p.unique()) for p in tree.by_book(tree.encode(r + 4))]
     assert tree.revive(r + 4) == [9 - few[0], 14 - few[1]]

@@ -14,12 +14,12 @@ from gentok.data.toyshop import toyshop
 from gentok.embed.table import EmbeddingTable
 from gentok.ids.item_ids import ItemIds, _check_codes
 from gentok.papers.tiger import TigerConfig, run
-from gentok.search.beam import as_examples, beam_search
+from gentok.search.beam import _as_examples, beam_search
 from gentok.search.exact import exact_top_k
 from gentok.store.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from gentok.store.files import (atomic_write, _fingerprint, _json_text, read_folder, read_json, _read_tensor_file, read_tensors,
-                                tensor_bytes, write_folder)
-from gentok.store.runs import _began, locked, _this_process
+                                _tensor_bytes, write_folder)
+from gentok.store.runs import _began, _locked, _this_process
 from gentok.tokenize.tokenizer import ResidualKMeans, Tokenizer
 from test_search import shop
 
@@ -138,8 +138,8 @@ def test_files_from_before_there_were_digests_are_read(tmp_path):
 def test_every_type_and_shape_comes_back(tmp_path_factory, shape, notes, kind):
     path = tmp_path_factory.mktemp('t')/'x.safetensors'
     t = torch.arange(int(torch.tensor(shape).prod())).reshape(shape).to(kind)
-    data = tensor_bytes({'t': t, 'turned': t.mT if t.dim() > 1 else t, 'grown': t.float().requires_grad_()}, '{}', **notes)
-    assert data == tensor_bytes({'grown': t.float(), 'turned': t.mT if t.dim() > 1 else t, 't': t.clone()}, '{}', **notes)
+    data = _tensor_bytes({'t': t, 'turned': t.mT if t.dim() > 1 else t, 'grown': t.float().requires_grad_()}, '{}', **notes)
+    assert data == _tensor_bytes({'grown': t.float(), 'turned': t.mT if t.dim() > 1 else t, 't': t.clone()}, '{}', **notes)
     path.write_bytes(data)
     found = _read_tensor_file(path)
     assert found.tensors['t'].dtype == kind and torch.equal(found.tensors['t'], t) and found.notes == dict(notes, config=_fingerprint('{}'))
@@ -176,12 +176,12 @@ def test_no_reader_is_taken_by_surprise(tmp_path, name, write, read, text):
 
 @pytest.mark.parametrize('text', others, ids=range(len(others)))
 def test_identifiers_with_other_notes(tmp_path, text):
-    for data in (tensor_bytes({'codes': tiles}, '', item_ids=text), tensor_bytes({'x': tiles}, '', item_ids='{}'), tensor_bytes({'codes': tiles.float()}, '', item_ids='{}')):
+    for data in (_tensor_bytes({'codes': tiles}, '', item_ids=text), _tensor_bytes({'x': tiles}, '', item_ids='{}'), _tensor_bytes({'codes': tiles.float()}, '', item_ids='{}')):
         (tmp_path/'item_ids.safetensors').write_bytes(data)
-        if text == '{}' and data == tensor_bytes({'codes': tiles}, '', item_ids=text): continue  # the sizes follow from the codes
+        if text == '{}' and data == _tensor_bytes({'codes': tiles}, '', item_ids=text): continue  # the sizes follow from the codes
         sentence(lambda: ItemIds.load(tmp_path), 'item_ids.safetensors')
     for kept in ({'sizes': None, 'collisions': 'x'}, {'sizes': 3}, {'collisions': None}, {'moved': 1.5}, {'sizes': [8, 8]}):
-        (tmp_path/'item_ids.safetensors').write_bytes(tensor_bytes({'codes': tiles}, '', item_ids=json.dumps(kept)))
+        (tmp_path/'item_ids.safetensors').write_bytes(_tensor_bytes({'codes': tiles}, '', item_ids=json.dumps(kept)))
         sentence(lambda: ItemIds.load(tmp_path), 'item_ids.safetensors')
 
 @pytest.mark.parametrize('text', others, ids=range(len(others)))
@@ -215,14 +215,14 @@ def test_a_second_process_is_told_who_is_there_and_takes_over_after_kill_9(tmp_p
     folder = tmp_path/'not'/'yet'/'there'
     with process(folder) as first:
         assert first.stdout.readline() == 'mine\n'
-        said = sentence(lambda: locked(folder).__enter__(), str(folder), str(first.pid), _this_process()['host'], 'since 20', 'give another folder')
+        said = sentence(lambda: _locked(folder).__enter__(), str(folder), str(first.pid), _this_process()['host'], 'since 20', 'give another folder')
         with process(folder) as second: assert said.partition(' since ')[0] in second.communicate()[1] and second.returncode == 1
         assert read_json(folder/'.lock')['pid'] == first.pid
         first.send_signal(signal.SIGKILL)
         deadline = time.time() + 1800
         while _began(first.pid) is not None and time.time() < deadline: time.sleep(.01)
         assert first.returncode is None  # a zombie: nobody has asked after it yet
-        with locked(folder) as lock: assert read_json(lock)['pid'] == os.getpid()
+        with _locked(folder) as lock: assert read_json(lock)['pid'] == os.getpid()
         first.communicate()
     assert list(folder.iterdir()) == []
 
@@ -237,14 +237,14 @@ def test_of_many_that_see_a_dead_owner_one_takes_over(tmp_path):
     assert all('is in use by process' in err for out, err in said if 'mine' not in out) and list(tmp_path.iterdir()) == []
 
 def test_a_lock_is_released_at_the_end_and_on_error(tmp_path):
-    with locked(tmp_path): assert (tmp_path/'.lock').exists()
+    with _locked(tmp_path): assert (tmp_path/'.lock').exists()
     with pytest.raises(KeyboardInterrupt):
-        with locked(tmp_path): raise KeyboardInterrupt
+        with _locked(tmp_path): raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
-    with locked(tmp_path):
+    with _locked(tmp_path):
         shutil.rmtree(tmp_path)
     (tmp_path.parent/'file').touch()
-    sentence(lambda: locked(tmp_path.parent/'file').__enter__(), 'is a file and a folder was expected')
+    sentence(lambda: _locked(tmp_path.parent/'file').__enter__(), 'is a file and a folder was expected')
 
 def test_the_processes_of_one_launch_share_a_folder(tmp_path):
     with process(tmp_path, RANK='0', WORLD_SIZE='2') as first:
@@ -259,15 +259,15 @@ def test_the_processes_of_one_launch_share_a_folder(tmp_path):
 def test_a_lock_of_another_machine_counts_and_a_number_used_again_does_not(tmp_path):
     lock, me = tmp_path/'.lock', _this_process()
     lock.write_text(_json_text(dict(me, host='gpu-7')))
-    sentence(lambda: locked(tmp_path).__enter__(), 'gpu-7', f'remove {lock}')
+    sentence(lambda: _locked(tmp_path).__enter__(), 'gpu-7', f'remove {lock}')
     if me['began']:
         lock.write_text(_json_text(dict(me, pid=os.getppid(), began='1')))
-        with locked(tmp_path): pass
+        with _locked(tmp_path): pass
     for text in ('', '[]', '{}', '{"pid": "1"}', '\xff'):
         lock.write_text(text, 'latin-1')
-        sentence(lambda: locked(tmp_path).__enter__(), '.lock', 'remove the file')
+        sentence(lambda: _locked(tmp_path).__enter__(), '.lock', 'remove the file')
     lock.unlink()
-    with locked(tmp_path): pass
+    with _locked(tmp_path): pass
 
 # ---------------------------------------------------------------- links
 
@@ -297,7 +297,7 @@ def test_an_output_folder_may_be_a_link(tmp_path):
     (tmp_path/'out').symlink_to(tmp_path/'disk', target_is_directory=True)
     write_folder(tmp_path/'out', {'K': 1}, {'w': torch.ones(2)})
     save_checkpoint(tmp_path/'out', Checkpoint(1, {'w': torch.ones(2)}, {}))
-    with locked(tmp_path/'out'): pass
+    with _locked(tmp_path/'out'): pass
     assert (tmp_path/'out').is_symlink() and sorted(p.name for p in (tmp_path/'disk').iterdir()) == ['config.json', 'model.safetensors', 'step-0000000001']
 
 def test_a_checkpoint_that_is_a_link_is_replaced(tmp_path):
@@ -470,12 +470,12 @@ odd_numbers = [1.7, None, [None], 'ab', ['a'], [[0, 0, 1], [0, 1]], [float('nan'
 def test_numbers_that_are_none_are_named(odd):
     ids = ItemIds(tiles)
     for call in (lambda: ItemIds(odd), lambda: _check_codes(odd), lambda: ids.find(odd), lambda: ids.codes(odd), lambda: ids.items(odd),
-                 lambda: as_examples([[0], odd], 4), lambda: ItemIds(tiles, None, odd), lambda: ItemIds(tiles, None, 0, odd)): sentence(call)
+                 lambda: _as_examples([[0], odd], 4), lambda: ItemIds(tiles, None, odd), lambda: ItemIds(tiles, None, 0, odd)): sentence(call)
     if odd is not None: sentence(lambda: _check_codes(tiles, odd))  # None: the sizes follow from the codes
-    if not isinstance(odd, list) or not isinstance(odd[0], list) or odd[0][0] != 0: sentence(lambda: as_examples(odd, 4))  # lists of any length are histories
+    if not isinstance(odd, list) or not isinstance(odd[0], list) or odd[0][0] != 0: sentence(lambda: _as_examples(odd, 4))  # lists of any length are histories
 
 def test_flat_histories_and_tensors_of_floats_are_named():
-    sentence(lambda: as_examples([1, 2], 4), 'expected a list of rows')
-    sentence(lambda: as_examples(torch.ones(2, 3), 4), 'not whole numbers')
-    sentence(lambda: as_examples(as_examples([[0]], 4)._replace(items=torch.tensor([float('nan'), 0.])), 4), 'not whole numbers')
-    assert as_examples(torch.ones(2, 3, dtype=torch.int32), 4).n == 2 and as_examples((np.array([1], np.uint8),), 4).n == 1
+    sentence(lambda: _as_examples([1, 2], 4), 'expected a list of rows')
+    sentence(lambda: _as_examples(torch.ones(2, 3), 4), 'not whole numbers')
+    sentence(lambda: _as_examples(_as_examples([[0]], 4)._replace(items=torch.tensor([float('nan'), 0.])), 4), 'not whole numbers')
+    assert _as_examples(torch.ones(2, 3, dtype=torch.int32), 4).n == 2 and _as_examples((np.array([1], np.uint8),), 4).n == 1

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gentok.data.toyshop import toyshop
-from gentok.embed.table import EmbeddingTable, _domains_of, concat_domains
+from gentok.embed.table import EmbeddingTable, _domains_of, _concat_domains
 from gentok.embed.text import TextEncoder
 from gentok.quantize.experts import Router, _add_level
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
@@ -24,7 +24,7 @@ def tables():
     return {s.catalogue.domain: encoder.embed(s.catalogue) for s in shops}
 
 @pytest.fixture(scope='module')
-def two(tables): return concat_domains(dict(list(tables.items())[:2]))
+def two(tables): return _concat_domains(dict(list(tables.items())[:2]))
 
 @pytest.fixture(scope='module')
 def experts(two): return ExpertsConfig(_domains_of(two.ids).names)

@@ -6,7 +6,7 @@ from test_search import rounding, shop, shops
 
 from gentok.data.splits import Examples
 from gentok.evaluate.full_ranking import _Seen, evaluate, _groups_of, rank_unseen, searcher, _seen_by, _without
-from gentok.search.beam import Ranked, as_examples
+from gentok.search.beam import Ranked, _as_examples
 from gentok.search.exact import score_items
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -51,7 +51,7 @@ def crowd(n_users, n_items, longest=20, seed=0):
 @given(shops(), st.sampled_from([1, 3, 10]))
 def test_exact_is_the_ranking_without_the_seen(made, k):
     model, trie, histories = made
-    examples = as_examples(histories, trie.n_items)
+    examples = _as_examples(histories, trie.n_items)
     found = rank_unseen(searcher(model, trie, exact=True), examples, _seen_by(examples, trie.n_items), k)
     agrees(found, struck_out(model, trie, examples), k)
 
@@ -59,7 +59,7 @@ def test_exact_is_the_ranking_without_the_seen(made, k):
 @given(shops(), st.sampled_from([1, 3, 10]))
 def test_wide_beams_are_the_ranking_without_the_seen(made, k):
     model, trie, histories = made
-    examples = as_examples(histories, trie.n_items)
+    examples = _as_examples(histories, trie.n_items)
     found = rank_unseen(searcher(model, trie), examples, _seen_by(examples, trie.n_items), k, beams=64)
     agrees(found, struck_out(model, trie, examples), k)
 
@@ -67,7 +67,7 @@ def test_wide_beams_are_the_ranking_without_the_seen(made, k):
 @given(shops(), st.integers(1, 5), st.integers(1, 3))
 def test_narrow_beams_still_find_as_many_as_there_are(made, k, batch_size):
     model, trie, histories = made
-    examples = as_examples(histories, trie.n_items)
+    examples = _as_examples(histories, trie.n_items)
     found = rank_unseen(searcher(model, trie), examples, _seen_by(examples, trie.n_items), k, beams=k, batch_size=batch_size)
     truth = struck_out(model, trie, examples)
     for items, scores, own in zip(found.items.tolist(), found.scores, truth):
@@ -130,7 +130,7 @@ def test_order_of_the_users_is_kept():
 def test_all_seen_leaves_nothing():
     model, trie, _ = shop(5, (5,))
     for search in (searcher(model, trie), searcher(model, trie, exact=True)):
-        examples = as_examples([[0, 1, 2, 3, 4], [0, 1, 2, 3]], 5)
+        examples = _as_examples([[0, 1, 2, 3, 4], [0, 1, 2, 3]], 5)
         found = rank_unseen(search, examples, _seen_by(examples, 5), k=3)
         assert found.items.tolist() == [[-1]*3, [4, -1, -1]] and found.invalid.tolist() == [0, 0]
 

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gentok.data.toyshop import toyshop
-from gentok.embed.items import ItemTable, items_of, concat_domain_items
+from gentok.embed.items import ItemTable, _items_of, _concat_domain_items
 from gentok.embed.multimodal import LightConfig
 from gentok.embed.text import TextEncoder
-from gentok.tokenize.co_occurrence import Positives, co_occurrences, concat_positives
+from gentok.tokenize.co_occurrence import Positives, co_occurrences, _concat_positives
 from gentok.tokenize.latents import _small_kl
 from gentok.tokenize.tokenizer import Tokenizer
 from gentok.tokenize.utgrec import UTGRecTokenizerConfig, UTGRecFitConfig, UTGRecTokenizer
@@ -21,14 +21,14 @@ small = LightConfig(width=16, heads=2, text_layers=0, image_layers=0, joint_laye
 sizes, plan = UTGRecTokenizerConfig(sizes=(4, 6), width=8, patch=8, codes=20.), UTGRecFitConfig(epochs=3, batch_size=10, warm=4, lr=3e-3)
 shops = toyshop(n_items=10, n_users=30, domains=3)
 vectors = TextEncoder('lsa', 6).fit([t for s in shops for t in s.catalogue.text])
-tables = {s.name: items_of(s.catalogue, vectors.embed(s.catalogue)) for s in shops}
+tables = {s.name: _items_of(s.catalogue, vectors.embed(s.catalogue)) for s in shops}
 tables = {name: ItemTable(table, table.text, list(table.images)) for name, table in tables.items()}  # drawn once
 
 @pytest.fixture(scope='module')
-def items(): return concat_domain_items(dict(list(tables.items())[:2]))
+def items(): return _concat_domain_items(dict(list(tables.items())[:2]))
 
 @pytest.fixture(scope='module')
-def near(): return concat_positives([co_occurrences(s) for s in shops[:2]])
+def near(): return _concat_positives([co_occurrences(s) for s in shops[:2]])
 
 @pytest.fixture(scope='module')
 def fitted(items, near): return UTGRecTokenizer(sizes, plan, small).fit(items, positives=near)
@@ -308,7 +308,7 @@ def leave(folder, n=20, **changes):
     "Fit and tune with all processes there are; what each has is left in the folder"
     from accelerate import PartialState
     k, folder = PartialState(cpu=True).process_index, str(folder)
-    shared, near = concat_domain_items(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
+    shared, near = _concat_domain_items(dict(list(tables.items())[:2])), _concat_positives([co_occurrences(s) for s in shops[:2]])
     if n < 20: shared, near = shared[:n], Positives(torch.arange(n), torch.arange(n + 1))
     c, f = replace(sizes, patch=0, **changes), replace(plan, epochs=4, batch_size=7, revive=False)
     t = UTGRecTokenizer(c, f, replace(small, dropout=0.)).across().fit(shared, f'{folder}/first', near)
@@ -320,10 +320,10 @@ def draw_together(folder):
     "With pictures, revived codes and dropout, each process has noise of its own"
     from accelerate import PartialState
     k = PartialState(cpu=True).process_index
-    shared = concat_domain_items(dict(list(tables.items())[:2]))
+    shared = _concat_domain_items(dict(list(tables.items())[:2]))
     shared = ItemTable(shared, shared.text, [shared.images[r] if r < 3 else None for r in range(20)])  # many parts without a picture
     t = UTGRecTokenizer(sizes, replace(plan, epochs=6, batch_size=4), small).across()
-    t.fit(shared, f'{folder}/run', concat_positives([co_occurrences(s) for s in shops[:2]]))
+    t.fit(shared, f'{folder}/run', _concat_positives([co_occurrences(s) for s in shops[:2]]))
     save_file({**t.state_dict(), 'curve': torch.tensor([row['text'] for row in t.history])}, f'{folder}/{k}.safetensors')
 
 @pytest.fixture(scope='module')
@@ -331,7 +331,7 @@ def two(tmp_path_factory):
     "All that two processes do, by one torchrun; the run in 'cut' was begun by one process and killed after two epochs"
     folder = tmp_path_factory.mktemp('two')
     for name in ('20', '15', 'drawn'): (folder/name).mkdir()
-    items, near = concat_domain_items(dict(list(tables.items())[:2])), concat_positives([co_occurrences(s) for s in shops[:2]])
+    items, near = _concat_domain_items(dict(list(tables.items())[:2])), _concat_positives([co_occurrences(s) for s in shops[:2]])
     cut = UTGRecTokenizer(replace(sizes, patch=0), replace(plan, epochs=4, batch_size=7, revive=False), replace(small, dropout=0.))
     with pytest.raises(Killed): dies_in(cut, 3).fit(items, folder/'cut'/'first', near)
     torchrun(folder, f"from test_utgrec import draw_together, leave\nleave({str(folder/'20')!r})\nleave({str(folder/'15')!r}, 15)\n"

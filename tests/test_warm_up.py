@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from gentok.data.toyshop import toyshop
-from gentok.embed.table import _domains_of, concat_domains
+from gentok.embed.table import _domains_of, _concat_domains
 from gentok.embed.text import TextEncoder
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from gentok.tokenize.unitok import ExpertsConfig, UniTok
@@ -23,7 +23,7 @@ def test_fewer_items_share_their_codes(whiten):
 def test_every_expert_keeps_its_own_domain(change):
     shops = toyshop(n_items=80, n_users=10, domains=4)[:3]
     encoder = TextEncoder('lsa', 32).fit([text for shop in shops for text in shop.catalogue.text])
-    three = concat_domains({shop.name: encoder.embed(shop.catalogue) for shop in shops})
+    three = _concat_domains({shop.name: encoder.embed(shop.catalogue) for shop in shops})
     sizes = RQVAEConfig(**dict(dict(hidden=(64,), latent=16, levels=2, K=16, whiten=0), **change))
     plan = FitConfig(epochs=80, warm=40, batch_size=128, measure=0)
     balance = UniTok(ExpertsConfig(_domains_of(three.ids).names), sizes, plan).fit(three).balance(three)

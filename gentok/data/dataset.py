@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-from .columns import _joined, standard_order, texts
+from .columns import _joined, standard_order, _texts
 
 # %% ../../nbs/01_data/02_dataset.ipynb #2923e349
 def _check_catalogue(ids:list, text:list, images:Sequence|None, titles:list|None):
@@ -90,7 +90,7 @@ def with_text(self:Catalogue,
     "The same items with their text made of other columns; ValueError for one that is not there"
     odd = [c for c in columns if c not in self.frame.columns]
     if odd: raise ValueError(f'{self} has no column {odd[0]}; choose among {", ".join(self.frame.columns)}.')
-    plain = self.frame.with_columns(texts(self.frame[c], self.domain) for c in columns)
+    plain = self.frame.with_columns(_texts(self.frame[c], self.domain) for c in columns)
     return Catalogue.of(self.frame.with_columns(_joined(plain, columns)), columns, self.images, self.domain)
 
 @patch(as_prop=True)

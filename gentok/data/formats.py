@@ -12,15 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import polars as pl
-from .columns import (ImageFiles, _Odd, encode, _id_text, _joined, _paths, _pictures, _prices,
-                                 standard_order, texts, times)
+from .columns import (_ImageFiles, _Odd, _encode, _id_text, _joined, _paths, _pictures, _prices,
+                                 standard_order, _texts, _times)
 from .dataset import Catalogue, Dataset
 from ..store.files import read_json, _read_text
-from .interactions import (Log, drop_repeats, _first_users, _gather, histories, _in_order, k_core,
-                                      keep_first,
+from .interactions import (Log, _drop_repeats, _first_users, _gather, _histories, _in_order, k_core,
+                                      _keep_first,
                                       _lost, _present, _rows_of_ids, _take)
 from .layouts import Format, _Found, _aliases, recognise, _role, _telling
-from .tables import (Table, _as_json, _check_rows, _columns_of, _first_row, _objects, _opened, _place, read,
+from .tables import (_Table, _as_json, _check_rows, _columns_of, _first_row, _objects, _opened, _place,
+                                _read,
                                 _slow_lines)
 
 # %% ../../nbs/01_data/03_formats.ipynb #6f3e4612
@@ -30,7 +31,7 @@ def _place_of(path:Path, key:str)->str:
     return f'{path}, line {text.count(chr(10), 0, at.start()) + 1}' if at else str(path)
 
 # %% ../../nbs/01_data/03_formats.ipynb #eb586784
-def _json_rows(table:Table)->pl.DataFrame: # user, item, in order
+def _json_rows(table:_Table)->pl.DataFrame: # user, item, in order
     "The rows of NAME.inter.json, each history a list of at least one id"
     with _opened(table.path): pass
     found = read_json(table.path)
@@ -43,7 +44,7 @@ def _json_rows(table:Table)->pl.DataFrame: # user, item, in order
     return pl.DataFrame(rows, dict(user=pl.String, item=pl.String), orient='row')
 
 # %% ../../nbs/01_data/03_formats.ipynb #ed4f03de
-def _json_items(table:Table)->pl.DataFrame:
+def _json_items(table:_Table)->pl.DataFrame:
     "The rows of NAME.item.json"
     with _opened(table.path): pass
     found = read_json(table.path)
@@ -56,19 +57,19 @@ def _json_items(table:Table)->pl.DataFrame:
                                                   for n in names if n.lower() != 'item'}))
 
 # %% ../../nbs/01_data/03_formats.ipynb #eb0fb4c1
-def _line_rows(table:Table)->pl.DataFrame: # user, item, in order
+def _line_rows(table:_Table)->pl.DataFrame: # user, item, in order
     "The rows of lines such as 'user item item item', or 'user item'"
-    words = read(table, ['line']).select(pl.col('line').str.extract_all(r'\S+'))
+    words = _read(table, ['line']).select(pl.col('line').str.extract_all(r'\S+'))
     short = (words['line'].list.len() == 1).fill_null(False)
     if short.any(): raise ValueError(f'{_place(table, short.arg_max())}: one word; expected a user and one item or more, so correct or remove the line.')
     return words.select(user=pl.col('line').list.first(), item=pl.col('line').list.slice(1)).explode('item').drop_nulls()
 
 # %% ../../nbs/01_data/03_formats.ipynb #dbad18c7
-def _mind_rows(table:Table)->pl.DataFrame: # user, item, time
+def _mind_rows(table:_Table)->pl.DataFrame: # user, item, time
     "MIND's clicks: each user's history first, in its order, then what was clicked of what was shown"
-    frame = read(table, ['user', 'time', 'history', 'shown']).with_row_index('row')
+    frame = _read(table, ['user', 'time', 'history', 'shown']).with_row_index('row')
     frame = frame.filter(pl.col('user').is_not_null() | pl.col('time').is_not_null())
-    try: frame = frame.with_columns(time=times(frame['time']))
+    try: frame = frame.with_columns(time=_times(frame['time']))
     except _Odd as e: raise _Odd(frame['row'][e.row], str(e)) from None
     before = frame.unique('user', keep='first', maintain_order=True)
     before = before.select('user', time=pl.lit(0), item=pl.col('history').str.split(' ')).explode('item')
@@ -85,7 +86,7 @@ def _columns_in(where:str)->list[str]:
         f'where={where!r} is not SQL ({str(e).splitlines()[0][:80]}); write a condition such as "event = \'buy\'".') from None
 
 # %% ../../nbs/01_data/03_formats.ipynb #4013dda1
-def _sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
+def _sql_mask(frame:pl.DataFrame, where:str, table:_Table)->pl.Series: # t: bool
     "Which rows satisfy a condition in SQL; columns of numbers are compared as numbers"
     try:
         condition = pl.sql_expr(where)
@@ -97,9 +98,9 @@ def _sql_mask(frame:pl.DataFrame, where:str, table:Table)->pl.Series: # t: bool
         f'{table.path}: where={where!r} cannot be judged ({str(e).splitlines()[0][:80]}); write SQL such as "event = \'buy\' AND rating >= 4".') from None
 
 # %% ../../nbs/01_data/03_formats.ipynb #f01a7aa3
-def _ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `encode`
+def _ids_of(column:pl.Series, table:_Table)->tuple[np.ndarray, pl.Series]: # as `_encode`
     "A column of ids, encoded and stripped; `_Odd` for one that is missing or breaks a line"
-    codes, names = encode(_id_text(column, str(table.path)))
+    codes, names = _encode(_id_text(column, str(table.path)))
     edge = names.str.contains(r'^[\s\x1c-\x1f]|[\s\x1c-\x1f]$').fill_null(False)
     tidy = pl.Series(names.name, [n and n.strip() for n in names], pl.String) if edge.any() else names
     bad = (tidy.fill_null('') == '') | tidy.str.contains('[\n\x00]').fill_null(False)
@@ -108,7 +109,7 @@ def _ids_of(column:pl.Series, table:Table)->tuple[np.ndarray, pl.Series]: # as `
         bad |= tidy.is_in([name for name in map(_as_json, values) if name in strange])
     if bad.any(): raise _Odd(int(np.flatnonzero(bad.to_numpy()[codes])[0]), f'{column.name} {(names[bad.arg_max()] or "")[:40]!r} names nothing')
     if (tidy == names).all(): return codes, names
-    again, tidy = encode(tidy)
+    again, tidy = _encode(tidy)
     return again[codes], tidy
 
 # %% ../../nbs/01_data/03_formats.ipynb #af529a00
@@ -132,7 +133,7 @@ def _log_rows(found:_Found)->tuple[pl.DataFrame, list[str]]:
     extra = _columns_in(format.where)
     odd = [c for c in extra if c.lower() not in columns]
     if odd: raise ValueError(f'{table.path}, line 1: where={format.where!r} names {odd[0]!r}, expected one of {", ".join(columns)}.')
-    frame = read(table, [*names.values(), *map(str.lower, extra)], names.get('time'))
+    frame = _read(table, [*names.values(), *map(str.lower, extra)], names.get('time'))
     if table.kind == 'text' and not table.columns: _check_rows(table, columns)
     frame = frame.with_columns(pl.col(c.lower()).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
     return frame, [c for c in columns if c not in (*names.values(), *map(str.lower, extra))]
@@ -173,7 +174,7 @@ def _log_of(found:_Found, removed:dict)->tuple[Log, list[str]]: # in order; colu
         if not frame.height: raise ValueError(f'{found.log.path}, line 1: a header and no rows that count; add interactions.')
         columns, n = {c: frame[c] for c in ('user', 'item', 'time') if c in frame.columns}, frame.height
         del frame # what has been read is given back column by column
-        time = times(columns.pop('time')).to_numpy() if 'time' in columns else np.arange(n)
+        time = _times(columns.pop('time')).to_numpy() if 'time' in columns else np.arange(n)
         with ThreadPoolExecutor() as pool: user, item = pool.map(lambda c: _ids_of(columns.pop(c), found.log),
             ('user', 'item'))
     except _Odd as e:
@@ -181,7 +182,7 @@ def _log_of(found:_Found, removed:dict)->tuple[Log, list[str]]: # in order; colu
         raise ValueError(f'{_place(found.log, int(row))}: {e}; correct it or remove the line.') from None
     log = _in_order(_gather(user, item, time))
     if not timed: return log, unused
-    once = drop_repeats(log)
+    once = _drop_repeats(log)
     removed['exact repeats (the same user, item and time)'] = log.n - once.n
     return once, unused
 
@@ -204,7 +205,7 @@ def _one_each(frame:pl.DataFrame, key:str, found:_Found, removed:dict)->pl.DataF
     frame = frame.with_columns(pl.Series(' id', names.gather(codes))).drop(key)
     if len(names) == frame.height: return frame
     if format.latest:
-        try: frame = frame.with_columns(times(frame[format.latest]))
+        try: frame = frame.with_columns(_times(frame[format.latest]))
         except _Odd as e: raise ValueError(f'{at(frame[" row"][e.row])}: {e}; correct it or remove the line.') from None
         return frame.sort(format.latest, maintain_order=True).unique(' id', keep='last', maintain_order=True)
     once = frame.unique([c for c in frame.columns if c != ' row'], keep='first', maintain_order=True)
@@ -229,7 +230,7 @@ def _item_rows(found:_Found, removed:dict)->tuple[pl.DataFrame, list[str]]:
         extra = [*_columns_in(format.item_where), *filter(None, [format.latest])]
         odd = [c for c in extra if c.lower() not in columns]
         if odd: raise ValueError(f'{table.path}, line 1: no column {odd[0]} among {", ".join(columns)}; a file of {format.name} has it, so correct the header.')
-        frame = read(table, list(dict.fromkeys([key, *wanted, *extra])))
+        frame = _read(table, list(dict.fromkeys([key, *wanted, *extra])))
         if table.kind == 'lines' and any(frame[c].str.contains('\x00', literal=True).any() for c in frame.columns):
             frame = _slow_lines(table, frame.columns) # half a character, which polars reads as none
         if table.kind == 'text' and not table.columns: _check_rows(table, columns)
@@ -253,7 +254,7 @@ def _typed_tokens(found:_Found, columns:list[str])->list[str]:
     return [c for c in columns if c in words and c != found.format.item]
 
 # %% ../../nbs/01_data/03_formats.ipynb #8ca39b90
-def _template_pictures(ids:pl.Series, format:Format, table:Table)->tuple[list, list]:
+def _template_pictures(ids:pl.Series, format:Format, table:_Table)->tuple[list, list]:
     "The pictures of a layout that names them after the items"
     if '{' not in format.image or not (table.path.parent/format.image.partition('/')[0]).is_dir(): return [], []
     paths = [table.path.parent/format.image.format(item=i) for i in ids]
@@ -265,7 +266,7 @@ def _catalogue_of(frame:pl.DataFrame, found:_Found)->Catalogue: # column ` id`, 
     table, format = found.items or found.log, found.format
     named = _text_columns(frame, found)
     image = _role(frame.columns, 'image', table, format.image)
-    plain = {c: texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ')
+    plain = {c: _texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ')
              and c not in (image, 'price')}
     text = _joined(pl.DataFrame([frame[' id'], *plain.values()]), named)
     names = [c for c in ('title', *_aliases['title'], *named) if c in _aliases['title'] or re.search('title|name', c)]
@@ -282,7 +283,7 @@ def _catalogue_of(frame:pl.DataFrame, found:_Found)->Catalogue: # column ` id`, 
         table)
     if any(urls): more['image_url'] = pl.Series(urls, dtype=pl.String)
     if any(files): more['image'] = pl.Series([str(f) if isinstance(f, Path) else None for f in files], dtype=pl.String)
-    return Catalogue.of(made.with_columns(**more), tuple(named), ImageFiles(files) if any(files) else None, found.name)
+    return Catalogue.of(made.with_columns(**more), tuple(named), _ImageFiles(files) if any(files) else None, found.name)
 
 # %% ../../nbs/01_data/03_formats.ipynb #a019409a
 def _alike(ids:pl.Series)->pl.Series:
@@ -317,7 +318,7 @@ def _described(log:Log, known:pl.Series, found:_Found, removed:dict)->Log: # ids
 def _filtered(log:Log, found:_Found, removed:dict)->Log: # in order
     "What repeats, the k-core and the number of users leave, each counted"
     if found.format.dedupe:
-        before, log = log, keep_first(log)
+        before, log = log, _keep_first(log)
         removed['repeated interactions of a user with an item'] = before.n - log.n
     if found.format.core > 1:
         before, log = log, k_core(log, found.format.core)
@@ -349,7 +350,7 @@ def _notes_on(dataset:Dataset, found:_Found, unused:dict[str, list])->list[str]:
     say(blank, f'{blank:,} of {n:,} items have no text')
     words = int(c.frame['text'].str.to_lowercase().is_in(_missing_words).sum())
     say(words, f'the text of {words:,} of {n:,} items is a word for a missing value ({", ".join(_missing_words[:3])})')
-    if c.images is not None and isinstance(c.images, ImageFiles):
+    if c.images is not None and isinstance(c.images, _ImageFiles):
         gone = [f for f in c.images.files if isinstance(f, Path) and not f.is_file()]
         say(gone, f'{len(gone):,} pictures do not exist (first: {gone[0].name if gone else ""})')
     say('image_url' in c.frame.columns, 'pictures on the web are kept as addresses in `image_url` and not opened')
@@ -377,7 +378,7 @@ def _joined_items(found:_Found, words:list[str])->pl.DataFrame: # column ` id`
     item, title = (_role(columns, r, table, getattr(found.format, r)) for r in ('item', 'title'))
     image = _role(columns, 'image', table, found.format.image)
     more = [c for c in (title, image, 'price') if c in columns]
-    frame = read(table, list(dict.fromkeys([item, *words, *more])))
+    frame = _read(table, list(dict.fromkeys([item, *words, *more])))
     return _one_each(frame, item, found._replace(items=table), {})
 
 # %% ../../nbs/01_data/03_formats.ipynb #3c8572a6
@@ -404,7 +405,7 @@ def _load_found(found:_Found)->Dataset:
             frame = frame.filter(pl.Series(_present(log)[1]))
         del before
     catalogue = _catalogue_of(frame, found)
-    taken = None if log is None else histories(log, catalogue)
+    taken = None if log is None else _histories(log, catalogue)
     dataset = Dataset(found.name, catalogue, taken, {reason: n for reason, n in removed.items() if n})
     dataset.notes = _notes_on(dataset, found, unused)
     return dataset

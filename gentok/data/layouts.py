@@ -10,7 +10,7 @@ import json, re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from .tables import Table, _columns_of, _kind_of, _table_at
+from .tables import _Table, _columns_of, _kind_of, _table_at
 
 # %% ../../nbs/01_data/09_layouts.ipynb #63bff5b9
 class Format(NamedTuple):
@@ -100,7 +100,7 @@ _telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand', 
            'features', 'description', 'detail_desc')
 
 # %% ../../nbs/01_data/09_layouts.ipynb #3dcfda39
-def _role(columns:Sequence[str], name:str, table:Table, given:str='')->str|None: # columns in lower case
+def _role(columns:Sequence[str], name:str, table:_Table, given:str='')->str|None: # columns in lower case
     "The column that plays a role, under the name given or a usual one; ValueError where two could"
     if given: return given.lower() if given.lower() in columns else None
     found = [c for c in columns if c in _aliases[name]]
@@ -113,14 +113,14 @@ class _Found(NamedTuple):
     "A data set that was recognised"
     format: Format
     name: str
-    log: Table|None
-    items: Table|None
+    log: _Table|None
+    items: _Table|None
     beside: tuple[str, ...] # files that are not read
 
 # %% ../../nbs/01_data/09_layouts.ipynb #35bc46a2
 _json_pair = re.compile(r'.+\.(inter|item)\.json')
 
-def _tables_in(folder:Path)->tuple[dict[str, Table], list[str]]: # name -> table; the other files
+def _tables_in(folder:Path)->tuple[dict[str, _Table], list[str]]: # name -> table; the other files
     "What lies in a folder"
     tables, others = {}, []
     for path in sorted(f for f in folder.iterdir() if not f.name.startswith(('.', '_'))):
@@ -129,7 +129,7 @@ def _tables_in(folder:Path)->tuple[dict[str, Table], list[str]]: # name -> table
         elif path.is_file() or _kind_of(path.name): others.append(path.name)
     return tables, others
 
-def _has(table:Table, names:Sequence[str])->bool:
+def _has(table:_Table, names:Sequence[str])->bool:
     "Whether a table has these columns; one without a header has those of its format"
     return bool(table.columns) or set(names) <= set(_columns_of(table))
 
@@ -142,7 +142,7 @@ def _is_document(path:Path)->bool:
     return not (isinstance(value, dict) and len(path.read_text('utf-8').strip().splitlines()) == 1)
 
 # %% ../../nbs/01_data/09_layouts.ipynb #f1e2903c
-def _candidates(tables:dict[str, Table])->dict[tuple, tuple[list, list]]: # (format, name) -> interactions, items
+def _candidates(tables:dict[str, _Table])->dict[tuple, tuple[list, list]]: # (format, name) -> interactions, items
     "The published layouts that a folder's tables could be; those with interactions, else those with items alone"
     found, taken = {}, set()
     for format in formats:
@@ -183,7 +183,7 @@ def _refuse_parts(names:list[str], folder:Path, every:set)->None:
                                             f'by itself; join them into {found[1]}.{name.rpartition(".")[2]}.')
 
 # %% ../../nbs/01_data/09_layouts.ipynb #3440d21a
-def _generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)->tuple[list, list]:
+def _generic(tables:dict[str, _Table], own:_Table|None, given:Format, folder:Path)->tuple[list, list]:
     "Tables of one's own: interactions have a user and an item, items have no user; a name decides where the header leaves doubt"
     logs, items, seen, lacking = [], [], {}, []
     for t in tables.values():
@@ -210,7 +210,7 @@ def _generic(tables:dict[str, Table], own:Table|None, given:Format, folder:Path)
     return logs, items
 
 # %% ../../nbs/01_data/09_layouts.ipynb #323d6edf
-def _one_of_them(found:list[Table], what:str)->Table|None: # interactions or items
+def _one_of_them(found:list[_Table], what:str)->_Table|None: # interactions or items
     "The only one, or the only one that is called so; ValueError that names two"
     if len(found) < 2: return found[0] if found else None
     named = [t for t in found if t.name.startswith(what)]
@@ -252,6 +252,6 @@ def recognise(path:Path, given:Format=Format('tables'))->_Found:
     return _Found(format, name, log, items, tuple(beside))
 
 # %% ../../nbs/01_data/09_layouts.ipynb #de362177
-def _together(tables:list[Table])->list[Table]:
+def _together(tables:list[_Table])->list[_Table]:
     "Several files as one table"
     return [tables[0]._replace(files=tuple(f for t in tables for f in t.files))] if tables else []

@@ -20,8 +20,8 @@ from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.dataset import Catalogue
 from ..store.files import read_folder, _tensor_digest, write_folder
 from ..store.memory import _kept_memory
-from ..store.runs import at_least, _copies, _optimizer_state, _join_groups, progress, seeded, _resume_fit
-from ..store.tracking import run_log
+from ..store.runs import _at_least, _copies, _optimizer_state, _join_groups, _progress, _seeded, _resume_fit
+from ..store.tracking import _run_log
 from ..data.splits import Examples
 from .table import EmbeddingTable
 
@@ -65,9 +65,9 @@ class SASRecConfig:
     patience: int = 5 # epochs without a better validation before stopping; 0 never stops
     seed: int = 0 # of the weights, the order of users and the dropout
     def __post_init__(self):
-        at_least(1, dim=self.dim, blocks=self.blocks, heads=self.heads, max_length=self.max_length,
+        _at_least(1, dim=self.dim, blocks=self.blocks, heads=self.heads, max_length=self.max_length,
                  epochs=self.epochs, batch_size=self.batch_size)
-        at_least(0, weight_decay=self.weight_decay, patience=self.patience)
+        _at_least(0, weight_decay=self.weight_decay, patience=self.patience)
         if self.dim % self.heads: raise ValueError(f'dim is {self.dim} and heads {self.heads}; give a width that the heads can share evenly.')
         if not 0 <= self.dropout < 1: raise ValueError(f'dropout is {self.dropout}; give 0 or more, and less than 1.')
         if not self.lr > 0: raise ValueError(f'lr is {self.lr}; give a positive step, 1e-3 is usual.')
@@ -100,10 +100,10 @@ class SASRec(nn.Module):
     def __init__(self, n_items:int, # of the catalogue
                  config:SASRecConfig=SASRecConfig()):
         super().__init__()
-        at_least(1, n_items=n_items)
+        _at_least(1, n_items=n_items)
         c = self.config = config
         self.n_items, self.history = n_items, []
-        with seeded(c.seed):
+        with _seeded(c.seed):
             self.items, self.places = nn.Embedding(n_items, c.dim), nn.Embedding(c.max_length, c.dim)
             self.blocks = nn.ModuleList(_CausalBlock(c.dim, c.heads, c.dropout) for _ in range(c.blocks))
             self.norm, self.drop = nn.LayerNorm(c.dim), nn.Dropout(c.dropout)
@@ -145,7 +145,7 @@ def recommend(self:SASRec, examples:Examples, # their targets are not looked at
               k:int=10, batch_size:int=512)->TopItems:
     "The k items of the whole catalogue that fit best behind each history"
     _check_rows(examples, self.n_items)
-    at_least(1, k=k, batch_size=batch_size)
+    _at_least(1, k=k, batch_size=batch_size)
     was, n = self.training, min(k, self.n_items)
     items, scores = torch.full((examples.n, k), -1), torch.full((examples.n, k), -math.inf)
     recent = examples._replace(start=torch.maximum(examples.start, examples.stop - self.config.max_length))
@@ -178,7 +178,7 @@ def train_epoch(self:SASRec, rows:Examples, # one for each user
     "One pass over all users in an order of its own"
     self.train()
     losses = []
-    with seeded(self.config.seed, epoch):
+    with _seeded(self.config.seed, epoch):
         for index in torch.randperm(rows.n).split(self.config.batch_size):
             loss = self.loss(rows.select(index))
             optimizer.zero_grad()
@@ -238,8 +238,8 @@ def fit(self:SASRec, train:Examples, # every prefix of the training part, `leave
     if found: best = _resume_fit(self, optimizer, found, who, self.config.epochs, out)
     else: self.load_state_dict(SASRec(self.n_items, self.config).state_dict()); self.history, best = [], {}
     left = len(self.history) < self.config.epochs and not self.finished()
-    with _kept_memory(), run_log('sasrec', out, self.history, left) as log:
-        for epoch in progress(len(self.history) + 1, self.config.epochs, self.history):
+    with _kept_memory(), _run_log('sasrec', out, self.history, left) as log:
+        for epoch in _progress(len(self.history) + 1, self.config.epochs, self.history):
             if self.finished(): break
             loss = self.train_epoch(rows, optimizer, epoch)
             if not math.isfinite(loss): raise ValueError(f'the loss is {loss} in epoch {epoch}; lower lr (now {self.config.lr}).')

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-from ..store.files import atomic_write, _check_kind, _read_tensor_file, _remedy, tensor_bytes
+from ..store.files import atomic_write, _check_kind, _read_tensor_file, _remedy, _tensor_bytes
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #904b8853
 def _key_columns(codes:Tensor, # n l: identifiers
@@ -179,7 +179,7 @@ def save(self:ItemIds,
     "Write the identifiers, whole or not at all"
     kept = dict(sizes=list(self.sizes), collisions=self.collisions, moved=self.moved)
     file, codes = _ids_file(path), self.table.to(_smallest(max(self.sizes)))
-    atomic_write(file, tensor_bytes({'codes': codes}, '', item_ids=json.dumps(kept)))
+    atomic_write(file, _tensor_bytes({'codes': codes}, '', item_ids=json.dumps(kept)))
     return file
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #c5920b7f

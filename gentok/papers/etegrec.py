@@ -24,15 +24,15 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import tune
-from .protocol import Fitted, ItemCoder, finish_run, fit_recommender, start_run
-from .tiger import Prepared, TigerConfig, _coder_of, prepare, unique_ids
+from .protocol import FittedRecommender, ItemCoder, finish_run, fit_recommender, _start_run
+from .tiger import TokenizedCatalogue, TigerConfig, _coder_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
-from ..quantize.health import Health
+from ..quantize.health import CodebookHealth
 from ..recommend.t5 import GenerativeRecommender, RecommenderConfig, _initialise_normal, _tied_names
 from ..tokenize.rqvae import RQVAE
-from ..tokenize.tokenizer import codeword_sum
+from ..tokenize.tokenizer import sum_of_codewords
 from ..train.alignment import preference_semantic_alignment, sequence_item_alignment
-from ..train.alternating import Refresh, Turns
+from ..train.alternating import _IdentifierRefresh, AlternatingOptimization
 from ..train.loop import Trainer
 from ..train.preference_semantic import _first_occurrence
 from ..train.scale_out import first_process
@@ -60,7 +60,7 @@ class EtegrecConfig(TigerConfig):
     @property
     def joint_epochs(self)->int: return self.epochs - self.tune_epochs
     @property
-    def order(self)->tuple: # of `Turns`
+    def order(self)->tuple: # of `AlternatingOptimization`
         "An epoch of the tokenizer, then the recommender's; or both at once"
         return ('tokenizer', *['recommender']*(self.cycle - 1)) if self.alternate else ('tokenizer+recommender',)*self.cycle
     def recommender(self)->RecommenderConfig:
@@ -141,24 +141,25 @@ def preferences(self:JointModel, states, rows:Tensor)->Tensor: # of `Recommender
 def rebuilt(self:JointModel, latent:Tensor)->Tensor: # b d -> b d
     "Items from their codes; the gradient goes past the codebooks to the encoder"
     t = self.tokenizer
-    return t.decoder(straight_through(latent, codeword_sum(t.quantizer, t.quantizer.encode(latent))))
+    return t.decoder(straight_through(latent, sum_of_codewords(t.quantizer, t.quantizer.encode(latent))))
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #bd4bf313
-def _joint_model(split:Split, prepared:Prepared, config:EtegrecConfig)->tuple: # Together, TargetSequences, Refresh
+def _joint_model(split:Split, prepared:TokenizedCatalogue,
+                 config:EtegrecConfig)->tuple: # Together, TargetSequences, Refresh
     "A fitted tokenizer, a new recommender, and the identifiers that both begin with"
     vocabulary, p = Vocabulary(prepared.item_ids.sizes), prepared
     model = GenerativeRecommender(vocabulary, config.recommender(), config.seed)
     with torch.no_grad(): together = JointModel(p.tokenizer, model, p.tokenizer.inputs(p.table.matrix), config)
     data = TargetSequences(split.train, item_tokens(p.item_ids, vocabulary), config.batch_size, config.seed)
-    def made(pair): return unique_ids(pair.tokenizer, p.table, config.policy, config.seed)
-    return together, data, Refresh(data, made).take(p.item_ids)
+    def made(pair): return _unique_ids(pair.tokenizer, p.table, config.policy, config.seed)
+    return together, data, _IdentifierRefresh(data, made).take(p.item_ids)
 
-def _train_jointly(split:Split, prepared:Prepared, config:EtegrecConfig,
+def _train_jointly(split:Split, prepared:TokenizedCatalogue, config:EtegrecConfig,
           out:str|Path|None=None # folder to continue in
          )->tuple: # Together, ItemIds, TrainResult
     "Tokenizer and recommender by turns (ETEGRec, alternating optimisation)"
     together, data, refresh = _joint_model(split, prepared, config)
-    callback = Turns(config.order, dict(tokenizer=config.tokenizer_lr), refresh)
+    callback = AlternatingOptimization(config.order, dict(tokenizer=config.tokenizer_lr), refresh)
     def judge(pair, process, processes):
         return Validation(Trie(refresh.item_ids), split.valid)(pair.recommender['model'], process, processes)
     plan = replace(config.training(), epochs=config.joint_epochs, validate_every=config.cycle)
@@ -171,14 +172,15 @@ class EtegrecResult(NamedTuple):
     "What a run leaves: the fields of `Result`, and what led to it"
     metrics: dict # as in `metrics.json`
     evaluation: Evaluation # with the values of every test user
-    fitted: Fitted # its curve is that of both stages, one after the other
-    health: Health # of the tokenizer's codes, at the end
+    fitted: FittedRecommender # its curve is that of both stages, one after the other
+    health: CodebookHealth # of the tokenizer's codes, at the end
     out: Path|None
     coder: ItemCoder|None # None where items are known by behaviour
     first_ids: ItemIds # of the tokenizer alone
     pair: JointModel
 
-def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds, config:EtegrecConfig, out:Path)->Fitted:
+def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds, config:EtegrecConfig,
+                      out:Path)->FittedRecommender:
     "The recommender alone: on from what it has learnt, or from the beginning"
     if not config.end_to_end: return fit_recommender(split, item_ids, config, out/'alone')
     weights = {k: v for k, v in pair.recommender['model'].state_dict().items() if k not in _tied_names(pair.recommender['model'])}
@@ -190,9 +192,9 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
     "ETEGRec from a data set to its numbers on every test user"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder)._replace(out=None)
-    job = start_run('ETEGRec', dataset, config, out)
+    job = _start_run('ETEGRec', dataset, config, out)
     split, out = job.split, job.out
-    prepared = first_process(lambda: prepare(job.dataset, config, out), out)
+    prepared = first_process(lambda: tokenize_catalogue(job.dataset, config, out), out)
     pair, item_ids, result = _train_jointly(split, prepared, config, out/'together')
     fitted = _tune_recommender(split, pair, item_ids, config, out)
     later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch']) for row in fitted.result.curve]

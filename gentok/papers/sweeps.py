@@ -19,7 +19,7 @@ from ..data.splits import Split, unseen_users
 from ..evaluate.full_ranking import Evaluation
 from ..evaluate.long_tail import by_group, popularity_groups, training_counts
 from ..figures import axes, palette
-from .protocol import Protocol, _register_run, pick_metrics
+from .protocol import Protocol, _register_run, _pick_metrics
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #672e422b
 def _run_folder(out:str|Path, change:dict # field -> value
@@ -52,7 +52,7 @@ def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
         changed, folder = replace(config, **change), _run_folder(out, change)
         if _finished(folder, method, changed, dataset) is None: run(dataset, changed, folder)
         found = _finished(folder, method, changed, dataset)
-        rows.append({**change, **pick_metrics(found), 'valid': found['valid'], 'minutes': found['seconds']/60})
+        rows.append({**change, **_pick_metrics(found), 'valid': found['valid'], 'minutes': found['seconds']/60})
     return rows
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #c09585a4

@@ -16,11 +16,11 @@ from typing import NamedTuple
 from ..data.dataset import Dataset
 from ..store.files import atomic_write, read_json
 from ..data.formats import load
-from ..store.runs import one_of
-from ..embed.table import concat_domains
+from ..store.runs import _one_of
+from ..embed.table import _concat_domains
 from ..embed.text import TextEncoder
-from .protocol import ItemCoder, Result, finish_run, fit_recommender, start_run
-from .tiger import TigerConfig, _cached_ids, _encoder_of, unique_ids
+from .protocol import ItemCoder, Result, finish_run, fit_recommender, _start_run
+from .tiger import TigerConfig, _cached_ids, _encoder_of, _unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import Tokenizer
 from ..tokenize.unitok import ExpertsConfig, UniTok
@@ -41,7 +41,7 @@ class UnitokConfig(TigerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of(('unitok', 'own', 'shared'), tokenizer=self.tokenizer)
+        _one_of(('unitok', 'own', 'shared'), tokenizer=self.tokenizer)
         if self.text == 'sasrec': raise ValueError(
             "text is 'sasrec', whose vectors mean something in one domain only; choose a text encoder.")
         if self.tokenizer == 'own' and self.leave_out: raise ValueError(
@@ -100,7 +100,7 @@ def _fit_tokenizers(datasets:dict[str, Dataset], # name -> data set; histories a
         total = sum(map(len, tables.values()))
         made = {n: _tokenizer_of(c, [n], len(t)/total).fit(t, place(n)) for n, t in tables.items()}
     else:
-        everyone = concat_domains({name: tables[name] for name in known})
+        everyone = _concat_domains({name: tables[name] for name in known})
         made = dict.fromkeys(datasets, _tokenizer_of(c, known).fit(everyone, place('all')))
     return _Tokens(encoder, tables, made, _cached_seconds(out, time.time() - start))
 
@@ -116,9 +116,9 @@ def _recommend(dataset:Dataset, tokens:_Tokens, config:UnitokConfig,
               out:str|Path|None=None # run again with the same folder after an interruption: it continues
              )->Result:
     "One domain's recommender, on every test user; `seconds` count the common tokenizer in full"
-    c, job = config, start_run('UniTok', dataset, config, out)
+    c, job = config, _start_run('UniTok', dataset, config, out)
     table, tokenizer = tokens.tables[job.dataset.name], tokens.tokenizers[job.dataset.name]
-    def unique(): return unique_ids(tokenizer, table, c.policy, c.seed)
+    def unique(): return _unique_ids(tokenizer, table, c.policy, c.seed)
     fitted = fit_recommender(job.split, _cached_ids(unique, job.folder('identifiers')), c, job.folder('training'))
     seconds, coder = tokens.seconds + fitted.result.seconds, ItemCoder(tokens.encoder, tokenizer)
     job = replace(job, name=dict(unitok='UniTok', own='RQ-VAE per domain', shared='One RQ-VAE for all')[c.tokenizer])
@@ -129,7 +129,7 @@ def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=N
     "UniTok on one data set, with the items of `others`; run again with the same folder, it continues"
     others = [load(path.strip()) for path in config.others.split(',') if path.strip()]
     datasets = _by_name([dataset, *others])
-    out = start_run('UniTok', dataset, config, out, others).out
+    out = _start_run('UniTok', dataset, config, out, others).out
     return _recommend(dataset, first_process(lambda: _fit_tokenizers(datasets, config, out), out), config, out)
 
 def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..data.dataset import Catalogue, Dataset
 from ..data.formats import load
-from ..store.runs import at_least, one_of
+from ..store.runs import _at_least, _one_of
 from ..data.splits import Examples, leave_one_out
 from ..embed.image import ImageEncoder
-from ..embed.items import ItemTable, items_of, concat_domain_items
+from ..embed.items import ItemTable, _items_of, _concat_domain_items
 from ..embed.multimodal import LightConfig
 from ..embed.table import EmbeddingTable
 from ..embed.text import TextEncoder
@@ -29,11 +29,11 @@ from ..ids.collisions import resolve
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.vocabulary import Vocabulary
-from .protocol import ItemCoder, Result, Start, finish_run, fit_recommender, start_run
-from .tiger import TigerConfig, _cached_ids, _encoder_of, make_tokenizer, unique_ids
+from .protocol import ItemCoder, Result, RecommenderSpec, finish_run, fit_recommender, _start_run
+from .tiger import TigerConfig, _cached_ids, _encoder_of, make_tokenizer, _unique_ids
 from .unitok import _by_name, _cached_seconds, _ordered
 from ..recommend.t5 import GenerativeRecommender
-from ..tokenize.co_occurrence import co_occurrences, concat_positives
+from ..tokenize.co_occurrence import co_occurrences, _concat_positives
 from ..tokenize.utgrec import UTGRecTokenizerConfig, UTGRecFitConfig, UTGRecTokenizer
 from ..train.loop import Trainer, TrainResult, weights_at
 from ..train.scale_out import first_process, processes_here
@@ -59,9 +59,9 @@ class TransferPlan(TigerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(1, pretraining_epochs=self.pretraining_epochs)
-        one_of(('utgrec',), tokenizer=self.tokenizer)
-        one_of(('reassign',), policy=self.policy)
+        _at_least(1, pretraining_epochs=self.pretraining_epochs)
+        _one_of(('utgrec',), tokenizer=self.tokenizer)
+        _one_of(('reassign',), policy=self.policy)
         if self.text == 'sasrec': raise ValueError(
             "text is 'sasrec', whose vectors mean something in one domain only; choose a text encoder.")
 
@@ -83,8 +83,8 @@ class UtgrecConfig(TransferPlan):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of(('frozen', 'full', 'none'), tokenizer_tuning=self.tokenizer_tuning)
-        at_least(0, pretraining_examples=self.pretraining_examples)
+        _one_of(('frozen', 'full', 'none'), tokenizer_tuning=self.tokenizer_tuning)
+        _at_least(0, pretraining_examples=self.pretraining_examples)
         self.sketch()
 
     def sketch(self)->UTGRecTokenizer:
@@ -132,10 +132,10 @@ def _pretrain_tokenizer(datasets:dict[str, Dataset], # name -> data set
     "Fit text encoder and tokenizer on all domains (UTGRec, item tokenizer pre-training)"
     start, device, datasets = time.time(), processes_here().device, _ordered(datasets)
     encoder = _encoder_of(config).fit([text for d in datasets.values() for text in d.catalogue.text])
-    items = {name: items_of(d.catalogue, encoder.embed(d.catalogue)) for name, d in datasets.items()}
-    positives = concat_positives([co_occurrences(d) for d in datasets.values()])
+    items = {name: _items_of(d.catalogue, encoder.embed(d.catalogue)) for name, d in datasets.items()}
+    positives = _concat_positives([co_occurrences(d) for d in datasets.values()])
     tokenizer = _tokenizer_of(config).across().to(device if device.type == 'cuda' else 'cpu')
-    tokenizer.fit(concat_domain_items(items), out and out/'tokenizers'/'all', positives)
+    tokenizer.fit(_concat_domain_items(items), out and out/'tokenizers'/'all', positives)
     def ids(k, table):
         place = out and out/'identifiers'/f'{k}.safetensors'
         return _cached_ids(lambda: _resolve_codes(tokenizer, table, config.seed), place)
@@ -209,7 +209,7 @@ def _tune_tokenizer(dataset:Dataset, learnt:_PretrainedTokenizer, config:UtgrecC
     "Tune the tokenizer on the target, and write its identifiers (UTGRec, item tokenizer fine-tuning)"
     dataset = dataset.in_standard_order()
     start, c, tokenizer = time.time(), config, learnt.tokenizer
-    items = items_of(dataset.catalogue, learnt.encoder.embed(dataset.catalogue))
+    items = _items_of(dataset.catalogue, learnt.encoder.embed(dataset.catalogue))
     if c.pretraining and c.tokenizer_tuning != 'none':
         plan, frozen = _fit_plan(c, c.tuning_epochs, 1/3, revive=False), c.tokenizer_tuning == 'frozen'
         tokenizer = tokenizer.tune(items, plan, out and out/'tokenizer', co_occurrences(dataset), frozen)
@@ -233,13 +233,13 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
     if c.pretraining and not len(datasets): raise ValueError(
         f'there is nothing to pre-train on before {target.name}; name other data sets in others, or use --no-pretraining (pretraining=False).')
     known = _by_name(datasets if c.pretraining else [target])
-    job = start_run('UTGRec', _by_name([target, *datasets])[target.name], c, out, datasets if c.pretraining else ())
+    job = _start_run('UTGRec', _by_name([target, *datasets])[target.name], c, out, datasets if c.pretraining else ())
     before = Path(common or job.out/'before')
     learnt = _pretrain_tokenizer(known, c, before)
     first = _pretrain(known, learnt, c, before/'recommender') if c.pretraining and c.recommender_pretraining else None
     weights = weights_at(before/'recommender', c.pretraining_epochs) if first else None
     found = _tune_tokenizer(job.dataset, learnt, c, job.out)
-    start = Start(vocabulary=_vocabulary_of(found.tokenizer), weights=weights)
+    start = RecommenderSpec(vocabulary=_vocabulary_of(found.tokenizer), weights=weights)
     fitted = fit_recommender(job.split, found.item_ids, c, job.folder('training'), start)
     seconds = learnt.seconds + found.seconds + fitted.result.seconds + (first.seconds if first else 0)
     coder = ItemCoder(learnt.encoder, found.tokenizer)
@@ -262,12 +262,12 @@ def _both_modalities(catalogue:Catalogue, config:TigerConfig)->EmbeddingTable:
 
 def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(), out:str|Path|None=None)->Result:
     "TIGER on words and pictures (the rival that UTGRec calls TIGER_M)"
-    start, job = time.time(), start_run('TIGER_M', dataset, config, out)
+    start, job = time.time(), _start_run('TIGER_M', dataset, config, out)
     def make():
         table = _both_modalities(job.dataset.catalogue, config)
         return table, make_tokenizer(config, table).fit(table, job.folder('tokenizer'))
     table, tokenizer = first_process(make, job.out)
-    def unique(): return unique_ids(tokenizer, table, config.policy, config.seed)
+    def unique(): return _unique_ids(tokenizer, table, config.policy, config.seed)
     item_ids = first_process(lambda: _cached_ids(unique, job.folder('identifiers')), job.out)
     before = _cached_seconds(job.out, time.time() - start)
     fitted = fit_recommender(job.split, item_ids, config, job.folder('training'))

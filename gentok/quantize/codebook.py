@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .revival import Revival, _newcomers, _stream, _unused
+from .revival import DeadCodeReset, _newcomers, _stream, _unused
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #1d472ee1
 class Quantized(NamedTuple):
@@ -176,7 +176,7 @@ class Codebook(nn.Module):
                  dim:int, # d, their width
                  update:str|EMA='gradient', # 'gradient' | 'ema' | EMA(decay, eps)
                  beta:float=.25, # weight of the commitment loss (VQ-VAE)
-                 revival:Revival|None=Revival(), # None: dead codes stay dead, as in the papers
+                 revival:DeadCodeReset|None=DeadCodeReset(), # None: dead codes stay dead, as in the papers
                  gather:Callable[[Tensor], Tensor]=_alone # puts the rows of all processes together
                 ):
         super().__init__()
@@ -298,7 +298,7 @@ def revive(self:Codebook,
            dead:Tensor|None=None # k: bool (default: idle for `patience` steps)
           )->int: # codes moved
     "Move dead codes onto random residuals"
-    rule = self.revival or Revival()
+    rule = self.revival or DeadCodeReset()
     dead = self.idle >= rule.patience if dead is None else dead
     n = int(dead.sum())
     if not n or not len(r): return 0

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .codebook import Codebook, _alone, _working
-from .revival import Revival
+from .revival import DeadCodeReset
 
 # %% ../../nbs/03_quantize/03_linear_codebook.ipynb #48a094e9
 def _codewords(E:Tensor, # k d
@@ -29,7 +29,7 @@ class LinearCodebook(Codebook):
                  K:int, # codewords
                  dim:int, # d, their width
                  beta:float=.25, # weight of the commitment loss
-                 revival:Revival|None=None, # needs an E that learns; the papers have none
+                 revival:DeadCodeReset|None=None, # needs an E that learns; the papers have none
                  gather:Callable[[Tensor], Tensor]=_alone, # puts the rows of all processes together
                  frozen:bool=True # False: E learns too, as in UTGRec's pre-training
                 ):

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .codebook import EMA, Codebook, Quantized, straight_through
-from .revival import Revival
+from .revival import DeadCodeReset
 
 # %% ../../nbs/03_quantize/04_residual.ipynb #a897bd0e
 class ResidualQuantizer(nn.Module):
@@ -60,7 +60,7 @@ def of(cls:ResidualQuantizer,
        dim:int, # d
        update:str|EMA='gradient', # 'gradient' | 'ema' | EMA(decay, eps)
        beta:float=.25, # weight of the commitment loss
-       revival:Revival|None=Revival(), # None: dead codes stay dead
+       revival:DeadCodeReset|None=DeadCodeReset(), # None: dead codes stay dead
        attached:bool=False, # as in the constructor
        reduction:str='mean' # as in the constructor
       )->ResidualQuantizer:

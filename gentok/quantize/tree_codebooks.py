@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .codebook import Codebook, Quantized, _working
-from .health import Health, health as health_of
+from .health import CodebookHealth, health as health_of
 from .linear_codebook import LinearCodebook
 
 # %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #563c0b1d
@@ -160,7 +160,7 @@ def of(cls:TreeCodebooks,
 @patch
 def health(self:TreeCodebooks,
            r:Tensor # n l d: of all items
-          )->Health:
+          )->CodebookHealth:
     "Usage, perplexity and collisions of the codes of these vectors, per level"
     return health_of(self.encode(r), self.sizes)
 

@@ -21,8 +21,8 @@ from ..ids.sequences import Sequences, _budget_batches
 from ..ids.vocabulary import Vocabulary
 from .forward import _ForwardPass, _causal_bias, _split_heads, _tied_logits
 from .rows import _Group, _stretches
-from .reader import CachedDecoder, _attend, _encoder_layer, _near_scores, _near_values
-from .t5 import Recommender, RecommenderConfig
+from .cached_decoding import CachedDecoder, _attend, _encoder_layer, _near_scores, _near_values
+from .t5 import SemanticIDModel, RecommenderConfig
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #dfb58acc
 def _in_blocks(inputs:Tensor, # b t: histories as `batch_tokens` makes them, the start token behind the last item
@@ -74,7 +74,7 @@ def _block_logits(t5:nn.Module, # T5EncoderModel
     return _tied_logits(run.close(x, stack.final_layer_norm), run.embedding)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #7d876d8e
-class DecoderOnly(Recommender):
+class DecoderOnly(SemanticIDModel):
     "A causal transformer with T5's layers, from scratch over a vocabulary of codes"
     body = T5EncoderModel
 
@@ -97,7 +97,7 @@ class DecoderOnly(Recommender):
         logits = _block_logits(self.t5, tokens[:, :-1], here, self.dropout)
         return self.loss(logits, tokens[:, 1:][here])
 
-    def reader(self)->CachedDecoder:
+    def cached_decoder(self)->CachedDecoder:
         "The weights laid out for search, as they are now"
         return CachedCausalDecoder(self)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from .files import _json_kinds, _json_text, _sync_folder, tensor_bytes, write_together
+from .files import _json_kinds, _json_text, _sync_folder, _tensor_bytes, _write_together
 
 # %% ../../nbs/12_store/02_checkpoints.ipynb #2ae42338
 class Checkpoint(NamedTuple):
@@ -59,10 +59,10 @@ def save_checkpoint(folder:str|Path, # made if missing
     folder, text = Path(folder), _json_text(checkpoint.state, 'state')
     final = folder/_checkpoint_name(checkpoint.step)
     part = final.with_name(f'.{final.name}.{os.getpid()}.part')
-    files = {'state.json': text.encode(), 'tensors.safetensors': tensor_bytes(checkpoint.tensors, text)}
+    files = {'state.json': text.encode(), 'tensors.safetensors': _tensor_bytes(checkpoint.tensors, text)}
     digest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for old in folder.glob('.step-*.part'): _take_away(old)
-    write_together(part, {**files, 'digest.json': _json_text(digest)})
+    _write_together(part, {**files, 'digest.json': _json_text(digest)})
     _take_away(final)
     os.rename(part, final)
     _sync_folder(folder)

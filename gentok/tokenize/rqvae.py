@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from fastcore.basics import patch
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..store.files import atomic_write, _json_text
-from ..store.runs import at_least, _copies, _optimizer_state, one_of, _join_groups, progress, seeded, _resume_fit
-from ..store.tracking import run_log
+from ..store.runs import _at_least, _copies, _join_groups, _one_of, _optimizer_state
+from ..store.runs import _progress, _resume_fit, _seeded
+from ..store.tracking import _run_log
 from ..embed.whitening import principal_axes
 from ..quantize.codebook import Quantized
-from ..quantize.health import Health, health
+from ..quantize.health import CodebookHealth, health
 from ..quantize.residual import ResidualQuantizer
-from ..quantize.revival import Revival
-from .tokenizer import Tokenizer, codeword_sum, _sizes_of
+from ..quantize.revival import DeadCodeReset
+from .tokenizer import Tokenizer, sum_of_codewords, _sizes_of
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #4fab02c2
 def _mlp(widths:Sequence[int] # from input to output
@@ -50,9 +51,9 @@ class RQVAEConfig:
         object.__setattr__(self, 'hidden', tuple(self.hidden))
         object.__setattr__(self, 'K', self.K if isinstance(self.K, int) else tuple(self.K))
         _sizes_of(self.K, self.levels)
-        at_least(1, latent=self.latent, hidden=min(self.hidden, default=1))
-        at_least(0, beta=self.beta, whiten=self.whiten or 0)
-        one_of(('gradient', 'ema'), update=self.update)
+        _at_least(1, latent=self.latent, hidden=min(self.hidden, default=1))
+        _at_least(0, beta=self.beta, whiten=self.whiten or 0)
+        _one_of(('gradient', 'ema'), update=self.update)
     @classmethod
     def tiger_plus_plus(cls, **changes)->'RQVAEConfig':
         "The stronger variant: whitened input, codebooks that follow running means"
@@ -75,11 +76,11 @@ class FitConfig:
     warm: int = 0 # of the epochs, how many the autoencoder learns alone, before the codebooks are placed
     def __post_init__(self):
         object.__setattr__(self, 'save_at', tuple(self.save_at))
-        at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
-        at_least(0, weight_decay=self.weight_decay, keep_last=self.keep_last, measure=self.measure, warm=self.warm)
+        _at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
+        _at_least(0, weight_decay=self.weight_decay, keep_last=self.keep_last, measure=self.measure, warm=self.warm)
         if not self.lr > 0: raise ValueError(f'lr is {self.lr}; give a positive step, 1e-3 is usual.')
-        one_of(('adamw', 'adagrad'), optimizer=self.optimizer)
-        one_of(('last', 'collisions'), select=self.select)
+        _one_of(('adamw', 'adagrad'), optimizer=self.optimizer)
+        _one_of(('last', 'collisions'), select=self.select)
         if self.select == 'collisions' and not (self.measure and self.epochs//self.measure*self.measure > self.warm):
             raise ValueError(f"select='collisions' compares measurements, and measure={self.measure} takes none in "
                 f'{self.epochs} epochs, {self.warm} of them without codebooks; set it between 1 and the others.')
@@ -103,7 +104,7 @@ class RQVAE(Tokenizer):
         c, width = self.config, self.config.whiten or dim
         if width > dim: raise ValueError(f'whiten is {width} and the vectors have {dim} numbers; '
                                          f'whiten to at most {dim}, or not at all (None).')
-        with seeded(c.seed):
+        with _seeded(c.seed):
             self.encoder, self.decoder = _mlp((width, *c.hidden, c.latent)), _mlp((c.latent, *c.hidden[::-1], width))
             self.quantizer = self.codebooks(c.latent)
         self.whitening = None if c.whiten is None else _Whitener(dim, c.whiten) if c.whiten else _Scaler(dim)
@@ -112,7 +113,7 @@ class RQVAE(Tokenizer):
                  )->nn.Module:
         "The quantizer between encoder and decoder, not yet placed"
         c = self.config
-        revival = Revival(seed=c.seed) if c.revive else None
+        revival = DeadCodeReset(seed=c.seed) if c.revive else None
         return ResidualQuantizer.of(self.sizes, latent, c.update, c.beta, revival, c.attached)
 
     def forward(self, x:Tensor)->Quantized: # b d: whitened, if that is wanted
@@ -184,7 +185,7 @@ def codes_of(self:RQVAE, x:Tensor, ids:list)->Tensor: # b d -> b l
 @patch
 def vectors_of(self:RQVAE, codes:Tensor)->Tensor: # b l -> b d
     "What the decoder makes of the codewords, in the table's own space"
-    y = self.decoder(codeword_sum(self.quantizer, codes))
+    y = self.decoder(sum_of_codewords(self.quantizer, codes))
     return self.whitening.inverse(y) if self.whitening else y
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #866fe07a
@@ -259,7 +260,7 @@ def train_epoch(self:RQVAE,
     "One pass over all items in an order of its own"
     self.train()
     total = {}
-    with seeded(self.config.seed, epoch):
+    with _seeded(self.config.seed, epoch):
         for rows in torch.randperm(len(x)).to(x.device).split(self.fit_config.batch_size):
             terms = self.losses(x[rows], rows) if epoch > self.fit_config.warm else self.alone(x[rows])
             optimizer.zero_grad()
@@ -298,7 +299,7 @@ def measured(self:RQVAE, record:dict, inputs:Tensor, watched:bool=False)->dict:
         record |= found if watched else dict(collisions=found['collisions'])
     return record
 
-def _in_use(found:Health)->dict[str, float]:
+def _in_use(found:CodebookHealth)->dict[str, float]:
     "Collision rate, and the share of codes in use at each level: what a tracker is told besides the losses"
     return dict(collisions=found.collision_rate, **{f'usage/{l}': share for l, share in enumerate(found.usage, 1)})
 
@@ -344,8 +345,8 @@ def learn(self:RQVAE,
     self.fitted.fill_(True)
     inputs = self.inputs(x)
     done, epochs = len(self.history), self.fit_config.epochs
-    with run_log('tokenizer', out, self.history, done < epochs) as log:
-        for epoch in progress(done + 1, epochs, self.history):
+    with _run_log('tokenizer', out, self.history, done < epochs) as log:
+        for epoch in _progress(done + 1, epochs, self.history):
             if 1 < epoch == self.fit_config.warm + 1: self.settle(inputs, optimizer)
             record = dict(epoch=epoch, **self.train_epoch(inputs, optimizer, epoch))
             self.history.append(self.measured(record, inputs, bool(log)))

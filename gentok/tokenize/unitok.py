@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..store.runs import at_least, one_of
+from ..store.runs import _at_least, _one_of
 from ..embed.table import EmbeddingTable, _domains_of
-from ..quantize.experts import Balance, TokenMoE
-from ..quantize.revival import Revival
+from ..quantize.experts import _Balance, TokenMoE
+from ..quantize.revival import DeadCodeReset
 from .hsic import calibration_loss, _domain_hsic
 from .rqvae import RQVAE, FitConfig, RQVAEConfig
 from .tokenizer import _sizes_of
@@ -44,9 +44,9 @@ class ExpertsConfig:
         object.__setattr__(self, 'domains', tuple(self.domains))
         if not self.domains or len(set(self.domains)) < len(self.domains): raise ValueError(
             f'domains are {self.domains}, expected at least one name, and each once.')
-        one_of(('kmeans', 'mean'), start=self.start)
-        at_least(0, calibration=self.calibration, mean=self.mean)
-        at_least(4, fewest=self.fewest)
+        _one_of(('kmeans', 'mean'), start=self.start)
+        _at_least(0, calibration=self.calibration, mean=self.mean)
+        _at_least(4, fewest=self.fewest)
         if self.mode == 'level_mixture' and self.top < 2: raise ValueError(
             'level_mixture with top=1 gives the router no gradient; give top=2 or more, and all experts for the published code.')
 
@@ -68,7 +68,7 @@ class UniTok(RQVAE):
         if c.attached: raise ValueError('experts do not attach deeper levels to the encoder; leave attached=False.')
         switches = dict(top=e.top, shared_weight=e.shared_weight, mode=e.mode, identity=e.identity) if e.use else {}
         return TokenMoE.of(len(e.domains)*e.use, _sizes_of(c.K, c.levels), latent, e.shared_weight > 0 or not e.use,
-                           c.update, c.beta, Revival(seed=c.seed) if c.revive else None, **switches)
+                           c.update, c.beta, DeadCodeReset(seed=c.seed) if c.revive else None, **switches)
 
     @classmethod
     def from_settings(cls, settings:dict)->'UniTok':
@@ -136,7 +136,7 @@ def latents(self:UniTok, table:EmbeddingTable)->Tensor: # n d -> n D
 
 @patch
 def balance(self:UniTok, table:EmbeddingTable # ids 'domain/id'
-           )->Balance: # domains in alphabetical order
+           )->_Balance: # domains in alphabetical order
     "Which domain's items go to which expert"
     z = self.latents(table)
     return self.quantizer.balance(z, _domains_of(table.ids).number)

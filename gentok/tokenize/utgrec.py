@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..store.files import _fingerprint, _json_text, read_folder, _tensor_digest
-from ..store.runs import _optimizer_state, _join_groups, progress, seeded, _resume_fit
-from ..store.tracking import run_log
+from ..store.runs import _optimizer_state, _join_groups, _progress, _seeded, _resume_fit
+from ..store.tracking import _run_log
 from ..embed.items import ItemTable, _content_digest
 from ..embed.multimodal import ItemEncoder, LightConfig, LightEncoder, _Words, _projection
 from ..quantize.codebook import _alone
 from ..quantize.linear_codebook import LinearCodebook
 from ..quantize.prefix_residual import prefix_residual, prefix_sum
-from ..quantize.revival import Revival
+from ..quantize.revival import DeadCodeReset
 from ..quantize.tree_codebooks import TreeCodebooks
 from .co_occurrence import Positives, co_occurrence_alignment, _gather_rows
-from .diffusion_loss import DenoisingNetwork, DiffusionLoss, sample
+from .diffusion_loss import DenoisingNetwork, DiffusionLoss, ddpm_sample
 from .picture_decoder import PictureDecoder
 from .rqvae import _digest_of, _in_use
-from .team import Team, _average, _same_
+from .team import ProcessGroup, _average, _same_
 from .text_decoder import _BidirectionalLayer, TextDecoder, _corrupt, _fresh
 from .tokenizer import Tokenizer, _check_tensors
 from .utgrec_parts import UTGRecFitConfig, UTGRecTokenizerConfig, _Content, _Rows
@@ -50,16 +50,16 @@ class UTGRecTokenizer(Tokenizer):
         super().__init__(dict(config=asdict(config), fit_config=asdict(fit_config),
                               light=self.light and asdict(self.light)), config.of_levels)
         self.config, self.fit_config, self.history, self.frozen = config, fit_config, [], False
-        self.encoder, self.team = None if self.light else encoder, Team(False)
+        self.encoder, self.team = None if self.light else encoder, ProcessGroup(False)
 
     def across(self)->'UTGRecTokenizer': # itself
         "Let all processes train it; every one of them must call whatever is called then"
-        self.team = Team()
+        self.team = ProcessGroup()
         return self
 
     @property
-    def revival(self)->Revival|None: # None: dead codes stay dead
-        return Revival(seed=self.config.seed) if self.fit_config.revive and not self.frozen else None
+    def revival(self)->DeadCodeReset|None: # None: dead codes stay dead
+        return DeadCodeReset(seed=self.config.seed) if self.fit_config.revive and not self.frozen else None
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0008
 @patch
@@ -79,7 +79,7 @@ def build(self:UTGRecTokenizer, dim:int):
     "The networks behind the encoder, the same for the same seed"
     c, d = self.config, self.encoder.width
     def decoder(): return _spread(_BidirectionalLayer(d, max(4, d//128), 2))
-    with seeded(c.seed):
+    with _seeded(c.seed):
         self.project = _spread(_projection(d, c.width, _setting_of(self.encoder, 'dropout', .1), c.seed))
         self.back = _spread(_fresh(nn.Linear(c.width, d)))
         self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook, self.fit_config.warm,
@@ -202,7 +202,7 @@ def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator
     steps, team = f.steps(n), self.team
     noise = torch.Generator().manual_seed(own.initial_seed() + team.k*1_000_003) if team.n > 1 else own
     self.train()
-    with seeded(self.config.seed, epoch, *[team.k]*(team.n > 1)):
+    with _seeded(self.config.seed, epoch, *[team.k]*(team.n > 1)):
         for step, rows in enumerate(self.order(n, epoch).split(f.batch_size), (epoch - 1)*steps//f.epochs):
             self.settle(items, optimizer)
             near = positives.draw(rows, own) if self.config.pairs else None
@@ -218,7 +218,7 @@ def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator
 def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
     "The order of an epoch, the same in every process"
     if self.team.n == 1: return torch.randperm(n)
-    with seeded(self.config.seed, epoch): return torch.randperm(n)
+    with _seeded(self.config.seed, epoch): return torch.randperm(n)
 
 @patch
 def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], _Content]:
@@ -252,8 +252,8 @@ def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None,
     self.fitted.fill_(True)
     _same_(self.team, self.trained().values())
     done = len(self.history)
-    with run_log('tokenizer', out, self.history, done < f.epochs) as log:
-        for epoch in progress(done + 1, f.epochs, self.history):
+    with _run_log('tokenizer', out, self.history, done < f.epochs) as log:
+        for epoch in _progress(done + 1, f.epochs, self.history):
             record = dict(epoch=epoch, **self.train_epoch(contents, items, positives, optimizer, epoch))
             self.history.append(record | _in_use(self.health(items)) if log and self.settled else record)
             log(self.history[-1])
@@ -331,7 +331,7 @@ def pictures_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L code
     states, draw = self.back(self.sums(codes)), torch.Generator().manual_seed(seed)
     z = self.picture(states, states.new_zeros(len(codes), self.latents.patches, self.latents.channels)).z
     bound = None if self.config.autoencoder else 1.
-    return self.latents.pictures(sample(self.diffusion.network, z, steps, draw, bound))
+    return self.latents.pictures(ddpm_sample(self.diffusion.network, z, steps, draw, bound))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0044
 @patch(cls_method=True)

@@ -15,12 +15,12 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..store.runs import at_least, one_of
+from ..store.runs import _at_least, _one_of
 from ..embed.items import ItemTable
 from ..embed.multimodal import ItemEncoder, _encoder_kind
 from .co_occurrence import Positives
 from .latents import KLLatents, Latents, PixelLatents
-from .team import Team, _average_
+from .team import ProcessGroup, _average_
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0005
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class UTGRecTokenizerConfig:
     seed: int = 0
     def __post_init__(self):
         object.__setattr__(self, 'sizes', tuple(self.sizes))
-        at_least(2, levels=self.levels)
-        at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta, codes=self.codes, mu=self.mu)
-        one_of(('mask', 'bert'), masking=self.masking)
+        _at_least(2, levels=self.levels)
+        _at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta, codes=self.codes, mu=self.mu)
+        _one_of(('mask', 'bert'), masking=self.masking)
         if len(self.sizes) not in (2, self.levels): raise ValueError(
             f'sizes are {self.sizes} for {self.levels} levels; give two, of root and leaf, or one for each level.')
     @property
@@ -75,10 +75,10 @@ class UTGRecFitConfig:
     clip: float = 1. # largest norm of the gradient
     every: int = 1 # epochs between checkpoints
     def __post_init__(self):
-        at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
-        at_least(0, warm=self.warm, rise=self.rise, weight_decay=self.weight_decay)
-        one_of(('kmeans', 'random'), start=self.start)
-        one_of(('cosine', 'linear'), fall=self.fall)
+        _at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
+        _at_least(0, warm=self.warm, rise=self.rise, weight_decay=self.weight_decay)
+        _one_of(('kmeans', 'random'), start=self.start)
+        _one_of(('cosine', 'linear'), fall=self.fall)
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0009
 @patch
@@ -198,7 +198,7 @@ def _two_groups(model:nn.Module, decay:float)->list: # of parameters, for an opt
 
 def _optimizer_step(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer, lr:float, clip:float=1.,
                     # of this step
-            team:Team|None=None # the processes that take it together; None: this one alone
+            team:ProcessGroup|None=None # the processes that take it together; None: this one alone
            )->None:
     "One step; ValueError if the loss is not a number"
     if not loss.isfinite(): raise ValueError(f'The loss is {loss.item()}; lower lr (now {lr:g}).')

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..store.files import atomic_write, _fingerprint, read_tensors, tensor_bytes
+from ..store.files import atomic_write, _fingerprint, read_tensors, _tensor_bytes
 from ..store.memory import _kept_memory
-from ..store.tracking import run_log
+from ..store.tracking import _run_log
 from ..ids.sequences import Sequences, _random_state
 
 # %% ../../nbs/08_train/01_loop.ipynb #df676f4a
@@ -259,7 +259,7 @@ def keep_best(self:Trainer, score:float, epoch:int)->None:
     p.best, p.best_epoch, p.waited = score, epoch, 0
     weights = {name: t.detach().cpu().clone() for name, t in self.weights().items()}
     if not self.out: self.best_weights = weights; return
-    data = tensor_bytes(weights, '')
+    data = _tensor_bytes(weights, '')
     p.best_digest = hashlib.sha256(data).hexdigest()
     if self.leads: atomic_write(self.out/'best.safetensors', data)
 
@@ -291,7 +291,7 @@ def keep_epoch(self:Trainer, epoch:int)->None:
     if epoch not in self.config.save_at: return
     if not self.out: raise ValueError(f'save_at asks for the weights of epoch {epoch}, but there is no folder for them; give out.')
     weights = {name: t.detach().cpu() for name, t in self.weights().items()}
-    if self.leads: atomic_write(_weights_file(self.out, epoch), tensor_bytes(weights, ''))
+    if self.leads: atomic_write(_weights_file(self.out, epoch), _tensor_bytes(weights, ''))
     self.accelerator.wait_for_everyone()
 
 def _weights_file(out:str|Path, epoch:int)->Path: # of a run with this epoch in `save_at`
@@ -383,7 +383,7 @@ def fit(self:Trainer)->TrainResult: # and the model holds the best weights
     p, n = self.progress, len(self.data)
     self.clock = self.saved = time.time()
     with (_kept_memory(), _progress_of(self.total, p.step, self.leads) as bar,
-          run_log('recommender', self.out, self.curve, not p.finished) as log):
+          _run_log('recommender', self.out, self.curve, not p.finished) as log):
         while not p.finished:
             self.model.train()
             self.callback.before(self, p.step//n + 1)
