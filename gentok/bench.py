@@ -67,9 +67,9 @@ class BenchmarkRow(NamedTuple):
     note: str=''
 
     @property
-    def ratios(self)->tuple: return tuple(a/b for a, b in zip(self.ours, self.theirs))
+    def ratios(self)->tuple: return tuple(a/b for a, b in zip(self.ours, self.theirs)) # ours over theirs, each time
     @property
-    def ratio(self)->float: return statistics.median(self.ratios)
+    def ratio(self)->float: return statistics.median(self.ratios) # their median
 
     def __str__(self):
         speed = f'{statistics.median(self.ours):,.1f} against {statistics.median(self.theirs):,.1f} {self.unit}/s of '
@@ -536,8 +536,8 @@ _asked = ('free', 'trie', 'exact')  # need a trained model
 
 def bench(dataset:Dataset|None=None, # None: a toy shop
           names:tuple=_rows_known, users:int=128, repeats:int=5, epochs:int=1, vectors:int=1_000_000,
-          say:Callable=print)->list: # Rows
-    "Every row, side by side in one process"
+          say:Callable=print)->list: # of BenchmarkRow
+    "Every row, side by side in one process; ValueError for a row that is not known"
     odd = [name for name in names if name not in _rows_known]
     if odd: raise ValueError(f'row {odd[0]!r} is not known; choose from {", ".join(_rows_known)}.')
     say(_machine())

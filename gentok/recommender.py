@@ -192,8 +192,8 @@ def _frame_batches(frame:pl.LazyFrame, size:int)->Iterator[tuple[list, list]]: #
 # %% ../nbs/12_recommender.ipynb #c7e64685
 @patch
 def rows_of(self:Recommender, ids:Iterable, # or a file with a column of items
-            what:str='item')->Tensor: # rows; KeyError for an unknown id
-    "Rows of some items"
+            what:str='item')->Tensor: # b: rows
+    "Rows of some items; KeyError for an unknown id, ValueError for a file without a column of items"
     if isinstance(ids, (str, Path)) and Path(ids).is_file():
         with _readable(ids):
             frame = _scan_file(Path(ids))
@@ -243,7 +243,7 @@ def recommend_batches(self:Recommender, histories, # as `_history_batches` reads
                       beams:int=50, exact:bool=False, # the true best instead of a beam's
                       batch_size:int=4096 # users in memory at once
                      )->Iterator[pl.DataFrame]:
-    "As `recommend`, a frame for each batch of users"
+    "As `recommend`, a frame for each batch of users; ValueError for a wrong option, or if no item is known"
     for name, n in dict(k=k, beams=beams, batch_size=batch_size).items():
         if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'{name} is {n!r}, expected a whole number of at least 1.')
     if unknown not in ('skip', 'error'): raise ValueError(f"unknown is {unknown!r}; choose 'skip' or 'error'.")
@@ -284,7 +284,7 @@ def recommend(self:Recommender, histories, k:int=10, *, # as in `recommend_batch
               batch_size:int=4096, # users in memory at once
               out:str|Path|None=None # .parquet: batch by batch into this file, for more users than memory holds
              )->pl.DataFrame|Path: # user, rank, id, title, score, codes; or the file
-    "The k likeliest next items for every history; score is log p(item | history)"
+    "The k likeliest next items for every history; score: log p(item | history), in nats; ValueError for a wrong option"
     frames = self.recommend_batches(histories, k, unseen, allow, deny, unknown, beams, exact, batch_size)
     if out is None: return pl.concat(list(frames))
     if Path(out).suffix != '.parquet': raise ValueError(f'out is {str(out)!r}, expected a name that ends in .parquet.')
@@ -304,7 +304,7 @@ def codes(self:Recommender, id # original id
 
 @patch
 def items(self:Recommender, codes:Sequence[int]): # L -> id
-    "The id of the item with these codes; KeyError where there is none"
+    "The id of the item with these codes; KeyError where there is none, ValueError for other than L whole numbers"
     whole = all(isinstance(c, int) and not isinstance(c, bool) for c in codes)
     if not whole or len(codes) != self.fitted.item_ids.L: raise ValueError(
         f'codes are {codes!r}, expected {self.fitted.item_ids.L} whole numbers; give all codes of an item.')

@@ -171,7 +171,7 @@ def test_revival_brings_back_exactly_the_dead_and_resets_them():
 def test_without_revival_dead_codes_stay():
     book = Codebook(4, 1, revival=None).place(torch.tensor([[0.], [90.], [91.], [92.]]))
     for _ in range(300): book(torch.randn(16, 1))
-    assert book.weight[1:].flatten().tolist() == [90., 91., 92.] and book.idle.tolist() == [0, 300, 300, 300]
+    assert book.weight[1:].flatten().tolist() == [90., 91., 92.] and book.idle.tolist() == [0, 4800, 4800, 4800]  # vectors
 
 def test_revival_during_the_forward_leaves_gradients_right():
     x = torch.randn(16, 2, requires_grad=True)
@@ -229,7 +229,7 @@ def test_the_million_is_chunked():
 
 def test_bad_arguments_are_sentences():
     for call, words in ((lambda: Codebook(0, 3), 'at least 1 codeword'), (lambda: Codebook(3, 3, 'sgd'), "choose 'gradient'"),
-                        (lambda: EMA(decay=1.), 'below 1'), (lambda: DeadCodeReset(patience=0), 'at least 1 step'),
+                        (lambda: EMA(decay=1.), 'below 1'), (lambda: DeadCodeReset(patience=0), 'at least 1, or 2 and more'),
                         (lambda: DeadCodeReset(noise=-1.), 'give 0'), (lambda: Codebook(3, 3).place(torch.zeros(2, 3)), r'give \(3, 3\)'),
                         (lambda: Codebook(3, 3).decode([-1]), 'has 0 to 2')):
         with pytest.raises(ValueError, match=words): call()
@@ -240,3 +240,33 @@ def test_centres_do_not_depend_on_the_number_of_threads():
     for threads in (1, 2):
         with threadpool_limits(threads): found.append(kmeans(x, 200))
     assert torch.equal(*found)
+
+def test_a_code_that_every_pass_uses_is_never_moved():
+    "Patience counts passes: an epoch may have many steps, and a live code waits for its item"
+    x = 10.*torch.randperm(400, generator=torch.Generator().manual_seed(0))[:, None].float()
+    book = Codebook(400, 1, 'ema', revival=DeadCodeReset(patience=2)).initialise(x).train()
+    assert len(book.encode(x).unique()) == 400
+    for epoch in range(4):
+        order = torch.randperm(400, generator=torch.Generator().manual_seed(epoch))
+        for rows in order.split(4): book(x[rows])  # a hundred steps an epoch
+    assert len(book.encode(x).unique()) == 400 and int(book.per_pass) == 400
+    assert int(book.idle.max()) < 800
+
+@pytest.mark.parametrize('batch', (4, 50))
+def test_a_code_that_no_pass_uses_is_moved_after_patience_passes_whatever_the_batch(batch):
+    x = torch.arange(100.)[:, None]
+    book = Codebook(5, 1, 'ema', revival=DeadCodeReset(patience=3, per_pass=100)).initialise(x, seed=1)
+    book.place(torch.tensor([[1e6]]), torch.arange(5) == 4).train()
+    seen, moved = 0, None
+    while moved is None and seen < 1000:
+        book(x[torch.arange(seen, seen + batch) % 100])
+        seen += batch
+        if book.weight[4] < 1e5: moved = seen
+    assert moved is not None and 300 <= moved < 300 + batch
+
+def test_a_codebook_saved_before_passes_were_counted_is_read():
+    old, new = Codebook(3, 2).initialise(torch.randn(9, 2)), Codebook(3, 2)
+    state = old.state_dict()
+    del state['per_pass']
+    new.load_state_dict(state)
+    assert torch.equal(new.weight, old.weight) and int(new.per_pass) == 0

@@ -76,3 +76,14 @@ def test_switches(change, tmp_path):
     turns = [row['turn'] for row in result.fitted.result.curve if 'turn' in row]
     if not change.get('alternate', True): assert set(turns) == {'tokenizer+recommender'}
     assert len(result.fitted.result.curve) == small.joint_epochs + (small.tune_epochs if change.get('end_to_end', True) else small.epochs)
+
+def test_no_code_is_moved_by_hand_while_both_learn(tmp_path):
+    "A turn moves codes by its gradient; a code that few targets use stays where it is"
+    prepared = tokenize_catalogue(shop(), small, tmp_path)
+    assert all(book.revival for book in prepared.tokenizer.quantizer.codebooks)
+    pair, _, _ = _joint_model(leave_one_out(shop()), prepared, small)
+    books = pair.tokenizer.quantizer.codebooks
+    far = books[0].weight.data.clone() + 1e3
+    for book in books: book.place(far[:book.K])
+    for _ in range(40): pair.train().tokenizer.losses(pair.items[:4], torch.arange(4))
+    assert torch.equal(books[0].weight, far)

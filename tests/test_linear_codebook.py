@@ -161,7 +161,7 @@ def test_revival_with_an_e_that_learns():
     frozen = made()
     for _ in range(6): frozen.train()(x)
     E = frozen.E.clone()
-    assert frozen.revive(x) == 0 and torch.equal(frozen.E, E) and int(frozen.idle.max()) == 6
+    assert frozen.revive(x) == 0 and torch.equal(frozen.E, E) and int(frozen.idle.max()) == 6*300
 
 def test_in_a_residual_quantizer(tmp_path):
     torch.manual_seed(0)

@@ -149,7 +149,7 @@ def _check_histories(users:list, items:Tensor, offsets:Tensor):
 
 # %% ../../nbs/01_data/02_dataset.ipynb #b39bdbc0
 class Histories:
-    "What each user took, in time order: one flat tensor of rows, cut by offsets"
+    "What each user took, in time order: one flat tensor of rows, cut by offsets; ValueError if they do not fit"
     def __init__(self,
                  users:Iterable, # u: original user ids, unique
                  items:Tensor, # t: rows, user after user, in time order
@@ -158,14 +158,15 @@ class Histories:
         self.items, self.offsets = (torch.as_tensor(x).long() for x in (items, offsets))
         _check_histories(self.users, self.items, self.offsets)
     def __len__(self) -> int: return len(self.users)
-    def __getitem__(self, p:int) -> Tensor:
+    def __getitem__(self, p:int) -> Tensor: # t: rows of one user, in time order
+        "What the user at a position took; IndexError beyond the last user"
         if not -len(self) <= p < len(self):
             raise IndexError(f"user position {p} of {len(self):,}; expected 0 to {len(self)-1:,}.")
         p %= len(self)
         return self.items[self.offsets[p]:self.offsets[p+1]]
-    def __iter__(self) -> Iterator[Tensor]: return iter(self.items.split(self.lengths.tolist()))
+    def __iter__(self) -> Iterator[Tensor]: return iter(self.items.split(self.lengths.tolist())) # t: rows of each user
     @property
-    def lengths(self) -> Tensor: return self.offsets.diff()
+    def lengths(self) -> Tensor: return self.offsets.diff() # u: items of each user
     def __repr__(self) -> str:
         mean = len(self.items)/max(len(self), 1)
         return (f"Histories({len(self):,} users, {len(self.items):,} interactions, "
@@ -176,7 +177,7 @@ class Histories:
 def from_dict(cls:Histories,
               histories:dict, # user -> original item ids in time order
               catalogue:Catalogue):
-    "Histories from a dictionary; names the user of an unknown item or an empty history"
+    "Histories from a dictionary; KeyError names the user of an unknown item, ValueError that of an empty history"
     for user, ids in histories.items():
         unknown = next((i for i in ids if i not in catalogue._row), None)
         if unknown is not None:

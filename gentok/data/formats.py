@@ -433,7 +433,7 @@ def load(path:str|Path, # a folder, one of its files, or a folder of shards
          max_users:int|None=None, # at most so many, chosen by their ids
          strict:bool=False # items without metadata and repeated metadata are errors, not counted
         )->Dataset:
-    "The data set at a path, its layout recognised; `report` tells what was removed and what was not used"
+    "The data set at a path, its layout recognised; `report` tells what was left out; ValueError for a wrong option"
     given = dict(user=user, item=item, time=time, title=title, image=image, rating=rating, where=where,
                  min_rating=min_rating, core=core,
                  dedupe=dedupe, max_users=max_users, strict=strict,

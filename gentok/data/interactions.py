@@ -24,7 +24,7 @@ class Log(NamedTuple):
     time: np.ndarray # t: whole numbers or float64
 
     @property
-    def n(self)->int: return len(self.u)
+    def n(self)->int: return len(self.u) # interactions
     def __repr__(self)->str: return f'Log({self.n:,} interactions, {len(self.users):,} users, {len(self.items):,} items)'
 
 # %% ../../nbs/01_data/07_interactions.ipynb #aed1b237

@@ -219,8 +219,10 @@ def _one_of_them(found:list[_Table], what:str)->_Table|None: # interactions or i
     raise ValueError(f'{found[0].path.parent}: {a} and {b} could both be the {what}; name one of the two as the path, or move the other away.')
 
 # %% ../../nbs/01_data/09_layouts.ipynb #5930f4a3
-def recognise(path:Path, given:Format=Format('tables'))->_Found:
-    "The one data set at a path, a folder or one of its files; `given` is what the user says of the columns"
+def recognise(path:Path, # a folder, or one of its files
+              given:Format=Format('tables') # what the user says of the columns
+             )->_Found:
+    "The one data set at a path; FileNotFoundError if nothing is there, ValueError unless there is just one"
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; check the path.')
     own = _table_at(path)
     folder = path.parent if own or path.is_file() else path

@@ -22,12 +22,12 @@ class Examples(NamedTuple):
     skipped: int # users without an example: too short, or held out
 
     @property
-    def n(self) -> int: return len(self.start)
+    def n(self) -> int: return len(self.start) # examples
     @property
-    def targets(self) -> Tensor: return self.items[self.stop]
+    def targets(self) -> Tensor: return self.items[self.stop] # e: rows
     @property
-    def lengths(self) -> Tensor: return self.stop - self.start
-    def histories(self) -> list[Tensor]:
+    def lengths(self) -> Tensor: return self.stop - self.start # e: items in each history
+    def histories(self) -> list[Tensor]: # e times t: rows
         "What each example may look at: views of `items`"
         return [self.items[a:b] for a, b in zip(self.start.tolist(), self.stop.tolist())]
     def select(self, idx) -> 'Examples': # idx: positions, a mask or a slice
@@ -66,8 +66,8 @@ class Split(NamedTuple):
 # %% ../../nbs/01_data/04_splits.ipynb #c016c59c
 def leave_one_out(dataset:Dataset,
                   max_history:int|None=20 # as in TIGER, LETTER, LC-Rec, MTGRec; None keeps all
-                 )->Split:
-    "Last item for test, last but one for validation, every prefix of the rest for training; none of held-out users"
+                 )->Split: # training has none of the users that were held out
+    "Last item for test, last but one for validation, prefixes of the rest for training; ValueError without histories"
     if max_history is not None and max_history < 1:
         raise ValueError(f'max_history is {max_history}; '
                          'expected at least 1, or None for no limit.')
@@ -108,8 +108,8 @@ def _shortest_users(lengths:Tensor, # u
 def hold_out(dataset:Dataset,
              share:float=.05, # of the users who can be asked; ETEGRec's
              seed:int=0 # of the draw among equals
-            )->Dataset: # the same, with other training users
-    "Training never sees the users with the shortest histories (ETEGRec, unseen users); validation and test do"
+            )->Dataset: # the same, with other training users; validation and test have all
+    "Training never sees the users with the shortest histories (ETEGRec, unseen users); ValueError for a wrong share"
     lengths = dataset.histories.lengths
     users, teach = int((lengths >= 2).sum()), int((lengths >= 4).sum())
     n = round(share*users) if 0 < share < 1 else 0

@@ -340,7 +340,7 @@ def toyshop(n_items:int=1000, # per domain; beyond 300 there are several edition
             domains:tuple|int=('tiles', 'badges', 'flags'), # names, or how many of the six
             seed:int=0 # everything follows from it
            )->list[Dataset]: # one per domain; `truth` set on each
-    "Open a shop for each domain: items with text and pictures, users with histories, and the truth"
+    "A shop for each domain: items with text and pictures, users, histories, the truth; ValueError for no item or user"
     if isinstance(domains, str): domains = (domains,)
     if isinstance(domains, int) or not len(domains): domains = _first_domains(domains or 0)
     for name, n in dict(n_items=n_items, n_users=n_users).items():
@@ -409,7 +409,7 @@ def bayes_optimal(self:Truth,
                   targets:Tensor, # b: the row that came next
                   ks:Sequence=(5, 10)
                  )->dict: # 'recall@5', 'ndcg@5', ...: the limit, on these targets
-    "What the best possible ranking reaches on actual targets"
+    "What the best possible ranking reaches on actual targets; ValueError unless there is one for each history"
     histories, targets = list(histories), torch.as_tensor(targets)
     if len(histories) != len(targets):
         raise ValueError(f"{len(histories):,} histories came with {len(targets):,} targets; "

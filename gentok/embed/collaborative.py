@@ -52,7 +52,7 @@ def _tokens_of(examples:Examples)->_Tokens:
 # %% ../../nbs/02_embed/05_collaborative.ipynb #267fdd45
 @dataclass(frozen=True)
 class SASRecConfig:
-    "What a SASRec is made of, and how it is trained"
+    "What a SASRec is made of, and how it is trained; ValueError for a setting out of its range"
     dim: int = 64 # d, width of the item table
     blocks: int = 2
     heads: int = 2
@@ -127,7 +127,7 @@ class SASRec(nn.Module):
 # %% ../../nbs/02_embed/05_collaborative.ipynb #47f3e685
 @patch
 def loss(self:SASRec, examples:Examples)->Tensor: # one number
-    "Cross-entropy of the next item over the whole catalogue, mean over all positions"
+    "Cross-entropy of the next item over all items, mean over positions (Klenitskiy and Vasilev 2023)"
     tokens = _tokens_of(examples)
     following = examples.items[tokens.at + 1].to(self.items.weight.device)
     return F.cross_entropy(self.scores(self(examples, tokens)), following)
@@ -228,7 +228,7 @@ def fit(self:SASRec, train:Examples, # every prefix of the training part, `leave
         valid:Examples, # ranked after every epoch
         out:str|Path|None=None # checkpoints go there; an interrupted fit goes on
        )->SASRec: # with the weights of the best epoch
-    "Train until validation NDCG@10 has stopped rising"
+    "Train until validation NDCG@10 has stopped rising; ValueError without examples, or for a loss that is no number"
     for name, part in dict(training=train, validation=valid).items():
         if not part.n: raise ValueError(f'there are no {name} examples; give histories of three items and more.')
         _check_rows(part, self.n_items)
@@ -255,7 +255,7 @@ def fit(self:SASRec, train:Examples, # every prefix of the training part, `leave
 # %% ../../nbs/02_embed/05_collaborative.ipynb #14c3b979
 @patch
 def embed(self:SASRec, catalogue:Catalogue)->EmbeddingTable: # n d
-    "The item table under the catalogue's ids"
+    "The item table under the catalogue's ids; ValueError for a catalogue of another size"
     if len(catalogue) != self.n_items: raise ValueError(
         f'the catalogue has {len(catalogue):,} items and the model {self.n_items:,}; give the catalogue that it was trained on.')
     return EmbeddingTable(catalogue.ids, self.items.weight.detach().cpu().clone(), 'sasrec')

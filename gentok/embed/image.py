@@ -68,8 +68,8 @@ class PixelPca:
     def read(self, pictures:list)->Tensor: # b p
         "The pixels of a few pictures, p = 3s² numbers each"
         return torch.from_numpy(np.stack([_pixels(p, self.size) for p in pictures]))
-    def fit(self, images:Sequence, sample:int=10_000)->'PixelPca':
-        "Learn the mean picture and the directions V"
+    def fit(self, images:Sequence, sample:int=10_000)->'PixelPca': # n pictures or None; how many are read
+        "Learn the mean picture and the directions V; ValueError if there is no picture"
         rows = range(len(images))
         if len(images) > sample:
             rng = np.random.default_rng(self.seed)
@@ -86,7 +86,7 @@ class PixelPca:
         self.directions = torch.from_numpy(pca.components_[:rank].T.astype(np.float32)).contiguous()
         return self
     def batch(self, pictures:list)->Tensor: # b d
-        "z = (x - mean) V"
+        "The vectors of a few pictures, z = (x - mean) V"
         return (self.read(pictures) - self.mean) @ self.directions
 
 # %% ../../nbs/02_embed/03_image.ipynb #d2d8b1f7
@@ -148,7 +148,7 @@ def _small_clip(folder:str|Path, # where it is saved
 
 # %% ../../nbs/02_embed/03_image.ipynb #4744e587
 class ImageEncoder:
-    "Pictures to vectors: 'pca' from raw pixels, or the vision half of a CLIP"
+    "Pictures to vectors: 'pca' of pixels, or the image half of CLIP (Radford et al. 2021); ValueError for a wrong dim"
     def __init__(self,
                  name:str|Path='pca', # 'pca', a folder, or a name on the hub
                  dim:int|None=None, # 128 for 'pca'; a CLIP has a width of its own
@@ -184,7 +184,7 @@ def fit(self:ImageEncoder,
 def encode(self:ImageEncoder,
            images:Sequence # n: PIL pictures, None where there is none
           )->Tensor: # n d: float32
-    "One vector per item; items without a picture get the mean, and a warning counts them"
+    "One vector per item; items without a picture get the mean, and a warning counts them; ValueError before fitting"
     if not self.fitted: raise ValueError(
         f'{self} knows no pictures; call .fit(images) before .encode.')
     z, there = torch.zeros(len(images), self.dim), torch.zeros(len(images), dtype=torch.bool)
@@ -201,7 +201,7 @@ def encode(self:ImageEncoder,
 def embed(self:ImageEncoder,
           catalogue:Catalogue # n items, with pictures
          )->EmbeddingTable: # n d
-    "The catalogue's pictures as a table; fits on them first if nothing was fitted"
+    "The catalogue's pictures as a table; fits on them first if nothing was fitted; ValueError if it has none"
     if catalogue.images is None: raise ValueError(
         f'{catalogue} has no pictures to embed; use TextEncoder on its texts.')
     if not self.fitted: self.fit(catalogue.images)

@@ -30,7 +30,7 @@ class ItemImages(Sequence):
 
 # %% ../../nbs/02_embed/09_items.ipynb #303fc35f
 class ItemTable(EmbeddingTable):
-    "An embedding table whose rows also have a text and, perhaps, a picture"
+    "An embedding table whose rows also have a text and, perhaps, a picture; ValueError if their numbers differ"
     def __init__(self,
                  table:EmbeddingTable, # n d
                  text:Sequence[str], # n
@@ -42,7 +42,7 @@ class ItemTable(EmbeddingTable):
             f'there are {len(text):,} texts and {len(images):,} pictures for {len(table):,} items; give one of each, or no pictures at all.')
         self.text = text
         self.images = images if isinstance(images, ItemImages) else ItemImages([(images, r) for r in range(len(text))])
-    def __getitem__(self, index:slice|int|Sequence|Tensor)->'ItemTable':
+    def __getitem__(self, index:slice|int|Sequence|Tensor)->'ItemTable': # k: rows, or n: bool
         rows = _row_positions(index, len(self)).tolist()
         return ItemTable(super().__getitem__(rows), [self.text[r] for r in rows], self.images.pick(rows))
     def __repr__(self)->str:

@@ -85,7 +85,7 @@ def ids(self:_Words,
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #f40cdaf8
 class ItemEncoder(nn.Module):
-    "Texts and pictures to L vectors per item: what any tokenizer may ask for (UTGRec, section 2.2.1)"
+    "Texts and pictures to L vectors per item (UTGRec, section 2.2.1); NotImplementedError for what a subclass lacks"
     kinds = {}  # name -> class
     width:int # d
     L:int # code tokens
@@ -95,7 +95,9 @@ class ItemEncoder(nn.Module):
     def __init_subclass__(cls, **more):
         super().__init_subclass__(**more)
         ItemEncoder.kinds[cls.__name__] = cls
-    def prepare(self, texts:Sequence[str], images:Sequence|None=None, vectors:Tensor|None=None)->dict[str, Tensor]:
+    def prepare(self, texts:Sequence[str], images:Sequence|None=None, # b, b
+                vectors:Tensor|None=None # b v: known of each item
+               )->dict[str, Tensor]: # name -> b ...: a row for each item
         "All that `forward` needs of some items, made on the CPU; ValueError if the columns do not fit"
         raise NotImplementedError(f'{type(self).__name__} lacks prepare; choose one of {sorted(self.kinds)}.')
     def forward(self, **prepared:Tensor)->Tensor: # b l d
@@ -104,10 +106,10 @@ class ItemEncoder(nn.Module):
     def to_config(self)->dict: # plain JSON
         "What `from_config(config, base)` needs to build this encoder again"
         raise NotImplementedError(f'{type(self).__name__} lacks to_config, so it cannot be saved.')
-    def weights(self)->dict[str, Tensor]:
+    def weights(self)->dict[str, Tensor]: # name -> weight
         "Everything that training may change, by name"
         return self.state_dict(keep_vars=True)
-    device = property(lambda self: self.embedding.device)
+    device = property(lambda self: self.embedding.device) # where its weights lie
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #09e09852
 def _columns(texts:Sequence[str], # b
@@ -166,7 +168,7 @@ def _code_order(n:int, # patches, words and vectors
 # %% ../../nbs/02_embed/06_multimodal.ipynb #9004a52d
 @dataclass(frozen=True)
 class LightConfig:
-    "Sizes of a light encoder"
+    "Sizes of a light encoder; ValueError for those that do not divide, or are too small"
     width:int=128 # d
     heads:int=4
     text_layers:int=1 # of the words' own tower
@@ -266,6 +268,7 @@ class LightEncoder(ItemEncoder):
                 patches:Tensor, pictured:Tensor, # b p c: bytes; b: True where there is a picture
                 vectors:Tensor|None=None # b v: known of each item
                )->Tensor: # b l d
+        "Hidden states at the code tokens, texts of like length together"
         parts = [tokens, patches, pictured, *([] if vectors is None else [vectors])]
         groups = _like_lengths((tokens != self.words.pad).sum(1), tokens.shape[1])
         if len(groups) == 1: return self.together(*parts)
@@ -291,7 +294,7 @@ def prepare(self:LightEncoder,
             images:Sequence|None=None, # b: PIL pictures and None
             vectors:Tensor|None=None # b v: if `config.vector` is v
            )->dict[str, Tensor]: # every tensor has a row per item, so rows may be taken later
-    "Tokens, patches, who has a picture, and the known vectors"
+    "Tokens, patches, who has a picture, and the known vectors; ValueError for vectors of another shape"
     texts, pictures = _columns(texts, images)
     pictured = torch.tensor([p is not None for p in pictures], dtype=torch.bool)
     size, side = self.config.size, self.config.patch

@@ -232,7 +232,7 @@ def _text_transformer(folder:Path # of the transformer
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #574e12f6
 class SentenceModel:
-    "A transformer that gives one vector per text, in the layout that its folder asks for"
+    "A transformer that gives one vector per text, as its folder asks (Sentence-BERT, Reimers and Gurevych 2019)"
     def __init__(self,
                  name:str|Path, # a folder or a name on the hub
                  max_tokens:int|None=None, # longer texts are cut; the folder's own limit by default

@@ -151,7 +151,7 @@ def _fit_rows(model:nn.Module, # a Qwen2-VL; changed
 # %% ../../nbs/02_embed/08_qwen.ipynb #864e5a60
 @dataclass(frozen=True)
 class LoraSettings:
-    "What LoRA adds to every linear layer of the language model (UTGRec's values)"
+    "What LoRA adds to every linear layer of the language model (UTGRec's values); ValueError for a rank below 1"
     rank:int=8 # r
     alpha:int=32 # the product is scaled by alpha/r
     dropout:float=.1 # on the way into A
@@ -237,8 +237,9 @@ class QwenEncoder(ItemEncoder):
     def forward(self, tokens:Tensor, there:Tensor, # b t: ids; 1 for tokens, 0 for padding
                 places:Tensor, # b 3 t: positions in time, height and width
                 at:Tensor, # b l: where the code tokens stand
-                pixels:Tensor|None=None, grid:Tensor|None=None # of all pictures in the batch
+                pixels:Tensor|None=None, grid:Tensor|None=None # patches c, pictures 3: of the whole batch
                )->Tensor: # b l d: float32
+        "Hidden states at the code tokens"
         x = self.qwen.get_input_embeddings()(tokens).to(self.qwen.model.language_model.norm.weight.dtype)
         h = self.qwen.model(input_ids=tokens, inputs_embeds=x, attention_mask=there, pixel_values=pixels,
                             image_grid_thw=grid, position_ids=places.transpose(0, 1), use_cache=False)[0]  # b t d
@@ -254,7 +255,7 @@ def set_trained(self:QwenEncoder):
         if name in self.trained: p.data = p.data.float()
 
 @patch
-def weights(self:QwenEncoder)->dict[str, Tensor]:
+def weights(self:QwenEncoder)->dict[str, Tensor]: # name -> weight
     "LoRA, word embeddings and output weights; without LoRA the language model"
     return {name: p for name, p in self.qwen.named_parameters() if name in self.trained}
 
@@ -281,7 +282,7 @@ def _opaque(picture:Image.Image)->Image.Image: # RGB
 # %% ../../nbs/02_embed/08_qwen.ipynb #4e14f35e
 @patch
 def see(self:QwenEncoder, pictures:list # PIL pictures and None
-       )->dict[str, Tensor]: # pixels, grid; empty if there is no picture
+       )->dict[str, Tensor]: # pixels: patches c, grid: pictures 3; empty if there is no picture
     "All patches of all pictures one after another, and each picture's patches in time, height and width"
     pictures, (least, most) = [_opaque(p) for p in pictures if p is not None], self.pixels
     if not pictures: return {}
@@ -294,8 +295,8 @@ def prepare(self:QwenEncoder,
             texts:Sequence[str], # b
             images:Sequence|None=None, # b: PIL pictures and None
             vectors:Tensor|None=None # not taken
-           )->dict[str, Tensor]:
-    "Prompts, padded on the right, the pixels of the pictures that are there, and the positions of everything"
+           )->dict[str, Tensor]: # as `forward` takes them
+    "Prompts, padded on the right, the pixels of the pictures that are there, and all positions; ValueError for vectors"
     if vectors is not None: raise ValueError('QwenEncoder takes no vectors of items; leave them out, or use LightEncoder.')
     texts, pictures = _columns(texts, images)
     seen = self.see(pictures)
@@ -319,7 +320,7 @@ def to_config(self:QwenEncoder)->dict: # plain JSON
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #877fe54e
 @patch(cls_method=True)
-def from_config(cls:QwenEncoder, config:dict, base:str|Path|None=None)->QwenEncoder:
+def from_config(cls:QwenEncoder, config:dict, base:str|Path|None=None)->QwenEncoder: # config of `to_config`
     "An untrained encoder on the checkpoint named in `config`, or on `base`; ValueError if it is another one"
     settings = {k: v for k, v in config.items() if k not in ('kind', 'module', 'mark')} | dict(name=base or config['name'])
     gone = Path(settings['name'])

@@ -110,11 +110,12 @@ class Lsa:
         self.directions = np.ascontiguousarray(vt[:rank].T, np.float32)  # w d
         return self
     def encode(self, texts:Sequence[str])->Tensor: # n d
-        "z = x V"
+        "The vectors of texts, z = x V"
         x = self.words.transform(texts)  # n w
         return torch.from_numpy(np.asarray(x @ self.directions, np.float32))
     @property
-    def dim(self)->int: return self.wanted if self.directions is None else self.directions.shape[1]
+    def dim(self)->int: # directions found; before fitting, those wanted
+        return self.wanted if self.directions is None else self.directions.shape[1]
     def __repr__(self)->str:
         if self.words is None: return f'dim={self.wanted}, not fitted'
         asked = '' if self.dim == self.wanted else f' of {self.wanted} asked'
@@ -141,7 +142,7 @@ def _checked_texts(texts:Sequence[str] # n
 
 # %% ../../nbs/02_embed/02_text.ipynb #3d4151fa
 class TextEncoder:
-    "Texts to vectors: 'lsa' from counted words, or any encoder that transformers loads"
+    "Texts to vectors: 'lsa' from counted words, or any encoder that transformers loads; ValueError for a wrong dim"
     def __init__(self,
                  name:str|Path='lsa', # 'lsa', a folder, or a name on the hub
                  dim:int|None=None, # 128 for 'lsa'; a pretrained encoder has a width of its own
@@ -182,7 +183,7 @@ def fit(self:TextEncoder,
 def encode(self:TextEncoder,
            texts:Sequence[str] # n
           )->Tensor: # n d: float32
-    "One vector per text; texts that say nothing get zeros, and a warning counts them"
+    "One vector per text; texts that say nothing get zeros, and a warning counts them; ValueError before fitting"
     if not self.fitted: raise ValueError(f'{self} knows no words; call .fit(texts) before .encode.')
     texts = _checked_texts(texts)
     more = () if isinstance(self.model, Lsa) else (self.batch_size,)

@@ -40,7 +40,7 @@ def principal_axes(x:Tensor, # n d
 
 # %% ../../nbs/02_embed/04_whitening.ipynb #1b8ed01b
 class Whitening:
-    "PCA whitening: d uncorrelated columns of unit sample variance"
+    "PCA whitening: d uncorrelated columns of unit sample variance; ValueError for a dim below 1"
     def __init__(self,
                  dim:int|None=None, # d; all independent directions by default
                  floor:float=1e-10): # share of the widest variance below which a direction is noise
@@ -62,7 +62,7 @@ class Whitening:
         return self
 
     def __call__(self, table:EmbeddingTable)->EmbeddingTable: # n d
-        "The table in the fitted space, ids attached"
+        "The table in the fitted space, ids attached; ValueError before fitting, and for a table of another width"
         if self.mean is None: raise ValueError(f'{self} has no axes yet; call .fit(table) first.')
         if table.dim != len(self.mean): raise ValueError(f'{table} has another width than the '
             f'{len(self.mean)} columns this was fitted on; embed it with the same encoder.')
@@ -78,7 +78,7 @@ def apply(self:Whitening,
           x:Tensor, # n d0
           rows:int=65_536 # at a time, to bound the memory of float64
          )->Tensor: # n d: float32
-    "z = (x - mean) U / √Λ"
+    "The vectors in the fitted space, z = (x - mean) U / √Λ"
     scale = self.axes/self.variance.sqrt()  # d0 d
     parts = [((part.double() - self.mean) @ scale).float() for part in x.cpu().split(rows)]
     return torch.cat(parts)

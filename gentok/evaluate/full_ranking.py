@@ -37,7 +37,7 @@ def searcher(model:nn.Module, trie:Trie,
              exact:bool=False, # the true top k instead of a beam's
              free:bool=False # beams without the trie, as some papers search
             )->Callable: # (examples, k, beams, users at once) -> Ranked
-    "One way to search, as a function of whom to ask and how widely"
+    "One way to search, as a function of whom to ask and how widely; ValueError for exact and free at once"
     if exact and free: raise ValueError('exact and free exclude each other: the exact search runs over the trie; choose one.')
     def search(examples, k, beams, batch_size):
         if exact: return exact_top_k(model, trie, examples, k, max(128, k), min(batch_size, 64))
@@ -113,7 +113,7 @@ def evaluate(model:nn.Module, trie:Trie,
              ks:tuple=(5, 10), # cuts
              unseen:bool|Examples=False # only items that are not in the history; Examples: not in these longer ones
             )->Evaluation:
-    "Rank the whole catalogue for every user and compare with what came next"
+    "Rank the whole catalogue for every user and compare with what came next; ValueError if `unseen` has other users"
     search, k = searcher(model, trie, exact, free), max(ks)
     if unseen is False: return summarise(search(examples, k, beams, batch_size), examples.targets, ks)
     whole = examples if unseen is True else unseen

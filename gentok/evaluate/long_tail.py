@@ -54,7 +54,7 @@ def popularity_groups(counts:Tensor, # n: occurrences of each item in training
                       targets:Tensor, # b: the row each user took
                       n:int=4 # groups wanted, beside that of the items never seen
                      )->Groups:
-    "Part users by the popularity of their target, into quantiles of users"
+    "Part users by the popularity of their target, into quantiles of users; ValueError without a count for each target"
     counts, targets = torch.as_tensor(counts), torch.as_tensor(targets)
     if n < 1 or not len(targets) or targets.min() < 0 or targets.max() >= len(counts):
         raise ValueError(f'{len(targets)} targets for {len(counts)} counts and n={n} found, one row of 0 to '
@@ -69,7 +69,7 @@ def popularity_groups(counts:Tensor, # n: occurrences of each item in training
 def by_group(values:dict[str, Tensor], # metric -> b: per user
              groups:Groups
             )->list[dict]: # a row per group: 'group', 'users', 'items', and every metric's mean
-    "Means of per-user values within each group"
+    "Means of per-user values within each group; ValueError for values of other users"
     if wrong := [name for name, v in values.items() if len(v) != len(groups.group)]:
         raise ValueError(f'{wrong[0]} has {len(values[wrong[0]])} values for {len(groups.group)} grouped users, one per user '
                          'expected; group and measure the same users.')

@@ -97,7 +97,7 @@ def metrics(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is 
             targets:Tensor, # b: the row each user took
             ks:tuple=(5, 10) # cuts
            )->dict[str, float]: # 'recall@5', 'recall@10', 'ndcg@5', … -> mean over users
-    "Mean Recall and NDCG at every cut"
+    "Mean Recall and NDCG at every cut; ValueError for no users"
     values = per_user(ranked, targets, ks)
     if not len(targets): raise ValueError('No user found, at least one expected; check the split that made the targets.')
     return {name: v.double().mean().item() for name, v in values.items()}

@@ -250,7 +250,7 @@ def _in_rows(item_ids:ItemIds, # of items in some order
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #c3a5bd87
 def resolve(codes, # n l: a tokenizer's codes
-            policy:str='suffix', # 'suffix', 'reassign', or 'none', which only checks
+            policy:str='suffix', # 'suffix' (TIGER), 'reassign' (UTGRec), or 'none', which only checks
             sizes:tuple|None=None, # K of each level; 'suffix' takes one more for the suffix
             residuals:Tensor|None=None, # n d: what the last level quantised, for 'reassign'
             codebook:Tensor|None=None, # k d: codewords of the last level, for 'reassign'

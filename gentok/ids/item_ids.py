@@ -85,7 +85,7 @@ def _check_codes(codes, # n l: anything that holds whole numbers
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #673d7c6b
 class ItemIds:
-    "A checked one-to-one map between the rows of a catalogue and their identifiers"
+    "A checked one-to-one map between the rows of a catalogue and their identifiers; ValueError if items share one"
     def __init__(self,
                  codes, # n l: the identifier of every item, in the order of the catalogue
                  sizes:tuple|None=None, # K of each level; None: the largest code + 1
@@ -102,7 +102,7 @@ class ItemIds:
             f"call resolve(codes, 'suffix') or raise K (now {self._K}).")
 
     @property
-    def L(self)->int: return self.table.shape[1]
+    def L(self)->int: return self.table.shape[1] # levels
 
     @property
     def _K(self): return self.sizes[0] if len(set(self.sizes)) == 1 else self.sizes
@@ -118,7 +118,7 @@ class ItemIds:
 def codes(self:ItemIds,
           rows # ...: rows of the catalogue
          )->Tensor: # ... l
-    "The identifiers of these items"
+    "The identifiers of these items; KeyError for a row that is not in the catalogue"
     rows = _whole_numbers(rows, 'rows')
     wrong = rows[(rows < 0) | (rows >= len(self))]
     if len(wrong): raise KeyError(f'row {int(wrong[0])} is not in this catalogue of {len(self):,} '
@@ -130,7 +130,7 @@ def codes(self:ItemIds,
 def find(self:ItemIds,
          codes # ... l: identifiers, known or not
         )->Tensor: # ...: the item's row, or -1
-    "The item of each identifier; -1 where no item has it"
+    "The item of each identifier; -1 where no item has it; ValueError for another number of levels"
     codes = _whole_numbers(codes, 'codes')
     if codes.ndim == 0 or codes.shape[-1] != self.L:
         raise ValueError(f'codes of shape {tuple(codes.shape)} do not end in {self.L} levels; '
@@ -150,7 +150,7 @@ def find(self:ItemIds,
 def items(self:ItemIds,
           codes # ... l: identifiers, all of them known
          )->Tensor: # ...: rows of the catalogue
-    "The items that these identifiers name"
+    "The items that these identifiers name; KeyError for one that no item has"
     rows = self.find(codes)
     if (rows < 0).any():
         wrong = _whole_numbers(codes, 'codes').reshape(-1, self.L)[rows.reshape(-1) < 0]
@@ -188,7 +188,7 @@ def load(cls:ItemIds,
          path, # a folder, or the file itself
          verify:bool=True # compare the digest of the file
         )->ItemIds:
-    "Read identifiers back, and check them again"
+    "Read identifiers back, and check them again; ValueError for a file that is missing, damaged or of another kind"
     file = _ids_file(path)
     if not file.exists(): raise ValueError(
         f'{file} does not exist; give the folder that ItemIds.save wrote.')
@@ -216,7 +216,7 @@ def random_ids(n:int, # items
                sizes:tuple, # K of each level
                seed:int=0
               )->ItemIds:
-    "Different identifiers without a meaning, each set of n equally likely"
+    "Different identifiers without a meaning, each set of n equally likely; ValueError if there are fewer than n"
     gen, room = torch.Generator().manual_seed(seed), math.prod(sizes)
     if n > room: raise ValueError(
         f'{n} items do not fit into {room} identifiers {tuple(sizes)}; raise K or add a level.')

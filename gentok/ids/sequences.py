@@ -23,7 +23,7 @@ from .vocabulary import Vocabulary
 def item_tokens(item_ids:ItemIds, # of the whole catalogue
                 vocabulary:Vocabulary # made from `item_ids.sizes`
                )->Tensor: # n+1 l: the tokens of every item; the last row is padding
-    "The table that turns rows of the catalogue into tokens"
+    "The table that turns rows of the catalogue into tokens; ValueError for identifiers of other sizes"
     if vocabulary.sizes != item_ids.sizes: raise ValueError(
         f'identifiers have sizes {item_ids.sizes}, but the vocabulary {vocabulary.sizes}; '
         'make it with Vocabulary(item_ids.sizes).')
@@ -120,7 +120,7 @@ def _even_batches(lengths:Tensor, # e: items in each history
 
 # %% ../../nbs/05_ids/05_sequences.ipynb #e1fe4fc4
 class Sequences:
-    "Training examples as token batches, in an order that follows from (seed, epoch)"
+    "Training examples as token batches, in an order that follows from (seed, epoch); ValueError without examples"
     def __init__(self, examples:Examples, # histories with their targets
                  table:Tensor, # n+1 l: from `item_tokens`
                  batch_size:int=256, # examples over all processes
@@ -142,7 +142,7 @@ class Sequences:
              )->Batch:
         "The tokens of some examples"
         return batch_tokens(self.examples, index, self.table, self.user_tokens)
-    def weight(self, index:Tensor)->int:
+    def weight(self, index:Tensor)->int: # b: example numbers
         "How many targets the loss of these examples is a mean of"
         return len(index)
     @cached_property

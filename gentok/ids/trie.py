@@ -44,10 +44,10 @@ class Trie:
         self.root, self._leaf, self.whole = torch.tensor([0]), None, None
 
     @property
-    def nodes(self)->tuple: return tuple(len(c) for c in self.code)
+    def nodes(self)->tuple: return tuple(len(c) for c in self.code) # L: nodes of each level
 
     @property
-    def nbytes(self)->int:
+    def nbytes(self)->int: # bytes that the arrays take
         held = [self.item, *self.code, *self.first] + ([] if self._leaf is None else [self._leaf])
         return sum(t.nbytes for t in held)
 
@@ -74,7 +74,7 @@ def children(self:Trie,
 def find(self:Trie,
          prefix # ... m: the first m codes of an identifier, 0 <= m <= L
         )->Tensor: # ...: node with m codes (for m = L a leaf), or -1
-    "The node of each prefix; -1 where no item begins like that"
+    "The node of each prefix; -1 where no item begins like that; ValueError for a prefix of more than L codes"
     prefix = torch.as_tensor(prefix, dtype=torch.long, device=self.item.device)
     if prefix.ndim == 0 or prefix.shape[-1] > self.L:
         raise ValueError(f'prefix of shape {tuple(prefix.shape)} is longer than {self.L} levels; '

@@ -26,7 +26,7 @@ def _fitting(sizes:tuple, blocks)->tuple:
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #6d7b71c5
 @dataclass(frozen=True, repr=False)
 class Vocabulary:
-    "Padding, start, the codes of every level, and as many user tokens as asked for"
+    "Padding, start, the codes of every level, and as many user tokens as asked for; ValueError for a size below 1"
     sizes: tuple # K of each level
     n_user_tokens: int = 0 # users share these by remainder; TIGER uses 2,000
     blocks: tuple|None = None # token range of each level; (0, 1, 1): levels 2 and 3 share (default: none do)
@@ -41,15 +41,15 @@ class Vocabulary:
         object.__setattr__(self, 'blocks', _fitting(sizes, self.blocks))
 
     @property
-    def pad(self)->int: return 0
+    def pad(self)->int: return 0 # the token that fills up
     @property
-    def start(self)->int: return 1
+    def start(self)->int: return 1 # the token where the answer begins
     @property
-    def L(self)->int: return len(self.sizes)
+    def L(self)->int: return len(self.sizes) # levels
     @property
     def n_codes(self)->int: return sum(dict(zip(self.blocks, self.sizes)).values()) # tokens of codes
     @property
-    def size(self)->int: return 2 + self.n_codes + self.n_user_tokens
+    def size(self)->int: return 2 + self.n_codes + self.n_user_tokens # all tokens
     @property
     def offsets(self)->tuple: # token of code 0 at each level
         wide = list(dict(zip(self.blocks, self.sizes)).values())
@@ -102,7 +102,7 @@ def codes(self:Vocabulary,
 def level_slice(self:Vocabulary,
                 l:int # level, from 0
                )->slice:
-    "Where the tokens of a level lie among all logits"
+    "Where the tokens of a level lie among all logits; ValueError for a level that is not there"
     if not 0 <= l < self.L: raise ValueError(
         f'level {l} of {self.L}; levels are counted from 0 to {self.L-1} here.')
     return slice(self.offsets[l], self.offsets[l] + self.sizes[l])
@@ -112,7 +112,7 @@ def level_slice(self:Vocabulary,
 def user_tokens(self:Vocabulary,
                 users # b: positions of the users
                )->Tensor: # b
-    "Users share the user tokens by remainder"
+    "Users share the user tokens by remainder, as in TIGER; ValueError if there are none"
     if not self.n_user_tokens: raise ValueError(
         'this vocabulary has no user tokens; make it with n_user_tokens=2000, or leave users out.')
     return 2 + self.n_codes + torch.as_tensor(users, dtype=torch.long) % self.n_user_tokens
@@ -128,7 +128,7 @@ def to_config(self:Vocabulary)->dict:
 def from_config(cls:Vocabulary,
                 config:dict # as written by `to_config`
                )->Vocabulary:
-    "The same vocabulary again"
+    "The same vocabulary again; ValueError for an unknown key, or without sizes"
     unknown = set(config) - {f.name for f in fields(cls)}
     if unknown: raise ValueError(
         f'vocabulary has unknown keys {sorted(unknown)}; keep sizes, n_user_tokens and blocks.')

@@ -58,7 +58,7 @@ class EtegrecConfig(TigerConfig):
         _check_plan(self)
 
     @property
-    def joint_epochs(self)->int: return self.epochs - self.tune_epochs
+    def joint_epochs(self)->int: return self.epochs - self.tune_epochs # those in which both learn
     @property
     def order(self)->tuple: # of `AlternatingOptimization`
         "An epoch of the tokenizer, then the recommender's; or both at once"
@@ -121,7 +121,7 @@ class JointModel(nn.Module):
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #47b7fe5b
 @patch
-def alignment(self:JointModel, inputs:Tensor, states, once:Tensor, rows:Tensor)->Tensor: # scalar
+def alignment(self:JointModel, inputs:Tensor, states, once:Tensor, rows:Tensor)->Tensor: # b t, of b, u, u -> scalar
     "Both alignments, weighted"
     c, part = self.config, self.recommender
     seen = (inputs[once] >= part['model'].vocabulary.offsets[0])[..., None]  # codes, neither padding nor the end
@@ -133,7 +133,7 @@ def alignment(self:JointModel, inputs:Tensor, states, once:Tensor, rows:Tensor)-
     return total + c.psa*preference_semantic_alignment(self.rebuilt(latent), self.preferences(states, once))
 
 @patch
-def preferences(self:JointModel, states, rows:Tensor)->Tensor: # of `Recommender.states`, b: of the batch -> b d
+def preferences(self:JointModel, states, rows:Tensor)->Tensor: # of `GenerativeRecommender.states`, b -> b d
     "What the decoder wants before it has written anything, as wide as items"
     return self.recommender['to_item'](states.decoder.unflatten(0, (len(states.encoder), -1))[rows, 0])
 
@@ -148,6 +148,7 @@ def _joint_model(split:Split, prepared:TokenizedCatalogue,
                  config:EtegrecConfig)->tuple: # Together, TargetSequences, Refresh
     "A fitted tokenizer, a new recommender, and the identifiers that both begin with"
     vocabulary, p = Vocabulary(prepared.item_ids.sizes), prepared
+    for book in p.tokenizer.quantizer.codebooks: book.revival = None  # a turn moves codes by its gradient alone
     model = GenerativeRecommender(vocabulary, config.recommender(), config.seed)
     with torch.no_grad(): together = JointModel(p.tokenizer, model, p.tokenizer.inputs(p.table.matrix), config)
     data = TargetSequences(split.train, item_tokens(p.item_ids, vocabulary), config.batch_size, config.seed)
@@ -189,7 +190,7 @@ def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds, config:Ete
 def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues
        )->EtegrecResult:
-    "ETEGRec from a data set to its numbers on every test user"
+    "ETEGRec from a data set to its numbers on every test user (Liu et al. 2025)"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder)._replace(out=None)
     job = _start_run('ETEGRec', dataset, config, out)

@@ -61,9 +61,10 @@ class MtgrecConfig(TigerConfig):
         _check_plan(self)
 
     @property
-    def pretraining_epochs(self)->int: return self.epochs - self.tune_epochs*self.candidates*max(1, len(self.starts))
+    def pretraining_epochs(self)->int: # those that fine-tuning leaves
+        return self.epochs - self.tune_epochs*self.candidates*max(1, len(self.starts))
     @property
-    def all_starts(self)->tuple: return self.starts or (self.pretraining_epochs,)
+    def all_starts(self)->tuple: return self.starts or (self.pretraining_epochs,) # epochs to fine-tune from
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #2c3ffc95
 def _check_plan(config:MtgrecConfig)->None:
@@ -178,7 +179,7 @@ def run(dataset:Dataset, config:MtgrecConfig=MtgrecConfig(),
         out:str|Path|None=None, # run again with the same folder after an interruption: it continues
         tokenizer:Tokenizer|None=None # any that is trained in epochs; None: the one that the configuration names
        )->MtgrecResult:
-    "MTGRec from a data set to its numbers on every test user"
+    "MTGRec from a data set to its numbers on every test user (Zheng et al. 2025)"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder, tokenizer)._replace(out=None)
     dataset, given = dataset.in_standard_order(), dict(tokenizer=tokenizer.settings) if tokenizer else {}

@@ -123,7 +123,7 @@ def save_fitted(fitted:FittedRecommender, catalogue:Catalogue, out:str|Path,
     fitted.model.save_pretrained(out, items)
 
 def load_fitted(out:str|Path # written by `save_fitted`
-               )->tuple: # Fitted, and a Catalogue of ids and titles
+               )->tuple: # FittedRecommender, and a Catalogue of ids and titles
     "Read a recommender with its identifiers and items; `ValueError` if they do not belong together"
     items, item_ids = _load_items(out), ItemIds.load(out)
     kinds, config = {k.__name__: k for k in (GenerativeRecommender,
@@ -183,7 +183,7 @@ class Run:
     out: Path|None = None # folder of what it leaves; None: nothing is kept
 
     @cached_property
-    def split(self)->Split: return leave_one_out(self.dataset)
+    def split(self)->Split: return leave_one_out(self.dataset) # three sets of examples
     def folder(self, name:str)->Path|None: # None where nothing is kept
         "The folder of a stage"
         return self.out/name if self.out else None

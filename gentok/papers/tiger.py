@@ -46,6 +46,7 @@ class TigerConfig(Protocol):
     policy: str = 'reassign' # how identifiers become unique, see `resolve`; the paper's is 'suffix'
 
     def __post_init__(self):
+        "ValueError for a setting out of its range"
         super().__post_init__()
         for name, most in dict(text_dim=65_536, levels=64, codebook_size=65_536, tokenizer_epochs=math.inf).items():
             value, default = getattr(self, name), TigerConfig.__dataclass_fields__[name].default
@@ -59,7 +60,7 @@ class TigerConfig(Protocol):
 # %% ../../nbs/11_papers/01_tiger.ipynb #ac5d6fed
 def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it will be fitted on, if it is there
                   )->Tokenizer: # not fitted
-    "The tokenizer that the configuration names; whitening keeps 128 directions, or all that the table has"
+    "The tokenizer that the configuration names, whitening to at most 128 directions; ValueError for an unknown one"
     whiten = min(128, principal_axes(table.matrix).rank() if table else config.text_dim)
     shape = dict(K=config.codebook_size, levels=config.levels, seed=config.seed)
     fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs))
@@ -149,7 +150,7 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
 def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues
        )->Result:
-    "TIGER from a data set to its numbers on every test user"
+    "TIGER from a data set to its numbers on every test user (Rajput et al. 2023)"
     job = _start_run('TIGER', dataset, config, out)
     prepared = first_process(lambda: tokenize_catalogue(job.dataset, config, job.out), job.out)
     fitted = fit_recommender(job.split, prepared.item_ids, config, job.folder('training'))

@@ -40,6 +40,7 @@ class UnitokConfig(TigerConfig):
     mean: float = 1. # beta: weight of the mean in the calibration
 
     def __post_init__(self):
+        "ValueError for settings that exclude each other"
         super().__post_init__()
         _one_of(('unitok', 'own', 'shared'), tokenizer=self.tokenizer)
         if self.text == 'sasrec': raise ValueError(
@@ -126,7 +127,7 @@ def _recommend(dataset:Dataset, tokens:_Tokens, config:UnitokConfig,
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #1ae42a75
 def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=None)->Result:
-    "UniTok on one data set, with the items of `others`; run again with the same folder, it continues"
+    "UniTok (Hou and Shin 2025) on one data set and the items of `others`; run again with the same folder, it continues"
     others = [load(path.strip()) for path in config.others.split(',') if path.strip()]
     datasets = _by_name([dataset, *others])
     out = _start_run('UniTok', dataset, config, out, others).out
@@ -137,7 +138,7 @@ def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),
                 only:Sequence[str]=(), # names of the domains to recommend in; none: all that have histories
                 epochs:dict[str, int]|None=None # name -> epochs of its recommender, where they are not the config's
                )->dict[str, Result]: # name -> what its run leaves
-    "One tokenizer for all data sets, and a recommender for each that has histories"
+    "One tokenizer for all data sets, a recommender for each with histories; ValueError for an unknown name in `epochs`"
     found, out = _by_name(datasets), Path(out) if out else None
     config = replace(config, others=','.join(found))
     tokens = first_process(lambda: _fit_tokenizers(found, config, out and out/'_common'), out)

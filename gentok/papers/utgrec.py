@@ -58,6 +58,7 @@ class TransferPlan(TigerConfig):
     pretraining_lr: float = 3e-3 # learning rate of that
 
     def __post_init__(self):
+        "ValueError for settings that do not go together"
         super().__post_init__()
         _at_least(1, pretraining_epochs=self.pretraining_epochs)
         _one_of(('utgrec',), tokenizer=self.tokenizer)
@@ -96,12 +97,11 @@ ablations = {'w/o TreeCode': dict(tree=False), 'w/o alignment': dict(mu=0.), 'w/
              'w/o PT(R)': dict(recommender_pretraining=False), 'w/o PT': dict(pretraining=False)} # UTGRec, table 3
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #23f4a827
-def _fit_plan(config:UtgrecConfig, epochs:int, share:float=1., # of the learning rate
-             revive:bool=True # are dead codes brought back?
+def _fit_plan(config:UtgrecConfig, epochs:int, share:float=1. # of the learning rate
             )->UTGRecFitConfig:
     "How the tokenizer is fitted"
     c = config
-    return UTGRecFitConfig(epochs, c.tokenizer_batch, share*c.tokenizer_lr, warm=c.tokenizer_warm, revive=revive,
+    return UTGRecFitConfig(epochs, c.tokenizer_batch, share*c.tokenizer_lr, warm=c.tokenizer_warm,
                      every=max(1, epochs//10))
 
 def _tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
@@ -211,7 +211,7 @@ def _tune_tokenizer(dataset:Dataset, learnt:_PretrainedTokenizer, config:UtgrecC
     start, c, tokenizer = time.time(), config, learnt.tokenizer
     items = _items_of(dataset.catalogue, learnt.encoder.embed(dataset.catalogue))
     if c.pretraining and c.tokenizer_tuning != 'none':
-        plan, frozen = _fit_plan(c, c.tuning_epochs, 1/3, revive=False), c.tokenizer_tuning == 'frozen'
+        plan, frozen = _fit_plan(c, c.tuning_epochs, 1/3), c.tokenizer_tuning == 'frozen'
         tokenizer = tokenizer.tune(items, plan, out and out/'tokenizer', co_occurrences(dataset), frozen)
     def ids(): return _cached_ids(lambda: _resolve_codes(tokenizer, items, c.seed), out and out/'identifiers')
     item_ids = first_process(ids, out)
@@ -224,7 +224,7 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
                  out:str|Path|None=None, # run again with the same folder after an interruption: it continues
                  common:str|Path|None=None # folder for what is learnt before the target; None: one in `out`
                 )->Result:
-    "UTGRec from other domains to its numbers on every test user of the target"
+    "UTGRec from other domains to its numbers on every test user of the target; ValueError without other domains"
     if out is None:
         first_process(lambda: None, out) # several processes are refused
         with TemporaryDirectory() as folder:
@@ -246,7 +246,7 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
     return finish_run(job, fitted, found.tokenizer.health(found.items), seconds, coder)
 
 def run(dataset:Dataset, config:UtgrecConfig=UtgrecConfig(), out:str|Path|None=None)->Result:
-    "UTGRec on one data set, pre-trained on `others`; run again with the same folder, it continues"
+    "UTGRec (Zheng et al. 2025) on one data set, pre-trained on `others`; run again with the same folder, it continues"
     paths = [path.strip() for path in config.others.split(',') if path.strip()] if config.pretraining else []
     return run_transfer([load(path) for path in paths], dataset, config, out)
 

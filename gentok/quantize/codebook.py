@@ -91,7 +91,7 @@ def _working(x:Tensor # any floating type
 def nearest(r:Tensor, # b d: residuals
             e:Tensor # k d: codebook
            )->Tensor: # b: code of each residual, long
-    "Index of the closest codeword; the lowest index wins a tie"
+    "Index of the closest codeword; the lowest index wins a tie; ValueError if widths differ, or without codewords"
     if r.dim() != 2 or e.dim() != 2 or r.shape[1] != e.shape[1]: raise ValueError(
         f'vectors are {tuple(r.shape)} and codewords {tuple(e.shape)}; '
         'give (b, d) and (k, d) with one d.')
@@ -107,21 +107,21 @@ def nearest(r:Tensor, # b d: residuals
 def straight_through(r:Tensor, # b d: what the encoder said
                      e:Tensor # b d: the codeword it became
                     )->Tensor: # b d: the value of `e` with the gradient of `r`
-    "The codeword going forward, the identity going backward"
+    "The codeword going forward, the identity going backward (Bengio et al. 2013)"
     return e.detach() + (r - r.detach())
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #df509a68
 def codebook_loss(r:Tensor, # b d
                   e:Tensor # b d: chosen codewords
                  )->Tensor: # one number
-    "Draws codewords towards their vectors"
+    "Draws codewords towards their vectors (van den Oord et al. 2017, equation 3)"
     return F.mse_loss(e, r.detach())
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #6d89f42a
 def commitment_loss(r:Tensor, # b d
                     e:Tensor # b d: chosen codewords
                    )->Tensor: # one number
-    "Draws vectors towards their codewords"
+    "Draws vectors towards their codewords (van den Oord et al. 2017, equation 3)"
     return F.mse_loss(r, e.detach())
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #4836e5ea
@@ -129,7 +129,7 @@ def kmeans(x:Tensor, # n d
            K:int, # centres wanted
            seed:int=0
           )->Tensor: # K d
-    "Centres of k-means; fewer distinct vectors than K are repeated with a little noise"
+    "Centres of k-means; fewer distinct vectors than K are repeated with a little noise; ValueError for no vectors"
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
     if not len(x): raise ValueError(f'no vectors to start {K} codewords from; give at least one.')
@@ -148,7 +148,7 @@ def kmeans(x:Tensor, # n d
 # %% ../../nbs/03_quantize/01_codebook.ipynb #7ee880cb
 @dataclass(frozen=True)
 class EMA:
-    "Codewords are running means of their vectors (van den Oord et al. 2017, appendix A.1)"
+    "Codewords are running means of their vectors (van den Oord et al. 2017, appendix A.1); ValueError for a decay of 1"
     decay:float = .99 # share of the past that a step keeps
     eps:float = 1e-5 # added to every size
     def __post_init__(self):
@@ -170,7 +170,7 @@ def _alone(x:Tensor)->Tensor: # rows of all processes: here, of one
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #8f105fde
 class Codebook(nn.Module):
-    "K points that vectors are rounded to, and that learn to lie where the vectors are"
+    "K points that vectors are rounded to, which follow them (van den Oord et al. 2017); ValueError for a wrong setting"
     def __init__(self,
                  K:int, # codewords
                  dim:int, # d, their width
@@ -186,7 +186,8 @@ class Codebook(nn.Module):
             raise ValueError(f"update is {update!r}; choose 'gradient', 'ema' or EMA(decay, eps).")
         self.K, self.dim, self.beta, self.revival, self.gather = K, dim, beta, revival, gather
         self.ema = EMA() if update == 'ema' else update if isinstance(update, EMA) else None
-        self._state(torch.empty(K, dim).uniform_(-1/K, 1/K), revival.seed if revival else 0)
+        rule = revival or DeadCodeReset()
+        self._state(torch.empty(K, dim).uniform_(-1/K, 1/K), rule.seed, rule.per_pass or 0)
 
     def forward(self, r:Tensor # b d
                )->Quantized:
@@ -212,12 +213,18 @@ def _hold(self:Codebook, weight:Tensor): # k d
         self.register_buffer('sizes', torch.ones(self.K))
 
 @patch
-def _state(self:Codebook, weight:Tensor, seed:int):
+def _state(self:Codebook, weight:Tensor, seed:int, per_pass:int):
     "All that changes behaviour: parameters and buffers"
     self._hold(weight)
-    self.register_buffer('idle', torch.zeros(self.K, dtype=torch.long))  # steps since last chosen
-    for name, value in dict(step=0, seed=seed, ready=False).items():
+    self.register_buffer('idle', torch.zeros(self.K, dtype=torch.long))  # vectors since last chosen
+    for name, value in dict(step=0, seed=seed, ready=False, per_pass=per_pass).items():
         self.register_buffer(name, torch.tensor(value))
+
+@patch
+def _load_from_state_dict(self:Codebook, state:dict, prefix:str, *rest):
+    "What was saved before passes were counted has no size of a pass"
+    state.setdefault(f'{prefix}per_pass', torch.tensor(0))
+    super(Codebook, self)._load_from_state_dict(state, prefix, *rest)
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #2cedabc8
 @patch
@@ -239,7 +246,7 @@ def place(self:Codebook,
           e:Tensor, # k d: one row for each code that moves
           where:Tensor|None=None # k: bool, which codes move (default: all)
          )->Codebook:
-    "Put codewords somewhere; size, sum and idleness start again with them"
+    "Put codewords somewhere; size, sum and idleness start again with them; ValueError for another shape"
     where = torch.ones(self.K, dtype=torch.bool) if where is None else where
     where = where.to(self.weight.device)
     want = (int(where.sum()), self.dim)
@@ -263,7 +270,7 @@ def encode(self:Codebook,
 def decode(self:Codebook,
            codes:Tensor # b: long
           )->Tensor: # b d
-    "The codeword of every code"
+    "The codeword of every code; ValueError for a code that is not one of 0 to K-1"
     codes = torch.as_tensor(codes, device=self.weight.device)
     low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
     if low < 0 or high >= self.K: raise ValueError(
@@ -278,8 +285,14 @@ def initialise(self:Codebook,
                again:bool=False # True: also when the codebook is `ready`
               )->Codebook:
     "Start at the centres of k-means; a codebook that is ready stays as it is"
+    self._expect(len(x))
     if again or not self.ready: self.place(kmeans(x, self.K, seed))
     return self
+
+@patch
+def _expect(self:Codebook, n:int): # vectors
+    "So many vectors are a pass over the data, unless the rule for dead codes says how many"
+    if not (self.revival and self.revival.per_pass): self.per_pass.fill_(n)
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #e7d87d50
 @patch
@@ -295,11 +308,11 @@ def _follow(self:Codebook, counts:Tensor, sums:Tensor): # k, k d
 @torch.no_grad()
 def revive(self:Codebook,
            r:Tensor, # b d: residuals to choose newcomers from
-           dead:Tensor|None=None # k: bool (default: idle for `patience` steps)
+           dead:Tensor|None=None # k: bool (default: idle for `patience` passes)
           )->int: # codes moved
     "Move dead codes onto random residuals"
     rule = self.revival or DeadCodeReset()
-    dead = self.idle >= rule.patience if dead is None else dead
+    if dead is None: dead = self.idle >= rule.patience*(int(self.per_pass) or len(r)*len(self.gather(r[:1])))
     n = int(dead.sum())
     if not n or not len(r): return 0
     draw = _stream(int(self.seed), int(self.step))

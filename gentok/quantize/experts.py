@@ -47,7 +47,7 @@ def place(self:Router,
           means:Tensor, # m d: the middle of each expert's vectors
           spread:float # s: mean squared distance of vectors from their own middle
          )->Router:
-    "Start as the softmax of distances to the means"
+    "Start as the softmax of distances to the means; ValueError for another number of means, or another width"
     if means.shape != self.linear.weight.shape: raise ValueError(
         f'means are {tuple(means.shape)}; give {tuple(self.linear.weight.shape)}, a row for each expert.')
     s = max(float(spread), 1e-6*float(means.square().sum(1).mean()), torch.finfo(means.dtype).tiny)
@@ -60,7 +60,7 @@ def place(self:Router,
 def top_experts(g:Tensor, # b m: from the router
                 N:int # experts kept
                )->tuple[Tensor, Tensor]: # b n: experts, the likeliest first; b m: weights, zero for the others
-    "The N likeliest experts, and their weights, which sum to one"
+    "The N likeliest experts, and their weights, which sum to one (UniTok, TokenMoE)"
     chosen = g.argsort(dim=-1, descending=True, stable=True)[:, :N]
     kept = torch.zeros_like(g).scatter(1, chosen, g.gather(1, chosen))
     return chosen, kept/kept.sum(-1, keepdim=True)
@@ -192,12 +192,13 @@ def initialise(self:TokenMoE,
                start:str='kmeans', # 'kmeans' | 'mean': the domain's mean and noise, as the paper says
                noise:float=.1 # of 'mean', in standard deviations of the domain's vectors
               )->TokenMoE:
-    "Experts start with their domains, the shared one with all; what is ready stays as it is"
+    "Experts start with their domains, the shared one with all; what is ready stays; ValueError for an unknown start"
     if start not in ('kmeans', 'mean'): raise ValueError(f"start is {start!r}; choose 'kmeans' or 'mean'.")
     domains = self._groups(x, seed) if domains is None else torch.as_tensor(domains, device=x.device)
     for m, rows in enumerate(self._rows(x, domains)):
         _initialise_expert(self.experts[m], x[rows], seed + m, again, start, noise)
     if self.shared is not None: _initialise_expert(self.shared, x, seed + self.M, again, start, noise)
+    for book in (book for part in self.parts for book in part.codebooks): book._expect(len(x))  # all may come to any
     if self.M and (again or not self.router.ready):
         means = torch.stack([x[domains == m].mean(0) for m in range(self.M)])
         self.router.place(means, (x - means[domains]).square().sum(1).mean())
@@ -246,7 +247,7 @@ def _encode(self:TokenMoE, z:Tensor)->Tensor: # b d -> b l
 def decode(self:TokenMoE,
            codes:Tensor # n l: identifiers, or with the number in front their first codes
           )->Tensor: # n d
-    "What the expert that an identifier names makes of its codes"
+    "What the expert that an identifier names makes of its codes; ValueError for codes that do not fit"
     codes = torch.as_tensor(codes)
     least = self.L if self.M and self.identity == 'suffix' else 1
     if codes.dim() != 2 or not least <= codes.shape[1] <= self.L: raise ValueError(
@@ -293,7 +294,7 @@ def balance(self:TokenMoE,
             z:Tensor, # n d
             domains:Tensor # n: any numbers from 0
            )->_Balance:
-    "The router's choices, by domain"
+    "The router's choices, by domain; ValueError without experts"
     if not self.M: raise ValueError('there are no experts to balance; make a TokenMoE with M of at least 1.')
     chosen = self.router(z).argsort(dim=-1, descending=True, stable=True)[:, 0]
     pairs = torch.zeros(int(domains.max()) + 1, self.M, dtype=torch.double)
@@ -396,7 +397,7 @@ def add_expert(self:TokenMoE,
                known:Tensor, # m d: old ones, which stay with their experts
                seed:int=0
               )->TokenMoE: # itself, with M + 1 experts
-    "One more expert, started at the new domain's k-means centres; the router gets one more row"
+    "One more expert, at the new domain's k-means centres; the router gets one more row; ValueError without experts"
     if not self.M: raise ValueError('there are no experts to add one to; make a TokenMoE with M of at least 1.')
     old = self.experts[-1]
     rules = [b.revival and replace(b.revival, seed=b.revival.seed + 2*self.L) for b in old.codebooks]

@@ -24,7 +24,7 @@ def _codewords(E:Tensor, # k d
 
 # %% ../../nbs/03_quantize/03_linear_codebook.ipynb #c9fa8644
 class LinearCodebook(Codebook):
-    "A codebook whose codewords are the rows of E W, and learn through W together (SimVQ, Zhu et al. 2024)"
+    "A codebook of the rows of E W, which learn through W (SimVQ, Zhu et al. 2024); ValueError if frozen and revived"
     def __init__(self,
                  K:int, # codewords
                  dim:int, # d, their width
@@ -80,7 +80,7 @@ def _move(self:LinearCodebook, e:Tensor, where:Tensor): # m d; k: bool, m of the
 @patch
 def revive(self:LinearCodebook,
            r:Tensor, # b d: residuals to choose newcomers from
-           dead:Tensor|None=None # k: bool (default: idle for `patience` steps)
+           dead:Tensor|None=None # k: bool (default: idle for `patience` passes)
           )->int: # codes moved
     "Move dead codes onto random residuals; none while E is frozen"
     return 0 if self.frozen else super(LinearCodebook, self).revive(r, dead)

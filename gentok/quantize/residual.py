@@ -19,7 +19,7 @@ from .revival import DeadCodeReset
 
 # %% ../../nbs/03_quantize/04_residual.ipynb #a897bd0e
 class ResidualQuantizer(nn.Module):
-    "Codebooks in a row, each coding the residual of those before it"
+    "Codebooks in a row, each coding the residual of those before it (Lee et al. 2022); ValueError if widths differ"
     def __init__(self,
                  codebooks:Iterable[Codebook], # one per level, all of one width
                  attached:bool=False, # True: the commitment of deeper levels reaches the encoder
@@ -105,7 +105,7 @@ def encode(self:ResidualQuantizer,
 def decode(self:ResidualQuantizer,
            codes:Tensor # n l: long
           )->Tensor: # n d
-    "The sum of the codewords"
+    "The sum of the codewords; ValueError for another number of levels"
     codes = torch.as_tensor(codes)
     if codes.dim() != 2 or codes.shape[1] != self.L: raise ValueError(
         f'codes are {tuple(codes.shape)}; this quantizer has {self.L} levels: give (n, {self.L}).')
@@ -116,7 +116,7 @@ def decode(self:ResidualQuantizer,
 def distances(self:ResidualQuantizer,
               x:Tensor # b d
              )->Tensor: # b l k: squared
-    "Squared distances to all codewords of all levels, along the path that `encode` takes"
+    "Squared distances to all codewords of all levels, along the path of `encode`; ValueError if levels differ in K"
     if len(set(self.sizes)) > 1: raise ValueError(
         f'levels have {self.sizes} codewords; distances need the same K on every level.')
     found, residual = [], x.to(self.codebooks[0].weight.dtype)

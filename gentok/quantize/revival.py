@@ -14,22 +14,25 @@ from torch import Tensor
 # %% ../../nbs/03_quantize/02_revival.ipynb #a8a1ebf4
 @dataclass(frozen=True)
 class DeadCodeReset:
-    "When a code counts as dead, and how it comes back"
-    patience:int = 50 # a code is dead after so many training steps without one vector
+    "When a code counts as dead, and how it comes back; ValueError for patience below 1, or noise below 0"
+    patience:float = 10 # a code is dead after so many passes over the data without one vector
+    per_pass:int|None = None # vectors in a pass; None: as many as `initialise` gets, a batch before that
     noise:float = 1e-3 # jitter of the newcomer, in standard deviations of the residuals
     seed:int = 0 # with the codebook's step counter, it fixes every draw
     def __post_init__(self):
-        if self.patience < 1: raise ValueError(
-            f'patience is {self.patience}; give at least 1 step.')
+        if not self.patience >= 1: raise ValueError(
+            f'patience is {self.patience} passes; give at least 1, or 2 and more to spare every code that each pass uses.')
+        if self.per_pass is not None and self.per_pass < 1: raise ValueError(
+            f'per_pass is {self.per_pass} vectors; give at least 1, or None to take what the codebook starts from.')
         if self.noise < 0: raise ValueError(
             f'noise is {self.noise}; give 0 or a small share like 1e-3.')
 
 # %% ../../nbs/03_quantize/02_revival.ipynb #171f6aaf
-def _unused(idle:Tensor, # k: steps since each code was last chosen
+def _unused(idle:Tensor, # k: vectors since each code was last chosen
            counts:Tensor # k: vectors that chose it now
-          )->Tensor: # k: steps since then, this one included
-    "Steps without a vector: back to zero for a code that got one"
-    return torch.where(counts > 0, 0, idle + 1)
+          )->Tensor: # k: vectors since then, these included
+    "Vectors that passed a code by: back to zero for one that got any"
+    return torch.where(counts > 0, 0, idle + counts.sum().long())
 
 # %% ../../nbs/03_quantize/02_revival.ipynb #54ae24ed
 def _stream(seed:int, # of the codebook

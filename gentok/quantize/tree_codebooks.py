@@ -34,7 +34,7 @@ def _books_of(root:Codebook,
 
 # %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #73b6626e
 class TreeCodebooks(nn.Module):
-    "A root codebook for the first level, a leaf codebook for all others (UTGRec, section 2.2.2)"
+    "A root codebook for the first level, a leaf for the others (UTGRec, section 2.2.2); ValueError for wrong settings"
     def __init__(self,
                  root:Codebook, # of level 0
                  leaf:Codebook|Iterable[Codebook], # one that levels 1.. share, or one for each of them
@@ -52,7 +52,7 @@ class TreeCodebooks(nn.Module):
 
     def forward(self, r:Tensor # b l d: what each level adds
                )->Quantized: # codes b l, vectors b l d
-        "Codes and straight-through codewords of all levels, and the mean loss of the codebooks"
+        "Codes and straight-through codewords of all levels, mean loss of the codebooks (UTGRec, equations 4 and 5)"
         r = self.checked(r)
         if self.training and self.warming: return self.unquantised(r)
         parts = [book(part.flatten(0, 1)) for book, part in zip(self.books, self.by_book(r))]
@@ -124,7 +124,7 @@ def encode(self:TreeCodebooks,
 def decode(self:TreeCodebooks,
            codes:Tensor # n l: long
           )->Tensor: # n l d
-    "The codeword of each level"
+    "The codeword of each level; ValueError for another number of levels"
     codes = torch.as_tensor(codes)
     if codes.dim() != 2 or codes.shape[1] != self.L: raise ValueError(
         f'codes are {tuple(codes.shape)}; these codebooks have {self.L} levels: give (n, {self.L}).')

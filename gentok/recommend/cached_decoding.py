@@ -97,11 +97,11 @@ class CachedDecoder:
         if i == 0: return self.first[decoder][tokens]
         return F.linear(self.norm(x), (self.encoder, self.decoder)[decoder][i].qkv)
 
-    def norm(self, x:Tensor)->Tensor:
+    def norm(self, x:Tensor)->Tensor: # ... d -> ... d
         "Divided by the root mean square; the scale is in the next matrix"
         return x*x.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()
 
-    def feed(self, x:Tensor, layer)->Tensor:
+    def feed(self, x:Tensor, layer)->Tensor: # ... d -> ... d
         "The feed-forward part of a layer"
         return x + F.linear(F.linear(self.norm(x), layer.up).relu_(), layer.down)
 

@@ -75,7 +75,7 @@ def _block_logits(t5:nn.Module, # T5EncoderModel
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #7d876d8e
 class DecoderOnly(SemanticIDModel):
-    "A causal transformer with T5's layers, from scratch over a vocabulary of codes"
+    "A causal transformer with T5's layers, from scratch over a vocabulary of codes; ValueError for `per_level`"
     body = T5EncoderModel
 
     def __init__(self, vocabulary:Vocabulary, # the tokens it reads and writes
@@ -102,7 +102,7 @@ class DecoderOnly(SemanticIDModel):
         return CachedCausalDecoder(self)
 
     @property
-    def depth(self)->str: return f'{self.config.num_layers} layers'
+    def depth(self)->str: return f'{self.config.num_layers} layers' # as shown by `repr`
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #bd0a1929
 class _Spans(NamedTuple):
@@ -133,7 +133,7 @@ class UserBatch(NamedTuple):
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #f336608f
 class UserSequences(Sequences):
-    "Whole users as token batches, in an order that follows from (seed, epoch); for `Trainer`"
+    "Whole users as token batches, in an order by (seed, epoch), for `Trainer`; ValueError if a user exceeds a batch"
     def __init__(self, examples:Examples, # histories with their targets
                  table:Tensor, # n+1 l: from `item_tokens`
                  batch_size:int=64, # targets over all processes, padding among them
@@ -148,7 +148,7 @@ class UserSequences(Sequences):
         self.targets, (self.examples, self.counts) = examples.n, _spans(examples)
 
     @cached_property
-    def n_batches(self)->int: return len(self.epoch(0))
+    def n_batches(self)->int: return len(self.epoch(0)) # of an epoch
     def __len__(self): return self.n_batches
     def epoch(self, number:int # from 0
              )->list: # LongTensors of sequence numbers
@@ -158,7 +158,7 @@ class UserSequences(Sequences):
              )->UserBatch:
         "The tokens of some users"
         return UserBatch(*super().batch(index), self.counts[index])
-    def weight(self, index:Tensor)->int:
+    def weight(self, index:Tensor)->int: # b: sequence numbers
         "How many targets the loss of these sequences is a mean of"
         return int(self.counts[index].sum())
     @cached_property

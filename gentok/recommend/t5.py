@@ -66,7 +66,7 @@ class SemanticIDModel(nn.Module):
             if config.spread: _initialise_normal(self.t5, config.spread)
 
     @property
-    def dropout(self)->float: return self.config.dropout if self.training else 0.
+    def dropout(self)->float: return self.config.dropout if self.training else 0. # share, in this mode
 
     def loss(self, logits:Tensor, # n v
              labels:Tensor # n
@@ -107,7 +107,7 @@ class GenerativeRecommender(SemanticIDModel):
         return CachedDecoder(self)
 
     @property
-    def depth(self)->str: return f'T5 {self.config.num_layers}+{self.config.num_layers}'
+    def depth(self)->str: return f'T5 {self.config.num_layers}+{self.config.num_layers}' # as shown by `repr`
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #59c54cce
 @patch
@@ -131,7 +131,7 @@ def _tied_names(model:SemanticIDModel)->set: # names in the state dict
 @patch(cls_method=True)
 def from_pretrained(cls:SemanticIDModel, folder:str|Path # written by `save_pretrained`
                    )->SemanticIDModel: # in eval mode
-    "Read a model; shapes that do not fit are named"
+    "Read a model; ValueError for another kind of model, unknown settings, or weights that do not fit"
     config, weights = read_folder(folder)
     kind, sizes = config.get('kind', 'folder without kind'), config.get('recommender', {})
     if kind != cls.__name__: raise ValueError(
@@ -148,7 +148,7 @@ def from_pretrained(cls:SemanticIDModel, folder:str|Path # written by `save_pret
 def load_weights(model:nn.Module, weights:dict, # name -> Tensor
                  source:str|Path # named in the message
                 )->None:
-    "Copy weights into the model after checking every name and shape"
+    "Copy weights into the model after checking every name and shape; ValueError for the first that does not fit"
     own = {k: v for k, v in model.state_dict().items() if k not in _tied_names(model)}
     odd = [k for k in own.keys() | weights.keys()
            if k not in own or k not in weights or own[k].shape != weights[k].shape]

@@ -25,7 +25,7 @@ from ..recommend.cached_decoding import _as_cached_decoder
 class Ranked(NamedTuple):
     "The answer of a search for b users"
     items: Tensor # b k: rows of the catalogue, best first; -1 where there is none
-    scores: Tensor # b k: log p(item | history); -inf where there is none
+    scores: Tensor # b k: log p(item | history), in nats; -inf where there is none
     invalid: Tensor # b: share of the k answers that are no item (always 0 under the trie)
 
 # %% ../../nbs/07_search/01_beam.ipynb #486d711d
@@ -360,7 +360,7 @@ def beam_search(model:nn.Module, trie:Trie,
                 free:bool=False, # without the trie, for comparison with papers that search so
                 batch_size:int=64 # users at once; memory grows with it
                )->Ranked:
-    "The k most probable items that a beam search finds"
+    "The k most probable items that a beam search finds; ValueError for fewer beams than k, or too many free ones"
     n = len(trie.item)
     _check_widths(n, k, beams=beams, batch_size=batch_size)
     if beams < k: raise ValueError(f'{beams} beams and k={k}, expected beams >= k >= 1; raise beams.')

@@ -42,7 +42,7 @@ class _Scores(NamedTuple):
 @torch.no_grad()
 def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
                 batch_size:int=16, chunk:int=512 # users, and items, at once
-               )->Tensor: # b n: log p(item | history)
+               )->Tensor: # b n: log p(item | history), in nats
     "Brute force: the log-probability of every item"
     examples = _as_examples(histories, trie.n_items, model.config.max_history)
     read = _HistoryTokens(model, trie, examples)

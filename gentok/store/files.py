@@ -136,7 +136,7 @@ def read_json(path:str|Path, # of one JSON value
               expected:type|tuple|None=None, # what it must be: dict, list, (int, float); None: anything
               **fields:type|tuple # of an object: what must be in it, as name=type
              )->dict|list|str|int|float|bool|None:
-    "The JSON value in a file; a malformed, empty, ambiguous or other one is an error with its line"
+    "The JSON value in a file; ValueError, with its line, for a malformed, empty, ambiguous or other one"
     text = _read_text(path)
     try: value = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as e:
@@ -205,7 +205,7 @@ def _tensor_bytes(tensors:dict[str, Tensor], # any shapes, any devices
 # %% ../../nbs/12_store/01_files.ipynb #b28cc5ae
 def write_folder(dir:str|Path, # made if it is missing; other files in it stay
                  config:dict, # plain JSON
-                 tensors:dict[str, Tensor]|None=None,
+                 tensors:dict[str, Tensor]|None=None, # name -> tensor of any shape
                  items:dict|None=None # what a person should see of the items; plain JSON
                 ):
     "Write config.json, model.safetensors and items.json; a kill is harmless or noticed"
@@ -248,8 +248,8 @@ def _read_tensor_file(path:str|Path, # a safetensors file
 def read_tensors(path:str|Path, # a safetensors file
                  config_text:str|None=None, # the configuration it must have been written with
                  verify:bool=True # compare the digest, where the file has one
-                )->dict[str, Tensor]:
-    "The tensors of a file; damage, and another write's configuration, are errors"
+                )->dict[str, Tensor]: # name -> tensor, on the CPU
+    "The tensors of a file; ValueError for damage, and for the configuration of another write"
     tensors, notes = _read_tensor_file(path, verify)
     if config_text is not None and notes.get('config') not in (None, _fingerprint(config_text)):
         raise ValueError(f'{path} was not written together with the config.json beside it: one was edited, or a write was '
@@ -260,7 +260,7 @@ def read_tensors(path:str|Path, # a safetensors file
 def read_folder(dir:str|Path, # as `write_folder` made it
                 verify:bool=True # compare the tensors' digest
                )->Folder:
-    "Configuration and tensors of a folder; what is missing or damaged is an error that says so"
+    "Configuration and tensors of a folder; FileNotFoundError for what is missing, ValueError for what is damaged"
     dir = Path(dir)
     if not dir.is_dir(): raise FileNotFoundError(f'{dir} is not a folder; check the path.')
     if not (dir/'config.json').exists():

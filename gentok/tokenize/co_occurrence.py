@@ -76,7 +76,7 @@ def draw(self:Positives,
          items:Tensor, # b: rows
          generator:torch.Generator|int # of random numbers, or its seed
         )->Tensor: # b: a row for each
-    "One positive of each item, all equally likely"
+    "One positive of each item, all equally likely; ValueError for rows outside the catalogue"
     if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < self.n: raise ValueError(
         f'items are rows {int(items.min()):,} to {int(items.max()):,}, expected 0 to {self.n - 1:,}; give rows of the same catalogue.')
     if isinstance(generator, int): generator = torch.Generator().manual_seed(generator)
@@ -104,7 +104,7 @@ def info_nce(query:Tensor, # b d
              key:Tensor, # b d: row i belongs to query i, all others are negatives
              temperature:float # tau
             )->Tensor: # one number
-    "Cross-entropy of finding one's own partner in the batch by the cosine (van den Oord et al. 2018)"
+    "Cross-entropy of finding one's partner by the cosine (van den Oord et al. 2018); ValueError for a temperature of 0"
     _check_pairs(query, key, 2, 'b d')
     if not temperature > 0: raise ValueError(f'temperature is {temperature}, expected a positive number; .07 is usual.')
     with torch.autocast(query.device.type, enabled=False):

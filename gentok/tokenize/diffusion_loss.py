@@ -35,8 +35,8 @@ class NoiseSchedule(NamedTuple):
     noise:Tensor # and how much noise there is
     undo:Tensor # 1/signal
     undo_noise:Tensor # noise/signal
-    of_x0:Tensor # weights of the mean of the step back
-    of_xt:Tensor
+    of_x0:Tensor # weight of the picture in the mean of the step back
+    of_xt:Tensor # and of the noisy picture
     low:Tensor # log variance of the step back, for who knows the picture
     high:Tensor # and for who knows nothing: the log of beta
 
@@ -63,7 +63,7 @@ def noise_schedule(steps:int=1000, dtype:torch.dtype=torch.float64, device:torch
 def diffused(self:NoiseSchedule, # rows of n steps
              x0:Tensor, epsilon:Tensor # n c
             )->Tensor: # n c: x_t
-    "The latents after that many steps"
+    "The latents after that many steps (Ho et al. 2020)"
     return self.signal*x0 + self.noise*epsilon
 @patch
 def cleaned(self:NoiseSchedule, xt:Tensor, epsilon:Tensor)->Tensor: # n c: x_0, if that is the noise
@@ -73,7 +73,7 @@ def cleaned(self:NoiseSchedule, xt:Tensor, epsilon:Tensor)->Tensor: # n c: x_0, 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #5fc82dd3
 @patch
 def mean_before(self:NoiseSchedule, x0:Tensor, xt:Tensor)->Tensor: # n c
-    "The mean of the latents one step earlier"
+    "The mean of the latents one step earlier (Ho et al. 2020)"
     return self.of_x0*x0 + self.of_xt*xt
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #53f6b1ff
@@ -135,6 +135,7 @@ class DenoisingNetwork(nn.Module):
 
     def forward(self, x:Tensor, t:Tensor, z:Tensor # n c, n, n d
                )->Tensor: # n 2c: the noise, and where its variance lies between the bounds, -1 to 1
+        "Noise and variance of patches, guessed from the noisy patch, the step and the state"
         dtype = self.start.weight.dtype
         y = self.of_step(_timestep_embedding(t, self.waves).to(dtype)) + self.of_state(z.to(dtype))
         x = self.start(x.to(dtype))
@@ -243,7 +244,7 @@ def _draw_rows(n:int, c:int,
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #99a86cc3
 class DiffusionLoss(nn.Module):
-    "The loss of a picture decoder: how well its states clean noisy latents (UTGRec, equation 9)"
+    "The loss of a picture decoder: how well states clean noisy latents (UTGRec, equation 9); ValueError for no repeats"
     def __init__(self,
                  network:nn.Module, # such as `DenoisingNetwork`
                  repeats:int=4 # steps that each patch is seen at
@@ -260,7 +261,7 @@ class DiffusionLoss(nn.Module):
                 t:Tensor|None=None, # n: steps, n = repeats·b·p
                 epsilon:Tensor|None=None # n c: noise
                )->Tensor: # one number
-        "The mean over all rows that count; zero, with a gradient, if none does"
+        "The mean over all rows that count; zero, with a gradient, if none does; ValueError if shapes do not fit"
         self.check(z, x, mask)
         x = _tiled(_working(x), self.repeats)
         draw = _draw_rows(*x.shape, x, generator)

@@ -18,7 +18,7 @@ from .tokenizer import Tokenizer
 
 # %% ../../nbs/04_tokenize/11_epochs.ipynb #1b30d8fb
 class EpochTokenizers:
-    "Several fitted tokenizers of the same sizes as one that encodes every item n ways (MTGRec, semantically relevant tokenizers)"
+    "Tokenizers that code items n ways (MTGRec, semantically relevant tokenizers); ValueError for none"
     def __init__(self, folders:Sequence # of saved tokenizers, the oldest first
                 ):
         if not folders: raise ValueError('there are no folders, expected one tokenizer or more; use last_epochs to keep some.')

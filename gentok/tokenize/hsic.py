@@ -40,7 +40,7 @@ def median_bandwidth(D:Tensor, # n n: from `_squared_distances`
 def gram(x:Tensor, # n d
          sigma:float|str|None=None # bandwidth; None: the median distance; 'attached': with its gradient
         )->Tensor: # n n: from 0 to 1
-    "Likeness of all pairs of rows by a Gaussian kernel (UniTok, MI calibration)"
+    "Likeness of all pairs of rows by a Gaussian kernel (UniTok, MI calibration); ValueError for a sigma of 0"
     if sigma not in (None, 'attached') and (isinstance(sigma, str) or not sigma > 0): raise ValueError(
         f"sigma is {sigma!r}, expected a positive bandwidth; None takes the median distance, 'attached' with its gradient.")
     D = _squared_distances(x)
@@ -127,7 +127,7 @@ def calibration_loss(values:Tensor|Sequence, # m: HSIC of each domain, from `_do
                      alpha:float=1., # weight of the variance; 1 in UniTok
                      unbiased:bool=False # True: divide the variance by m - 1, as the published code means to
                     )->Tensor: # one number
-    "Variance across domains minus beta times the mean (UniTok, MI calibration loss)"
+    "Variance across domains minus beta times the mean (UniTok, MI calibration loss); ValueError for too few domains"
     least = 2 if unbiased else 1
     if len(values) < least: raise ValueError(
         f'{len(values)} domains have a value, expected at least {least}; leave this batch out, or make batches larger.')

@@ -77,7 +77,7 @@ def _as_picture(x:Tensor # 3 s s: what lies outside of -1..1 is cut off
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #c43ae9a1
 class Latents:
-    "What all latents have in common: size, patches, mirror images"
+    "What all latents have in common: size, patches, mirror images; ValueError for a side that does not divide"
     def __init__(self,
                  size:int, # s: pixels of a side
                  grid:tuple[int, int, int], # k h h: channels and sides of what is cut into patches
@@ -166,7 +166,7 @@ def _small_kl(folder:str|Path|None=None, # where it is saved; None: nowhere
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #e2470fdf
 class KLLatents(Latents):
-    "The latents of a frozen autoencoder (UTGRec, section 2.3.1)"
+    "The latents of a frozen autoencoder (UTGRec, section 2.3.1); ValueError for a size that does not divide"
     def __init__(self,
                  autoencoder:str|Path|nn.Module, # an `AutoencoderKL`, its folder or its name on the hub
                  scale:float=.2325, # of its latents; .2325 for UTGRec's

@@ -51,6 +51,7 @@ class PictureDecoder(nn.Module):
                 there:Tensor|None=None, # b: bool, which items have a picture; None: all
                 generator:torch.Generator|None=None # where share is below 1
                )->_PatchStates:
+        "A condition for every patch, hidden or seen; ValueError if states and latents do not fit"
         b, L, d = states.shape
         if (d, *latents.shape[::2]) != (self.layer.width, b, self.patch.in_features): raise ValueError(
             f'states are {tuple(states.shape)} and latents {tuple(latents.shape)}; '

@@ -62,7 +62,7 @@ class RQVAEConfig:
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #c23f0d83
 @dataclass(frozen=True)
 class FitConfig:
-    "How an RQ-VAE is fitted, and what is kept of it"
+    "How an RQ-VAE is fitted, and what is kept of it; ValueError for settings that do not go together"
     epochs: int = 1000
     batch_size: int = 1024 # items per step
     lr: float = 1e-3
@@ -278,7 +278,7 @@ def _digest_of(x:Tensor, # n d
     return hashlib.sha256(x.cpu().numpy().tobytes() + repr(list(ids)).encode()).hexdigest()[:8]
 
 @patch
-def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict:
+def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict: # n d, n -> plain JSON
     "All that the numbers of a run depend on: to go on, a run must agree in it"
     free = {'epochs', 'every', 'keep_last', 'save_at', *(() if self.fit_config.warm else ('warm',))}
     settings = asdict(self.config) | {k: v for k, v in asdict(self.fit_config).items() if k not in free}
@@ -288,8 +288,10 @@ def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict:
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #aea5953b
 @patch
 @torch.no_grad()
-def measured(self:RQVAE, record:dict, inputs:Tensor, watched:bool=False)->dict:
-    "The record of an epoch, with the collision rate over all items where it is due, and usage too if it is watched"
+def measured(self:RQVAE, record:dict, inputs:Tensor, # of the epoch; n w: all items
+             watched:bool=False # True: with usage, after every epoch
+            )->dict:
+    "The record of an epoch, with the collision rate of all items where it is due; ValueError for a loss that is NaN"
     c = self.fit_config
     if not all(value == value for value in record.values()): raise ValueError(
         f'The loss is not a number at epoch {record["epoch"]}; lower lr (now {c.lr}).')
@@ -318,7 +320,7 @@ def is_best(self:RQVAE)->bool:
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #b14b3327
 @patch
-def keep(self:RQVAE, epoch:int, out:Path, tensors:dict[str, Tensor], state:dict):
+def keep(self:RQVAE, epoch:int, out:Path, tensors:dict[str, Tensor], state:dict): # tensors by name; plain JSON
     "Write the epoch as a tokenizer if it is to be kept, and a checkpoint if one is due"
     c = self.fit_config
     if epoch > c.epochs - c.keep_last or epoch in c.save_at: self.save_pretrained(out/'epochs'/f'epoch-{epoch:06}')

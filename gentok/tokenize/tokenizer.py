@@ -39,13 +39,13 @@ class Tokenizer(nn.Module):
         return cls(**settings)
     def build(self, dim:int):
         "Make the modules and buffers for vectors of `dim` numbers"
-    def learn(self, x:Tensor, ids:list, out:str|Path|None=None):
-        "Learn from the vectors x, n d, of the items `ids`; `out` is a folder for what it takes to resume"
-    def codes_of(self, x:Tensor, ids:list)->Tensor:
-        "The codes, b L, of the vectors x, b d, of the items `ids`"
+    def learn(self, x:Tensor, ids:list, out:str|Path|None=None): # n d, n; folder for what it takes to resume
+        "Learn from the vectors x of the items `ids`"
+    def codes_of(self, x:Tensor, ids:list)->Tensor: # b d, b -> b L
+        "The codes of the vectors x of the items `ids`; NotImplementedError where a subclass lacks it"
         raise NotImplementedError(f'{type(self).__name__} does not say which codes a vector gets.')
-    def vectors_of(self, codes:Tensor)->Tensor:
-        "The vectors, b d, that the first l codes of b items stand for"
+    def vectors_of(self, codes:Tensor)->Tensor: # b l -> b d
+        "The vectors that the first l codes of items stand for; NotImplementedError where a subclass lacks it"
         raise NotImplementedError(f'{type(self).__name__} does not say which vector codes stand for.')
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #73c3e320
@@ -87,7 +87,7 @@ def fit(self:Tokenizer,
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #6ab6e70e
 @patch
-def checked(self:Tokenizer, table:EmbeddingTable|Tensor)->EmbeddingTable:
+def checked(self:Tokenizer, table:EmbeddingTable|Tensor)->EmbeddingTable: # n d
     "The table if this tokenizer can read it; ValueError that says why not"
     if not self.fitted: raise ValueError(f'This {type(self).__name__} has not been fitted; '
         'call fit(table), or read a fitted one with from_pretrained(folder).')
@@ -233,11 +233,12 @@ class ResidualKMeans(Tokenizer):
     def __init__(self, levels:int=3, K:int|Sequence[int]=256, seed:int=0):
         sizes = _sizes_of(K, levels)
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)
-    def build(self, dim:int): self.quantizer = ResidualQuantizer.of(self.sizes, dim)
-    def learn(self, x:Tensor, ids:list, out:str|Path|None=None):
+    def build(self, dim:int): self.quantizer = ResidualQuantizer.of(self.sizes, dim) # codebooks, not yet placed
+    def learn(self, x:Tensor, ids:list, out:str|Path|None=None): # n d, n; not used
+        "k-means, level by level"
         self.quantizer.initialise(x, seed=self.settings['seed'])
-    def codes_of(self, x:Tensor, ids:list)->Tensor: return self.quantizer.encode(x)
-    def vectors_of(self, codes:Tensor)->Tensor: return sum_of_codewords(self.quantizer, codes)
+    def codes_of(self, x:Tensor, ids:list)->Tensor: return self.quantizer.encode(x) # b d, b -> b L: nearest centres
+    def vectors_of(self, codes:Tensor)->Tensor: return sum_of_codewords(self.quantizer, codes) # b l -> b d: their sum
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #48668873
 def random_codes(ids:Sequence, # n: str or int
@@ -255,8 +256,9 @@ class RandomTokenizer(Tokenizer):
     def __init__(self, levels:int=3, K:int|Sequence[int]=256, seed:int=0):
         sizes = _sizes_of(K, levels)
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)
-    def build(self, dim:int): self.register_buffer('mean', torch.zeros(dim))
-    def learn(self, x:Tensor, ids:list, out=None): self.mean.copy_(x.mean(0))
-    def codes_of(self, x:Tensor, ids:list)->Tensor:
+    def build(self, dim:int): self.register_buffer('mean', torch.zeros(dim)) # d: of all vectors
+    def learn(self, x:Tensor, ids:list, out=None): self.mean.copy_(x.mean(0)) # n d, n: the mean is all there is
+    def codes_of(self, x:Tensor, ids:list)->Tensor: # b d, b -> b L
+        "Codes by chance, whatever the vectors"
         return random_codes(ids, self.sizes, self.settings['seed'])
-    def vectors_of(self, codes:Tensor)->Tensor: return self.mean.expand(len(codes), -1)
+    def vectors_of(self, codes:Tensor)->Tensor: return self.mean.expand(len(codes), -1) # b l -> b d: the mean

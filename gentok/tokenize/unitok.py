@@ -26,7 +26,7 @@ from .tokenizer import _sizes_of
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #f7f8de23
 @dataclass(frozen=True)
 class ExpertsConfig:
-    "Which experts there are, and what keeps the domains alike (UniTok)"
+    "Which experts there are, and what keeps the domains alike (UniTok); ValueError for a wrong setting"
     domains: tuple # names; one expert for each, in this order
     use: bool = True # False: no experts but the shared one
     top: int = 1 # N: experts that an item is sent to
@@ -63,7 +63,7 @@ class UniTok(RQVAE):
         self.sizes = self.codebooks(1).sizes
 
     def codebooks(self, latent:int)->TokenMoE:
-        "The experts, not yet placed"
+        "The experts, not yet placed; ValueError for `attached` levels"
         e, c = self.experts, self.config
         if c.attached: raise ValueError('experts do not attach deeper levels to the encoder; leave attached=False.')
         switches = dict(top=e.top, shared_weight=e.shared_weight, mode=e.mode, identity=e.identity) if e.use else {}
@@ -110,7 +110,7 @@ def place(self:UniTok, inputs:Tensor): # n w
 
 @patch
 def losses(self:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b
-    "Reconstruction, quantisation, calibration: the equation above"
+    "Reconstruction, quantisation, calibration (UniTok, MI calibration loss)"
     z, e = self.encoder(x), self.experts
     codes, latent, quantisation = self.quantizer(z)
     terms = dict(reconstruction=F.mse_loss(self.decoder(latent), x), quantisation=quantisation)
@@ -149,7 +149,7 @@ def with_domain(self:UniTok,
                 table:EmbeddingTable, # its items, n d
                 keep:EmbeddingTable # items whose identifiers must not change, m d
                )->'UniTok': # with one expert more; this one stays as it is
-    "A tokenizer that also has an expert for a new domain; nothing is trained but one row of the router"
+    "A tokenizer with an expert for a new domain; only one row of the router is trained; ValueError if there is one"
     e = self.experts
     if not e.use or e.mode != 'experts': raise ValueError(
         'this tokenizer has no experts that code by themselves; fit one with use=True and mode="experts".')

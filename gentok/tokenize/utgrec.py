@@ -167,8 +167,8 @@ def trained(self:UTGRecTokenizer)->dict[str, Tensor]: # by name, as in `state_di
     return {name: t.detach() for name, t in full.items() if not name.startswith('encoder.') or id(t) in ours}
 
 @patch
-def state_dict(self:UTGRecTokenizer, *args, **kwargs)->dict[str, Tensor]:
-    "As `trained`"
+def state_dict(self:UTGRecTokenizer, *args, **kwargs)->dict[str, Tensor]: # by name
+    "All that training may have changed, as `trained` gives it"
     return self.trained()
 
 @patch
@@ -221,7 +221,7 @@ def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
     with _seeded(self.config.seed, epoch): return torch.randperm(n)
 
 @patch
-def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], _Content]:
+def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], _Content]: # b rows -> items
     "The items by their rows: made at once where they stay the same, else batch by batch, latents drawn anew"
     if not isinstance(self.encoder, LightEncoder) or self.config.autoencoder:
         return lambda rows, generator=None: self.content(_Rows(items, rows), generator)
@@ -325,7 +325,7 @@ def words_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L codes
 def pictures_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L codes
                 steps:int=100, # of the diffusion's way back
                 seed:int=0)->list: # b PIL pictures
-    "Pictures drawn from codes"
+    "Pictures drawn from codes; ValueError if no picture decoder was trained"
     if self.latents is None: raise ValueError(
         'patch or alpha is 0, so no picture decoder was trained; fit with patch=4 and alpha=3, say.')
     states, draw = self.back(self.sums(codes)), torch.Generator().manual_seed(seed)

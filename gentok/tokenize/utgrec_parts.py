@@ -25,7 +25,7 @@ from .team import ProcessGroup, _average_
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0005
 @dataclass(frozen=True)
 class UTGRecTokenizerConfig:
-    "What the tokenizer is made of, and what its losses weigh (UTGRec, equation 14)"
+    "What the tokenizer is made of, and what its losses weigh (UTGRec, equation 14); ValueError for a wrong setting"
     levels: int = 3 # L
     sizes: tuple = (256, 512) # K of root and shared leaf; or of each level, and then none is shared
     width: int = 64 # of the codewords; 128 in the paper
@@ -69,7 +69,7 @@ class UTGRecFitConfig:
     weight_decay: float = .01
     warm: int = 300 # optimiser steps before anything is quantised
     start: str = 'kmeans' # where codebooks are when quantisation begins: 'kmeans' | 'random' (the paper)
-    revive: bool = True # are dead codes brought back, while E learns? (the paper does not)
+    revive: bool = False # are dead codes brought back, while E learns? (the paper does not; k-means places all)
     rise: float = .03 # share of all steps in which lr rises
     fall: str = 'cosine' # how it falls: 'cosine' (paper) | 'linear' (published code)
     clip: float = 1. # largest norm of the gradient

@@ -19,7 +19,7 @@ from .loop import Callback, Trainer, learning_rate
 
 # %% ../../nbs/08_train/05_alternating.ipynb #d39bcb08
 class AlternatingOptimization(Callback):
-    "Parts of a model learn in turns, an epoch each, while the others rest (ETEGRec, alternating optimisation)"
+    "Parts of a model learn in turns, an epoch each (ETEGRec, alternating optimisation); ValueError for a single part"
     partial = True
     def __init__(self, order:Sequence[str], # for each epoch of a cycle the name of a part, or of several: 'left+right'
                  rates:dict[str, float]|None=None, # highest learning rate of each part; without one, the trainer's

@@ -47,7 +47,7 @@ def _check_scores(I:Tensor, w:Tensor, # k n, k
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #1490c2fb
 class MixedSequences(Sequences):
-    "Training examples that several tokenizers write, each of them by one that is drawn anew in every epoch"
+    "Examples that several tokenizers write, each by one drawn anew in every epoch; ValueError for unlike tables"
     def __init__(self, examples:Examples, # histories with their targets
                  tables:Sequence[Tensor], # n times m+1 l: from `item_tokens`, over one vocabulary
                  batch_size:int=256, # examples over all processes
@@ -94,7 +94,7 @@ def alone(self:MixedSequences, examples:Examples|None=None # others than its own
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #7686f549
 class Curriculum(Callback):
-    "After each stage, tokenizers that helped more are drawn more often (MTGRec, curriculum pre-training)"
+    "Tokenizers that helped more are drawn more often (MTGRec, curriculum pre-training); ValueError for empty stages"
     def __init__(self, data:MixedSequences, # what the trainer trains on
                  valid:Examples, # what the influence is measured on
                  stages:Sequence[int]=(60, 20, 20, 20, 20, 20, 20), # epochs of each; as in MTGRec
@@ -109,7 +109,8 @@ class Curriculum(Callback):
 
     @property
     def ends(self)->tuple: return tuple(accumulate(self.stages)) # the last epoch of each stage, counted from 1
-    def identity(self)->dict:
+    def identity(self)->dict: # plain JSON
+        "What must be the same for a run to be continued"
         settings = dict(stages=list(self.stages), temperature=self.temperature, total=self.total, sample=self.sample)
         return dict(curriculum=dict(settings, valid=self.valid[0].digest))
     def __repr__(self):

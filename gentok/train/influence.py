@@ -159,7 +159,7 @@ class RankAgreement(NamedTuple):
 def rank_agreement(estimates:Sequence[Tensor], # s times n: influences from samples
                    reference:Tensor # n: from everything
                   )->RankAgreement:
-    "Spearman's correlation of each sample with the reference, averaged, with its interval"
+    "Spearman's correlation of each sample with the reference: mean and interval; ValueError for fewer than two samples"
     found = np.array([stats.spearmanr(e, reference).statistic for e in estimates])
     if len(found) < 2: raise ValueError(f'{len(found)} samples give no interval; give at least 2.')
     mean, reach = found.mean(), stats.t.ppf(.975, len(found) - 1)*stats.sem(found)

@@ -32,7 +32,7 @@ from ..ids.sequences import Sequences, _random_state
 # %% ../../nbs/08_train/01_loop.ipynb #df676f4a
 @dataclass(frozen=True)
 class TrainConfig:
-    "How a recommender is trained"
+    "How a recommender is trained; ValueError for a setting out of its range"
     epochs: int = 30
     batch_size: int = 256 # examples over all processes
     lr: float = 1e-3 # at the top of the schedule
@@ -127,7 +127,7 @@ class Callback:
 
 # %% ../../nbs/08_train/01_loop.ipynb #7eff207b
 class Trainer:
-    "AdamW, cosine schedule, early stopping on validation, exact continuation; accelerate underneath"
+    "AdamW, cosine schedule, early stopping, exact continuation, by accelerate; ValueError if data and config disagree"
     def __init__(self, model:nn.Module, # model(*batch) -> scalar loss
                  data:Sequences,
                  config:TrainConfig=TrainConfig(),
@@ -150,11 +150,11 @@ class Trainer:
         self.progress, self.curve, self.best_weights = _Progress(), [], None
 
     @property
-    def bare(self)->nn.Module: return self.accelerator.unwrap_model(self.model)
+    def bare(self)->nn.Module: return self.accelerator.unwrap_model(self.model) # the model as it was given
     @property
-    def total(self)->int: return len(self.data)*self.config.epochs
+    def total(self)->int: return len(self.data)*self.config.epochs # steps of the whole run
     @property
-    def leads(self)->bool: return self.accelerator.is_main_process
+    def leads(self)->bool: return self.accelerator.is_main_process # is it this process that writes?
 
 # %% ../../nbs/08_train/01_loop.ipynb #631519af
 @patch
@@ -241,7 +241,7 @@ def save(self:Trainer)->None:
 
 @patch
 def resume(self:Trainer)->bool: # whether there was something to go on from
-    "Go on from the newest whole checkpoint"
+    "Go on from the newest whole checkpoint; ValueError if it belongs to a run with other settings"
     found = newest_checkpoint(self.out/'checkpoints') if self.out else None
     if found is None: return False
     theirs, ours = found.state['identity'], self.identity()
@@ -287,7 +287,7 @@ def _kept_weights(out:Path, name:str, epoch:int, # in that file of that run shou
 # %% ../../nbs/08_train/01_loop.ipynb #19991484
 @patch
 def keep_epoch(self:Trainer, epoch:int)->None:
-    "Write the weights of an epoch that was asked for, on the first process; the others wait for it"
+    "Write the weights of an epoch if asked for, on the first process, while others wait; ValueError without a folder"
     if epoch not in self.config.save_at: return
     if not self.out: raise ValueError(f'save_at asks for the weights of epoch {epoch}, but there is no folder for them; give out.')
     weights = {name: t.detach().cpu() for name, t in self.weights().items()}
@@ -308,7 +308,7 @@ def weights_at(out:str|Path, epoch:int)->dict: # name -> Tensor
 # %% ../../nbs/08_train/01_loop.ipynb #a6bd3d00
 @patch
 def validation(self:Trainer)->dict: # name -> mean over the users of all processes
-    "The sums of every process's share, added and divided"
+    "The sums of every process's share, added and divided; ValueError if the metric or the number of users is missing"
     a = self.accelerator
     sums = self.validate(self.bare, a.process_index, a.num_processes)
     lacking = [k for k in ('n', self.metric) if k not in sums]
@@ -378,7 +378,7 @@ def tick(self:Trainer, always:bool=False)->None:
 
 @patch
 def fit(self:Trainer)->TrainResult: # and the model holds the best weights
-    "Train, or go on training, to the end"
+    "Train, or go on training, to the end; ValueError for a loss that is no finite number"
     self.resume()
     p, n = self.progress, len(self.data)
     self.clock = self.saved = time.time()

@@ -28,7 +28,7 @@ def launch(train:Callable, # called once in every process
            *args, # its arguments, plain values
            processes:int=1 # how many; more than the machine has GPUs means CPU processes, for tests
           )->None:
-    "Run a training function in one or several processes, from a notebook or a script"
+    "Run a training function in one or several processes, from a notebook or a script; ValueError for fewer than one"
     if processes < 1: raise ValueError(f'{processes} processes, expected at least 1; leave it out for one.')
     if processes > 1 and processes > torch.cuda.device_count():
         return debug_launcher(_without_parent_state(train), args, num_processes=processes)

@@ -14,7 +14,7 @@ from ..tokenize.co_occurrence import _check_pairs
 def code_log_probabilities(distances:Tensor, # b l k: squared, as `ResidualQuantizer.distances` gives them
                            sign:int=-1 # -1: near is likely (paper); +1: far is likely (published code)
                           )->Tensor: # b l k
-    "Log-probability of every code of every level (ETEGRec, equation 6)"
+    "Log-probability of every code of every level (ETEGRec, equation 6); ValueError for an unknown sign"
     if sign not in (-1, 1): raise ValueError(f'sign is {sign}; give -1 as in the paper, or 1 as in the published code.')
     return (sign*distances).log_softmax(-1)
 
@@ -24,7 +24,7 @@ def sequence_item_alignment(item:Tensor, # b l k: squared distances of the targe
                             sign:int=-1, # -1: near is likely (paper); +1: far is likely (published code)
                             levels:str='mean' # 'mean' (published code) | 'sum' (paper)
                            )->Tensor: # one number
-    "Symmetric divergence of the codes that a history and its target would take (ETEGRec, equation 15)"
+    "Symmetric divergence of the codes of history and target (ETEGRec, equation 15); ValueError for unknown levels"
     _check_pairs(item, sequence, 3, 'b l k')
     if levels not in ('mean', 'sum'): raise ValueError(f"levels is {levels!r}; choose 'mean' or 'sum'.")
     log_p, log_q = code_log_probabilities(item, sign), code_log_probabilities(sequence, sign)
