@@ -453,8 +453,8 @@ class _Demo(_Words):
 def _demo_settings()->_Offer:
     "TIGER with a budget of minutes on two cores"
     from gentok.papers.tiger import TigerConfig
-    return _Offer(TigerConfig(epochs=16, batch_size=64, lr=3e-3, d_model=64, layers=2, validate_every=4, text_dim=64,
-                             levels=2, codebook_size=16, tokenizer_epochs=600))
+    return _Offer(TigerConfig('t5', 16, 64, 3e-3, dropout=.1, layers=2, average=0, patience=0, text_dim=64, codebook_size=16,
+                             tokenizer_epochs=600))
 
 # %% ../nbs/12_cli.ipynb #0b0cc1a0
 def _demo(asked:_Demo)->dict: # what `--json` prints

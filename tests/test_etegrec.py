@@ -9,7 +9,8 @@ from gentok.data.splits import leave_one_out
 from gentok.data.toyshop import toyshop
 from gentok.papers import etegrec
 from gentok.papers.etegrec import EtegrecConfig, _train_jointly, _joint_model, run
-from gentok.papers.tiger import tokenize_catalogue
+from gentok.embed.table import EmbeddingTable
+from gentok.papers.tiger import make_tokenizer, tokenize_catalogue
 from gentok.train.loop import Trainer
 from test_train import PowerCut
 
@@ -87,3 +88,11 @@ def test_no_code_is_moved_by_hand_while_both_learn(tmp_path):
     for book in books: book.place(far[:book.K])
     for _ in range(40): pair.train().tokenizer.losses(pair.items[:4], torch.arange(4))
     assert torch.equal(books[0].weight, far)
+
+def test_small_vectors_are_read_at_one_scale():
+    "SASRec's table has a spread of .07: unscaled, all codes would be equally near, and an alignment of distances nothing"
+    x = .07*torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    tokenizer = make_tokenizer(replace(small, codebook_size=16, tokenizer_epochs=40)).fit(EmbeddingTable(range(200), x, 'sasrec'))
+    with torch.no_grad(): distances = tokenizer.quantizer.distances(tokenizer.encoder(tokenizer.inputs(x)))
+    share = -((-distances).softmax(-1)*(-distances).log_softmax(-1)).sum(-1)/torch.tensor(16.).log()
+    assert share[:, 0].mean() < .8, share.mean(0)

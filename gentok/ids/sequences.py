@@ -138,10 +138,11 @@ class Sequences:
         "The batches of an epoch"
         if not self.shuffled: return _length_batches(self.examples.lengths, self.batch_size, self.seed, number)
         return list(torch.randperm(self.examples.n, generator=_random_state(self.seed, number)).split(self.batch_size))
-    def batch(self, index:Tensor # b: example numbers
+    def batch(self, index:Tensor, # b: example numbers
+              which:Tensor|None=None # b: the table of each, where there are several; None: the first
              )->Batch:
         "The tokens of some examples"
-        return batch_tokens(self.examples, index, self.table, self.user_tokens)
+        return batch_tokens(self.examples, index, self.table, self.user_tokens, which=which)
     def weight(self, index:Tensor)->int: # b: example numbers
         "How many targets the loss of these examples is a mean of"
         return len(index)

@@ -41,6 +41,7 @@ from ..train.scale_out import first_process
 @dataclass(frozen=True)
 class EtegrecConfig(TigerConfig):
     "TIGER's settings, and how the two learn together"
+    backbone: str = 't5' # its alignments read an encoder beside a decoder, so there is no other
     text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
     cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
     tune_epochs: int = 9 # of `epochs`: at the end, with the tokenizer frozen
@@ -71,6 +72,8 @@ class EtegrecConfig(TigerConfig):
 def _check_plan(config:EtegrecConfig)->None:
     "A `ValueError` for a plan that cannot be carried out"
     c = config
+    if c.backbone != 't5': raise ValueError(
+        f"backbone is {c.backbone!r}, expected 't5': ETEGRec aligns what an encoder makes of the history with what its decoder wants.")
     if c.cycle < 2: raise ValueError(f'cycle is {c.cycle}, expected 2 or more: an epoch of the tokenizer and at least one of the recommender.')
     if c.tune_epochs < 1 or c.joint_epochs < c.cycle: raise ValueError(
         f'of {c.epochs} epochs {c.tune_epochs} are for the end, which leaves {c.joint_epochs} for learning together, expected {c.cycle} or more; '

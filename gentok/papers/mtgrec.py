@@ -22,19 +22,19 @@ from ..data.splits import Split
 from ..embed.table import EmbeddingTable
 from ..evaluate.full_ranking import Evaluation, Validation, summarise
 from ..ids.item_ids import ItemIds, _ids_file
-from ..ids.sequences import item_tokens
+from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .protocol import FittedRecommender, ItemCoder, RecommenderSpec, Run
-from .protocol import finish_run, fit_recommender, _register_run
+from .protocol import backbones, finish_run, fit_recommender, _register_run
 from .tiger import TigerConfig, _coder_of, item_vectors, make_tokenizer, _unique_ids
 from ..quantize.health import CodebookHealth
-from ..recommend.t5 import GenerativeRecommender
+from ..recommend.decoder_only import UserSequences
 from ..search.beam import beam_search
 from ..search.vote import vote
 from ..tokenize.epochs import last_epochs, independent_tokenizers
 from ..tokenize.tokenizer import Tokenizer
-from ..train.curriculum import Curriculum, MixedSequences
+from ..train.curriculum import Curriculum, MixedSequences, MixedUserSequences
 from ..train.loop import Trainer, TrainResult, weights_at
 from ..train.scale_out import first_process
 
@@ -120,11 +120,12 @@ def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
     "One model on the identifiers of all tokenizers (MTGRec, curriculum recommender pre-training)"
     vocabulary, c = Vocabulary(item_ids[0].sizes), config
     tables = [item_tokens(ids, vocabulary) for ids in item_ids]
-    data = MixedSequences(split.train, tables, c.batch_size, c.seed)
+    model, kind = backbones[c.backbone]
+    data = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[kind](split.train, tables, c.batch_size, c.seed)
     callback = [Curriculum(data, split.valid, c.stages, c.temperature, sample=c.sample)] if c.curriculum else []
     plan = replace(c.training(), epochs=c.pretraining_epochs, patience=0, save_at=c.all_starts)
     look = Validation(Trie(item_ids[-1]), split.valid)
-    model = GenerativeRecommender(vocabulary, c.recommender(), c.seed)
+    model = model(vocabulary, c.recommender(), c.seed)
     return Trainer(model, data, plan, out, look, 'ndcg@10', *callback).fit()
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1a670327

@@ -26,7 +26,7 @@ from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
 from ..ids.collisions import _in_rows, resolve, _standard_turns
 from ..ids.item_ids import ItemIds, _ids_file, random_ids
-from .protocol import ItemCoder, Protocol, Result, finish_run, fit_recommender, _start_run
+from .protocol import ItemCoder, Protocol, RecommenderSpec, Result, finish_run, fit_recommender, _start_run
 from ..quantize.experts import _codes_by_expert
 from ..quantize.health import CodebookHealth
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
@@ -39,10 +39,10 @@ class TigerConfig(Protocol):
     "The protocol, and how TIGER makes its identifiers"
     text: str = 'lsa' # 'lsa'; a folder, or the name of a text encoder on the hub; or 'sasrec': behaviour instead of words
     text_dim: int = 128 # of 'lsa'; a pretrained encoder has its own
-    tokenizer: str = 'rqvae' # 'rqvae', 'rqvae++' (whitening, EMA), 'kmeans' or 'random'
+    tokenizer: str = 'rqvae' # 'rqvae' (vectors at one scale), 'rqvae++' (whitened, EMA), 'kmeans' or 'random'
     levels: int = 2 # L; the paper has 3 and a suffix
     codebook_size: int = 256 # K
-    tokenizer_epochs: int = 300 # of the tokenizer
+    tokenizer_epochs: int = 1000 # of the tokenizer
     policy: str = 'reassign' # how identifiers become unique, see `resolve`; the paper's is 'suffix'
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it 
     whiten = min(128, principal_axes(table.matrix).rank() if table else config.text_dim)
     shape = dict(K=config.codebook_size, levels=config.levels, seed=config.seed)
     fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs))
-    known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape), fit),
+    known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=0), fit),
              'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), fit),
              'kmeans': lambda: ResidualKMeans(**shape), 'random': lambda: RandomTokenizer(**shape)}
     if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
@@ -128,6 +128,11 @@ def _coder_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer)->ItemCod
     if config.text == 'sasrec': return None
     return ItemCoder(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)
 
+def _codebooks_of(tokenizer:Tokenizer)->list|None: # L K d each; None: codes have no vectors, or experts of their own
+    "The codewords of every level, where a code means the same vector for all items"
+    books = getattr(getattr(tokenizer, 'quantizer', None), 'codebooks', None)
+    return [book.weight.detach() for book in books] if books is not None else None
+
 # %% ../../nbs/11_papers/01_tiger.ipynb #bfcd6bdd
 def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
             out:str|Path|None=None # folder to keep the stages in
@@ -153,6 +158,7 @@ def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
     "TIGER from a data set to its numbers on every test user (Rajput et al. 2023)"
     job = _start_run('TIGER', dataset, config, out)
     prepared = first_process(lambda: tokenize_catalogue(job.dataset, config, job.out), job.out)
-    fitted = fit_recommender(job.split, prepared.item_ids, config, job.folder('training'))
+    start = RecommenderSpec(codebooks=_codebooks_of(prepared.tokenizer))
+    fitted = fit_recommender(job.split, prepared.item_ids, config, job.folder('training'), start)
     seconds, coder = prepared.seconds + fitted.result.seconds, _coder_of(job.dataset, config, prepared.tokenizer)
     return finish_run(job, fitted, prepared.health, seconds, coder)

@@ -27,12 +27,12 @@ from ..embed.table import EmbeddingTable
 from ..embed.text import TextEncoder
 from ..ids.collisions import resolve
 from ..ids.item_ids import ItemIds
-from ..ids.sequences import Sequences, item_tokens
+from ..ids.sequences import item_tokens
 from ..ids.vocabulary import Vocabulary
-from .protocol import ItemCoder, Result, RecommenderSpec, finish_run, fit_recommender, _start_run
+from .protocol import ItemCoder, RecommenderSpec, Result
+from .protocol import backbones, finish_run, fit_recommender, _start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, make_tokenizer, _unique_ids
 from .unitok import _by_name, _cached_seconds, _ordered
-from ..recommend.t5 import GenerativeRecommender
 from ..tokenize.co_occurrence import co_occurrences, _concat_positives
 from ..tokenize.utgrec import UTGRecTokenizerConfig, UTGRecFitConfig, UTGRecTokenizer
 from ..train.loop import Trainer, TrainResult, weights_at
@@ -192,10 +192,10 @@ def _pretrain(datasets:dict[str, Dataset], learnt:_PretrainedTokenizer, config:U
         f'none of {", ".join(datasets)} has a user with 4 items or more; add such a data set, or use --no-recommender-pretraining (recommender_pretraining=False).')
     parts = [_sample_examples(leave_one_out(d).train, c.pretraining_examples, c.seed) for d in known.values()]
     examples, table = _mix_domains(parts, [item_tokens(learnt.item_ids[name], v) for name in known])
-    data = Sequences(examples, table, c.batch_size, c.seed)
-    e = c.pretraining_epochs
+    (model, kind), e = backbones[c.backbone], c.pretraining_epochs
+    data = kind(examples, table, c.batch_size, c.seed)
     plan = replace(c.training(), epochs=e, lr=c.pretraining_lr, patience=0, save_at=(e,))
-    return Trainer(GenerativeRecommender(v, c.recommender(), c.seed), data, plan, out).fit()
+    return Trainer(model(v, c.recommender(), c.seed), data, plan, out).fit()
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #e7c26a47
 class _Target(NamedTuple):

@@ -154,10 +154,11 @@ class UserSequences(Sequences):
              )->list: # LongTensors of sequence numbers
         "The batches of an epoch; as many in each"
         return _budget_batches(self.examples.lengths, self.batch_size, self.seed, number)
-    def batch(self, index:Tensor # b: sequence numbers
+    def batch(self, index:Tensor, # b: sequence numbers
+              which:Tensor|None=None # b: the table of each, where there are several; None: the first
              )->UserBatch:
         "The tokens of some users"
-        return UserBatch(*super().batch(index), self.counts[index])
+        return UserBatch(*super().batch(index, which), self.counts[index])
     def weight(self, index:Tensor)->int: # b: sequence numbers
         "How many targets the loss of these sequences is a mean of"
         return int(self.counts[index].sum())

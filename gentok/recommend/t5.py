@@ -6,6 +6,7 @@
 __all__ = ['RecommenderConfig', 'SemanticIDModel', 'GenerativeRecommender', 'load_weights']
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #6139255e
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,6 +109,25 @@ class GenerativeRecommender(SemanticIDModel):
 
     @property
     def depth(self)->str: return f'T5 {self.config.num_layers}+{self.config.num_layers}' # as shown by `repr`
+
+# %% ../../nbs/06_recommend/01_t5.ipynb #61633437
+@patch
+@torch.no_grad()
+def start_at_codewords(self:SemanticIDModel, codebooks:Sequence[Tensor], # L: K d' each: the codewords of every level
+                       share:float=.7, # of each embedding that comes from its codeword; 0: none
+                       seed:int=0 # of the projection
+                      )->'SemanticIDModel': # itself
+    "Token embeddings start as projected codewords; ValueError for codebooks of other sizes"
+    v, table, draw = self.vocabulary, self.t5.shared.weight, torch.Generator().manual_seed(seed)
+    sizes = tuple(len(book) for book in codebooks)
+    if sizes != v.sizes or not 0 <= share <= 1: raise ValueError(
+        f'codebooks have {sizes} codewords and share is {share}, expected {v.sizes} and 0 to 1; give those of the identifiers.')
+    spread = table[v.offsets[0]:].std()
+    for level, book in enumerate(codebooks):
+        y = (book - book.mean(0)).float() @ torch.randn(book.shape[1], table.shape[1], generator=draw)
+        part = table[v.level_slice(level)]
+        part.mul_((1 - share**2)**.5).add_(share*spread*y/y.std().clamp(min=1e-12))
+    return self
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #59c54cce
 @patch

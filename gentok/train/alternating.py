@@ -42,6 +42,11 @@ class AlternatingOptimization(Callback):
 
 # %% ../../nbs/08_train/05_alternating.ipynb #155601f3
 @patch
+def averages(self:AlternatingOptimization, name:str)->bool:
+    "What follows decides which weights belong to the running mean"
+    return self.then.averages(name)
+
+@patch
 def groups(self:AlternatingOptimization, model:nn.Module)->list: # of dicts: a group for each part
     "The weights of each part; ValueError if the parts do not cover the model, or share a weight"
     found = [dict(params=list(getattr(model, name).parameters()), turn=name) for name in self.parts]
@@ -101,6 +106,9 @@ class _IdentifierRefresh(Callback):
                 ):
         self.data, self.make, self.turn, self.item_ids = data, make, turn, None
 
+    def averages(self, name:str)->bool:
+        "Identifiers follow from the weights of the tokenizer as they are, not from their mean"
+        return not name.startswith(f'{self.turn}.')
     def begin(self, model:nn.Module)->'_IdentifierRefresh':
         "The first identifiers, before any epoch"
         return self.take(self.make(model))

@@ -12,7 +12,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,8 @@ class TrainConfig:
     lr: float = 1e-3 # at the top of the schedule
     weight_decay: float = .05 # of AdamW
     warmup: float = .05 # share of all steps in which the rate rises
+    schedule: str = 'cosine' # of the rate after that: 'cosine' falls to nothing at the last epoch, 'constant' stays
+    average: float = 0. # decay of a running mean of the weights, which is what is judged and kept; 0: none
     clip: float = 1. # largest norm of the gradient
     patience: int = 0 # validations without a better one before stopping; 0 never stops
     validate_every: int = 1 # epochs
@@ -56,6 +59,10 @@ class TrainConfig:
             value, least = getattr(self, f.name), 'more than 0' if f.name in ('lr', 'clip') else '0 or more'
             if f.type is float and not (0 < value < math.inf or value == 0 and least == '0 or more'): raise ValueError(
                 f'{f.name} is {value}, expected a finite number, {least}; {f.default:g} is usual.')
+        if self.schedule not in ('cosine', 'constant'): raise ValueError(
+            f"schedule is {self.schedule!r}, expected 'cosine' or 'constant'.")
+        if self.average >= 1: raise ValueError(
+            f'average is {self.average}, expected less than 1, the decay of a running mean; .999 is usual, 0 keeps none.')
         if self.warmup > 1: raise ValueError(
             f'warmup is {self.warmup}, expected a share of all steps, at most 1; {TrainConfig.warmup:g} is usual.')
 
@@ -63,9 +70,10 @@ class TrainConfig:
 def learning_rate(step:int, # from 0
                   total:int, # steps of the whole run
                   config:TrainConfig)->float:
-    "Linear rise, cosine fall"
+    "Linear rise, then a cosine's fall or none"
     rise = min(1., (step + 1)/max(1, round(config.warmup*total)))
-    return config.lr*rise*.5*(1 + math.cos(math.pi*step/total))
+    fall = .5*(1 + math.cos(math.pi*step/total)) if config.schedule == 'cosine' else 1.
+    return config.lr*rise*fall
 
 # %% ../../nbs/08_train/01_loop.ipynb #1e2638dc
 def _pick_precision(wanted:str # of `TrainConfig`
@@ -106,6 +114,9 @@ class Callback:
     def groups(self, model:nn.Module)->list: # of weights, or of dicts as AdamW takes them
         "What is trained"
         return list(model.parameters())
+    def averages(self, name:str)->bool:
+        "Whether a weight of this name belongs to the running mean, where one is kept"
+        return True
     def rate(self, trainer, group:dict # of the optimiser
             )->float:
         "The learning rate of the coming step"
@@ -127,7 +138,7 @@ class Callback:
 
 # %% ../../nbs/08_train/01_loop.ipynb #7eff207b
 class Trainer:
-    "AdamW, cosine schedule, early stopping, exact continuation, by accelerate; ValueError if data and config disagree"
+    "AdamW, a schedule, early stopping, exact continuation, by accelerate; ValueError if data and config disagree"
     def __init__(self, model:nn.Module, # model(*batch) -> scalar loss
                  data:Sequences,
                  config:TrainConfig=TrainConfig(),
@@ -147,7 +158,7 @@ class Trainer:
         optimiser = torch.optim.AdamW(callback.groups(model), config.lr, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         self.optimiser.zero_grad()  # whatever the model did before
-        self.progress, self.curve, self.best_weights = _Progress(), [], None
+        self.progress, self.curve, self.best_weights, self.mean = _Progress(), [], None, {}
 
     @property
     def bare(self)->nn.Module: return self.accelerator.unwrap_model(self.model) # the model as it was given
@@ -181,7 +192,18 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
     self.optimiser.step()
     self.optimiser.zero_grad()
     p.step += 1
+    self.follow()
     return a.reduce(loss.detach().float(), 'sum')
+
+@patch
+@torch.no_grad()
+def follow(self:Trainer)->None:
+    "One step of the running mean of the weights"
+    if not self.config.average: return
+    own = {name: p for name, p in self.bare.named_parameters() if self.callback.averages(name)}
+    if not self.mean: self.mean = {name: p.detach().clone() for name, p in own.items()}
+    decay = min(self.config.average, (self.progress.step + 1)/(self.progress.step + 10))
+    torch._foreach_lerp_([self.mean[name] for name in own], list(own.values()), 1 - decay)
 
 # %% ../../nbs/08_train/01_loop.ipynb #6e94dad9
 @patch
@@ -191,27 +213,39 @@ def weights(self:Trainer)->dict: # name -> Tensor, the model's own
 
 @patch
 def put(self:Trainer, weights:dict)->None:
-    "Copy weights into the model"
+    "Copy weights into the model, of all names or of some"
+    own = self.weights()
     with torch.no_grad():
-        for name, t in self.weights().items(): t.copy_(weights[name])
+        for name, t in weights.items(): own[name].copy_(t)
+
+# %% ../../nbs/08_train/01_loop.ipynb #e26184b0
+@patch
+@contextmanager
+def averaged(self:Trainer)->Iterator:
+    "The model with the mean of its weights, and with its own again behind the block"
+    own = {name: t.detach().clone() for name, t in self.weights().items() if name in self.mean}
+    self.put(self.mean)
+    try: yield
+    finally: self.put(own)
 
 # %% ../../nbs/08_train/01_loop.ipynb #49cf0df7
 @patch
 def tensors(self:Trainer)->dict: # name -> Tensor
-    "Weights and moments, by name"
+    "Weights, moments and running mean, by name"
     found = {f'weight.{name}': t.detach() for name, t in self.weights().items()}
     for name, p in self.bare.named_parameters():
         for key, value in self.optimiser.state.get(p, {}).items(): found[f'{key}.{name}'] = value
-    return found
+    return found | {f'mean.{name}': t for name, t in self.mean.items()}
 
 @patch
 def restore(self:Trainer, checkpoint:Checkpoint)->None:
-    "Weights, moments and counters of a checkpoint"
+    "Weights, moments, running mean and counters of a checkpoint"
     found = checkpoint.tensors
     self.put({name: found[f'weight.{name}'] for name in self.weights()})
     for name, p in self.bare.named_parameters():
         moments = {k: found[f'{k}.{name}'] for k in ('step', 'exp_avg', 'exp_avg_sq') if f'{k}.{name}' in found}
         if moments: self.optimiser.state[p] = {k: t.to(p.device, copy=True) for k, t in moments.items()}
+        if f'mean.{name}' in found: self.mean[name] = found[f'mean.{name}'].to(p.device, copy=True)
     self.progress, self.curve = _Progress(**checkpoint.state['progress']), checkpoint.state['curve']
     self.callback.load(checkpoint.state.get('callback', checkpoint.state.get('course', {})))
 
@@ -265,8 +299,8 @@ def keep_best(self:Trainer, score:float, epoch:int)->None:
 
 @patch
 def load_best(self:Trainer)->None:
-    "Put the best weights into the model; without a validation the last ones stay"
-    if not self.progress.best_epoch: return
+    "Put the best weights into the model; without a validation the last ones stay, or their mean"
+    if not self.progress.best_epoch: return self.put(self.mean)
     self.accelerator.wait_for_everyone()
     if not self.out: return self.put(self.best_weights)
     digest = self.progress.best_digest if self.leads else ''  # the others' buffers may differ
@@ -325,10 +359,11 @@ def end_epoch(self:Trainer, epoch:int # counted from 1
     p, c = self.progress, self.config
     row = dict(epoch=epoch, loss=p.loss_sum/len(self.data), lr=learning_rate(p.step - 1, self.total, c))
     p.loss_sum = 0.
-    if self.validate and (epoch % c.validate_every == 0 or epoch == c.epochs):
-        row |= self.validation()
-        self.keep_best(row[self.metric], epoch)
-    self.keep_epoch(epoch)
+    with self.averaged():
+        if self.validate and (epoch % c.validate_every == 0 or epoch == c.epochs):
+            row |= self.validation()
+            self.keep_best(row[self.metric], epoch)
+        self.keep_epoch(epoch)
     more = epoch < c.epochs and not (c.patience and p.waited >= c.patience)
     if more: row |= self.callback.after(self, row)
     self.curve.append(row)
