@@ -18,6 +18,7 @@ from gentok.data.toyshop import toyshop
 from gentok.ids.item_ids import ItemIds
 from gentok.papers import mtgrec
 from gentok.train import loop
+from gentok.papers.protocol import backbones
 from gentok.papers.mtgrec import MtgrecConfig, _Many, _candidates_of, _prepare_many, run, _shared_sizes
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from two import torchrun
@@ -46,14 +47,16 @@ def test_a_plan_that_cannot_be_is_one_sentence(wrong, said):
     with pytest.raises(ValueError) as error: MtgrecConfig(**wrong)
     assert said in str(error.value) and str(error.value).endswith('.')
 
-def test_every_step_is_in_the_budget(tmp_path):
-    "As many optimiser steps, over all candidates, as the protocol has epochs"
-    split = leave_one_out(shop())
-    for config in (small, replace(small, starts=(1, 2), epochs=6, candidates=1, n=2), replace(small, pretrain=False)):
+@pytest.mark.parametrize('backbone', ('decoder', 't5'))
+def test_every_step_is_in_the_budget(backbone, tmp_path):
+    "As many optimiser steps, over all candidates, as the protocol has epochs; whichever recommender it is"
+    split, base = leave_one_out(shop()), replace(small, backbone=backbone)
+    epoch = len(backbones[backbone][1](split.train, torch.zeros(31, 2, dtype=torch.long), base.batch_size))
+    for config in (base, replace(base, starts=(1, 2), epochs=6, candidates=1, n=2), replace(base, pretrain=False)):
         home = tmp_path/str(hash(config))
         pretraining, tried = _candidates_of(split, _prepare_many(shop(), config, home), config, home)
         steps = sum(r.steps for r in (pretraining, *(c.fitted.result for c in tried)) if r)
-        assert steps == config.epochs*-(-split.train.n//config.batch_size)
+        assert steps == config.epochs*epoch and all(type(c.fitted.model) is backbones[backbone][0] for c in tried)
 
 # ---------------------------------------------------------------- identifiers
 

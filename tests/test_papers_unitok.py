@@ -39,7 +39,7 @@ def test_identifiers_stay_as_they_were_made_first(shops, tmp_path, monkeypatch):
     name = list(shops)[0]
     first = run_domains(shops.values(), small, tmp_path, only=[name])[name]
     ids = first.fitted.item_ids
-    monkeypatch.setattr(unitok, 'unique_ids', lambda *args: ItemIds(ids.table.flip(0), ids.sizes)) # what rounding may do to a tie
+    monkeypatch.setattr(unitok, '_unique_ids', lambda *args: ItemIds(ids.table.flip(0), ids.sizes)) # what rounding may do to a tie
     assert equal(run_domains(shops.values(), small, tmp_path, only=[name])[name], first)
 
 @pytest.mark.parametrize('stage', ['learn', 'recommend'])

@@ -164,7 +164,7 @@ def test_the_rival_sees_pictures(tmp_path, monkeypatch):
     shop = toyshop(n_items=20, n_users=16, domains=1)[0]
     config = TigerConfig(text_dim=8, codebook_size=8, tokenizer_epochs=4, epochs=1, d_model=8, layers=1, beams=10)
     one, two = (run_tiger_m(d, config, tmp_path/str(k)) for k, d in enumerate((shop, bare(shop))))
-    monkeypatch.setattr(utgrec, 'unique_ids', lambda *args: two.fitted.item_ids)  # what rounding may do to a tie
+    monkeypatch.setattr(utgrec, '_unique_ids', lambda *args: two.fitted.item_ids)  # what rounding may do to a tie
     again = run_tiger_m(shop, config, tmp_path/'0')
     assert equal(one, again) and not torch.equal(one.fitted.item_ids.table, two.fitted.item_ids.table)
 
