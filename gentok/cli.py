@@ -370,6 +370,7 @@ def _one_line(text, # anything with a `str`
     text = ' '.join(str(text).split())
     return text if len(text) <= most else text[:most - 1].rstrip() + '…'
 
+# %% ../nbs/12_cli.ipynb #8877abfe
 def _recommend_text(r:dict)->str:
     "Probability, id and title, the likeliest item first"
     if 'out' in r: return f'Written to {r["out"]}'
@@ -453,8 +454,8 @@ class _Demo(_Words):
 def _demo_settings()->_Offer:
     "TIGER with a budget of minutes on two cores"
     from gentok.papers.tiger import TigerConfig
-    return _Offer(TigerConfig('t5', 16, 64, 3e-3, dropout=.1, layers=2, average=0, patience=0, text_dim=64, codebook_size=16,
-                             tokenizer_epochs=600))
+    return _Offer(TigerConfig('t5', 16, 64, 3e-3, dropout=.1, d_model=64, layers=2, codewords=0, average=0, patience=0,
+                              text_dim=64, codebook_size=16, tokenizer_epochs=600))
 
 # %% ../nbs/12_cli.ipynb #0b0cc1a0
 def _demo(asked:_Demo)->dict: # what `--json` prints

@@ -387,7 +387,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on(shop, tmp_path, number, code)
 
 def test_two_runs_in_one_folder(ask, shop, catalogue, tmp_path):
     from gentok.store.runs import _locked
-    code = f'import time; from gentok.store.runs import locked\nwith locked({str(tmp_path/"out")!r}): print("held", flush=True); time.sleep(300)'
+    code = f'import time; from gentok.store.runs import _locked\nwith _locked({str(tmp_path/"out")!r}): print("held", flush=True); time.sleep(300)'
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'held\n'

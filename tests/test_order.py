@@ -157,7 +157,7 @@ def test_domains_that_teach_each_other(shops):
         else: assert all(torch.equal(x, y) for x, y in zip(a.tokenizers['tiles'].state_dict().values(), b.tokenizers['tiles'].state_dict().values()))
 
 def test_identifiers_of_items_with_pictures(shops):
-    items = utgrec.items_of(shops[0].catalogue, EmbeddingTable(shops[0].catalogue.ids, vectors(40).matrix, 'made'))
+    items = utgrec._items_of(shops[0].catalogue, EmbeddingTable(shops[0].catalogue.ids, vectors(40).matrix, 'made'))
     tokenizer = utgrec._tokenizer_of(replace(runs['utgrec'][1], mu=0., eta=0.)).fit(items)
     order = shuffled(40, 2)
     with warnings.catch_warnings(action='ignore'):

@@ -201,8 +201,8 @@ def test_a_checkpoint_of_other_json_is_passed_over(tmp_path, file, text):
 
 holder = '''
 import sys, time
-from gentok.store.runs import locked
-with locked(sys.argv[1]):
+from gentok.store.runs import _locked
+with _locked(sys.argv[1]):
     print('mine', flush=True)
     time.sleep(1800)
 '''
@@ -228,7 +228,7 @@ def test_a_second_process_is_told_who_is_there_and_takes_over_after_kill_9(tmp_p
 
 def test_of_many_that_see_a_dead_owner_one_takes_over(tmp_path):
     (tmp_path/'.lock').write_text(_json_text(dict(_this_process(), pid=2**22 + 7)))
-    code = 'import sys\nfrom gentok.store.runs import locked\nprint("ready", flush=True)\nsys.stdin.readline()\n' + holder.replace('sleep(1800)', 'sleep(3)')
+    code = 'import sys\nfrom gentok.store.runs import _locked\nprint("ready", flush=True)\nsys.stdin.readline()\n' + holder.replace('sleep(1800)', 'sleep(3)')
     many = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for p in many: assert p.stdout.readline() == 'ready\n'
     for p in many: p.stdin.write('go\n'); p.stdin.flush()

@@ -53,8 +53,7 @@ class _Words:
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #8fa92e7b
 @patch(cls_method=True)
-def learn(cls:_Words,
-          texts:Sequence[str], # whose words it is to know
+def learn(cls:_Words, texts:Sequence[str], # whose words it is to know
           size:int=2000 # tokens in all, special ones and the 256 bytes included
          )->_Words:
     "A byte-pair vocabulary in lower case, learnt from texts"
@@ -397,8 +396,7 @@ def save_pretrained(self:ItemEncoder, folder:str|Path): # made if missing
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #c8fbe5bf
 @patch(cls_method=True)
-def from_pretrained(cls:ItemEncoder,
-                    folder:str|Path, # written by `save_pretrained`
+def from_pretrained(cls:ItemEncoder, folder:str|Path, # written by `save_pretrained`
                     base:str|Path|None=None # the checkpoint below it, if it has one that has moved
                    )->ItemEncoder: # in eval mode
     "Read an encoder, of the class that wrote it; ValueError says what does not fit"

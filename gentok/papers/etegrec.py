@@ -44,7 +44,7 @@ class EtegrecConfig(TigerConfig):
     backbone: str = 't5' # its alignments read an encoder beside a decoder, so there is no other
     text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
     cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
-    tune_epochs: int = 9 # of `epochs`: at the end, with the tokenizer frozen
+    tune_epochs: int = 50 # of `epochs`, at most: at the end, with the tokenizer frozen
     tune_lr: float = 5e-4 # learning rate of those
     tokenizer_lr: float = 1e-4 # learning rate of the tokenizer while both learn
     quiet: int = 4 # epochs at the start in which neither alignment counts

@@ -45,10 +45,10 @@ class MtgrecConfig(TigerConfig):
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
     n: int = 10 # tokenizers; the paper has 15 to 25
     candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
-    tune_epochs: int = 8 # of `epochs`, for each candidate
+    tune_epochs: int = 50 # of `epochs`, for each candidate, at most: it stops when validation does
     tune_lr: float = 2e-3 # learning rate of those
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
-    stages: tuple = (8, 3, 3) # epochs between looks at the influence: after epochs 8, 11 and 14
+    stages: tuple = (50, 20, 20, 20) # epochs between looks at the influence: after epochs 50, 70, 90 and 110
     temperature: float = 1. # of the curriculum
     sample: int = 1024 # examples per tokenizer for its influence
     curriculum: bool = True # False: tokenizers are drawn alike
@@ -121,7 +121,8 @@ def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
     vocabulary, c = Vocabulary(item_ids[0].sizes), config
     tables = [item_tokens(ids, vocabulary) for ids in item_ids]
     model, kind = backbones[c.backbone]
-    data = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[kind](split.train, tables, c.batch_size, c.seed)
+    mixed = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[kind]
+    data = mixed(split.train, tables, c.batch_size, c.seed)
     callback = [Curriculum(data, split.valid, c.stages, c.temperature, sample=c.sample)] if c.curriculum else []
     plan = replace(c.training(), epochs=c.pretraining_epochs, patience=0, save_at=c.all_starts)
     look = Validation(Trie(item_ids[-1]), split.valid)
@@ -134,7 +135,7 @@ def tune(weights:dict, # of `weights_at`
          out:str|Path|None=None # folder to continue in
         )->FittedRecommender:
     "A pre-trained model on the identifiers of one tokenizer (MTGRec, fine-tuning for item identification)"
-    plan = replace(config.training(), epochs=config.tune_epochs, lr=config.tune_lr, validate_every=1)
+    plan = replace(config.training(), epochs=config.tune_epochs, lr=config.tune_lr)
     return fit_recommender(split, item_ids, config, out, RecommenderSpec(weights=weights, training=plan))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #3995da1c

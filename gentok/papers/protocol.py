@@ -39,7 +39,8 @@ from ..train.loop import TrainConfig, TrainResult, Trainer
 from ..train.scale_out import processes_here
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #b838fcad
-backbones = dict(decoder=(DecoderOnly, UserSequences), t5=(GenerativeRecommender, Sequences)) # name -> model, its batches
+# name -> the model, and the batches that it is trained on
+backbones = dict(decoder=(DecoderOnly, UserSequences), t5=(GenerativeRecommender, Sequences))
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4e3ed754
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Protocol:
     d_model: int = 128 # width of the recommender
     layers: int = 4 # of the decoder; of each of the two stacks of a T5
     codewords: float = .7 # share of the token embeddings that starts from the tokenizer's codewords; 0: all by chance
-    average: float = .999 # decay of the running mean of the weights that is judged; 0: none, and the rate falls to the last epoch
+    average: float = .999 # decay of the running mean of weights that is judged; 0: none, and the rate falls to the end
     patience: int = 4 # validations without a better NDCG@10 before stopping; 0 never stops
     validate_every: int = 4 # epochs
     beams: int = 50 # of the test; validation uses 20
@@ -124,7 +125,8 @@ def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
     model, data = (a or b for a, b in zip(start, backbones[protocol.backbone]))
     data = data(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size, protocol.seed)
     model = model(vocabulary, protocol.recommender(), protocol.seed)
-    if start.codebooks and protocol.codewords: model.start_at_codewords(start.codebooks, protocol.codewords, protocol.seed)
+    share = protocol.codewords if start.codebooks else 0.
+    if share: model.start_at_codewords(start.codebooks, share, protocol.seed)
     if start.weights is not None: load_weights(model, start.weights, 'the pre-training')
     trainer = Trainer(model, data, start.training or protocol.training(), out, Validation(trie, split.valid))
     result = trainer.fit()
@@ -320,6 +322,9 @@ def _same_run(out:Path, theirs:dict, ours:dict # fingerprints
     if name == 'data' or name is None and all(rest) and rest[0] != rest[1]: raise ValueError(
         f'{out} holds a run on other data: since then items or interactions have changed, or another data set is meant; '
         'give another --out.')
+    if name and before is None: raise ValueError(
+        f'{out}/run.json does not say what {name} was, expected {now!r} to continue; '
+        'remove the file if the run had it, or give another --out.')
     if name: raise ValueError(
         f'{out} holds a run with {name}={before!r}, but {name}={now!r} was asked for; '
         'give the same settings to continue it, or another --out.')

@@ -123,16 +123,6 @@ def _cached_ids(make:Callable[[], ItemIds], path:Path|None # folder or file; Non
     if not _ids_file(path).exists(): make().save(path)
     return ItemIds.load(path)
 
-def _coder_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer)->ItemCoder|None: # None: behaviour is no text
-    "What gives an item that comes later its codes"
-    if config.text == 'sasrec': return None
-    return ItemCoder(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)
-
-def _codebooks_of(tokenizer:Tokenizer)->list|None: # L K d each; None: codes have no vectors, or experts of their own
-    "The codewords of every level, where a code means the same vector for all items"
-    books = getattr(getattr(tokenizer, 'quantizer', None), 'codebooks', None)
-    return [book.weight.detach() for book in books] if books is not None else None
-
 # %% ../../nbs/11_papers/01_tiger.ipynb #bfcd6bdd
 def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
             out:str|Path|None=None # folder to keep the stages in
@@ -152,6 +142,16 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
     return TokenizedCatalogue(table, tokenizer, item_ids, tokenizer.health(table), seconds)
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #1cc502d4
+def _coder_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer)->ItemCoder|None: # None: behaviour is no text
+    "What gives an item that comes later its codes"
+    if config.text == 'sasrec': return None
+    return ItemCoder(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)
+
+def _codebooks_of(tokenizer:Tokenizer)->list|None: # L K d each; None: codes have no vectors, or experts of their own
+    "The codewords of every level, where a code means the same vector for all items"
+    books = getattr(getattr(tokenizer, 'quantizer', None), 'codebooks', None)
+    return [book.weight.detach() for book in books] if books is not None else None
+
 def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues
        )->Result:

@@ -270,6 +270,7 @@ class _ExpertCodes(NamedTuple):
     columns:slice # of the codes; the rest is the expert's number
     quantizer:ResidualQuantizer
 
+# %% ../../nbs/03_quantize/07_experts.ipynb #0204b499
 def _codes_by_expert(quantizer:TokenMoE|ResidualQuantizer,
             codes:Tensor # n l
            )->list[_ExpertCodes]:

@@ -72,8 +72,7 @@ def of(cls:ResidualQuantizer,
 # %% ../../nbs/03_quantize/04_residual.ipynb #6e82e259
 @patch
 @torch.no_grad()
-def initialise(self:ResidualQuantizer,
-               x:Tensor, # n d: all the vectors, if they fit
+def initialise(self:ResidualQuantizer, x:Tensor, # n d: all the vectors, if they fit
                seed:int=0, # level l uses seed + l
                again:bool=False # True: also levels that are `ready`
               )->ResidualQuantizer:

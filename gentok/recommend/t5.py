@@ -113,14 +113,15 @@ class GenerativeRecommender(SemanticIDModel):
 # %% ../../nbs/06_recommend/01_t5.ipynb #61633437
 @patch
 @torch.no_grad()
-def start_at_codewords(self:SemanticIDModel, codebooks:Sequence[Tensor], # L: K d' each: the codewords of every level
+def start_at_codewords(self:SemanticIDModel,
+                       codebooks:Sequence[Tensor], # K d' each: the codewords of the first levels, or of all
                        share:float=.7, # of each embedding that comes from its codeword; 0: none
                        seed:int=0 # of the projection
                       )->'SemanticIDModel': # itself
     "Token embeddings start as projected codewords; ValueError for codebooks of other sizes"
     v, table, draw = self.vocabulary, self.t5.shared.weight, torch.Generator().manual_seed(seed)
     sizes = tuple(len(book) for book in codebooks)
-    if sizes != v.sizes or not 0 <= share <= 1: raise ValueError(
+    if sizes != v.sizes[:len(sizes)] or not 0 <= share <= 1: raise ValueError(
         f'codebooks have {sizes} codewords and share is {share}, expected {v.sizes} and 0 to 1; give those of the identifiers.')
     spread = table[v.offsets[0]:].std()
     for level, book in enumerate(codebooks):

@@ -105,6 +105,7 @@ _remedy = 'put back a copy of the file, or remove the file and run again what wr
 _json_kinds = {dict: 'an object', list: 'a list', str: 'text', int: 'a whole number', float: 'a number',
          bool: 'true or false', type(None): 'null'}
 
+# %% ../../nbs/12_store/01_files.ipynb #e684e46d
 def _check_kind(value, # of a JSON file
                where:str|Path, # named in the error
                expected:type|tuple # one of `_json_kinds`, or several

@@ -78,7 +78,6 @@ class _Mixed:
         return super().weight(index % self.examples.n)
     def __repr__(self): return f'Mixed{super().__repr__()[:-1]}, {self.n} tokenizers)'
 
-# %% ../../nbs/08_train/03_curriculum.ipynb #1ae0ad8f
 class MixedSequences(_Mixed, Sequences):
     "Examples that several tokenizers write, each by one drawn anew in every epoch; ValueError for unlike tables"
     kind = Sequences # what a single tokenizer writes

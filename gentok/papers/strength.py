@@ -23,7 +23,7 @@ from .protocol import _pick_metrics, _text_neighbours
 def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec for each seed
                    seeds:Sequence[int]=(0, 1, 2),
                    config:SASRecConfig=SASRecConfig() # whose seed is replaced
-                  )->dict: # name -> list of Evaluation on the test users, one for each seed, or one where nothing is drawn
+                  )->dict: # name -> list of Evaluation on the test users, one for each seed that it draws by
     "Most popular, text neighbours, SASRec and its neighbours, by the split that every method has"
     dataset = dataset.in_standard_order()
     split, catalogue = leave_one_out(dataset), dataset.catalogue
@@ -33,8 +33,9 @@ def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec f
     near = _text_neighbours(catalogue)
     if near: found['Text neighbours'] = [judged(near.recommend(test))]
     models = [SASRec(n, replace(config, seed=s)).fit(split.train, split.valid, Path(out)/f'sasrec-{s}') for s in seeds]
+    around = [Neighbours(model.embed(catalogue)) for model in models]
     return found | {'SASRec': [judged(model.recommend(test)) for model in models],
-                    'SASRec neighbours': [judged(Neighbours(model.embed(catalogue)).recommend(test)) for model in models]}
+                    'SASRec neighbours': [judged(near.recommend(test)) for near in around]}
 
 # %% ../../nbs/11_papers/07_strength.ipynb #8811d5b5
 def tail_recall(split:Split, evaluation:Evaluation, # of `split.test`
