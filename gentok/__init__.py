@@ -6,7 +6,7 @@ _homes = dict(load='data.formats', report='data.formats', Catalogue='data.datase
               toyshop='recommender', fit='recommender', config_of='recommender', Recommender='recommender')
 
 methods = dict(
-    tiger='TIGER: RQ-VAE codes of item texts, and a T5 that writes them (Rajput et al. 2023)',
+    tiger='TIGER: residual codes of item texts, and a transformer that writes them (Rajput et al. 2023)',
     mtgrec='MTGRec: pre-trained on the codes of several tokenizers, tuned on one (Zheng et al. 2025)',
     etegrec='ETEGRec: tokenizer and recommender learn together, by turns (Liu et al. 2025)',
     unitok='UniTok: one tokenizer with experts for several domains (2025)',

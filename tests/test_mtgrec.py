@@ -41,7 +41,7 @@ def test_a_plan_never_exceeds_its_budget(epochs, candidates, tune_epochs, starts
         with pytest.raises(ValueError, match=r'^[^.]*\.$'): MtgrecConfig(**settings)
     else: assert MtgrecConfig(**settings).pretraining_epochs + tries*tune_epochs == epochs
 
-@pytest.mark.parametrize('wrong, said', [(dict(n=0), 'n is 0'), (dict(candidates=0), 'candidates is 0'), (dict(tune_epochs=0), 'tune_epochs is 0'),
+@pytest.mark.parametrize('wrong, said', [(dict(n=0), 'n is 0'), (dict(candidates=0), 'candidates is 0'), (dict(tune_epochs=-1), 'tune_epochs is -1'),
                                          (dict(tune_lr=float('nan')), 'tune_lr is nan'), (dict(starts=(0,)), 'starts is (0,)'), (dict(epochs=0), 'epochs is 0')])
 def test_a_plan_that_cannot_be_is_one_sentence(wrong, said):
     with pytest.raises(ValueError) as error: MtgrecConfig(**wrong)

@@ -42,9 +42,11 @@ from ..train.scale_out import first_process
 class EtegrecConfig(TigerConfig):
     "TIGER's settings, and how the two learn together"
     backbone: str = 't5' # its alignments read an encoder beside a decoder, so there is no other
+    tokenizer: str = 'rqvae' # one that learns by a gradient
+    codebook_size: int = 256 # K
     text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
     cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
-    tune_epochs: int = 50 # of `epochs`, at most: at the end, with the tokenizer frozen
+    tune_epochs: int = 0 # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
     tune_lr: float = 5e-4 # learning rate of those
     tokenizer_lr: float = 1e-4 # learning rate of the tokenizer while both learn
     quiet: int = 4 # epochs at the start in which neither alignment counts
@@ -59,7 +61,9 @@ class EtegrecConfig(TigerConfig):
         _check_plan(self)
 
     @property
-    def joint_epochs(self)->int: return self.epochs - self.tune_epochs # those in which both learn
+    def tuning_epochs(self)->int: return self.tune_epochs or max(1, self.epochs//4) # at the end
+    @property
+    def joint_epochs(self)->int: return self.epochs - self.tuning_epochs # those in which both learn
     @property
     def order(self)->tuple: # of `AlternatingOptimization`
         "An epoch of the tokenizer, then the recommender's; or both at once"
@@ -75,8 +79,8 @@ def _check_plan(config:EtegrecConfig)->None:
     if c.backbone != 't5': raise ValueError(
         f"backbone is {c.backbone!r}, expected 't5': ETEGRec aligns what an encoder makes of the history with what its decoder wants.")
     if c.cycle < 2: raise ValueError(f'cycle is {c.cycle}, expected 2 or more: an epoch of the tokenizer and at least one of the recommender.')
-    if c.tune_epochs < 1 or c.joint_epochs < c.cycle: raise ValueError(
-        f'of {c.epochs} epochs {c.tune_epochs} are for the end, which leaves {c.joint_epochs} for learning together, expected {c.cycle} or more; '
+    if c.tune_epochs < 0 or c.joint_epochs < c.cycle: raise ValueError(
+        f'of {c.epochs} epochs {c.tuning_epochs} are for the end, which leaves {c.joint_epochs} for learning together, expected {c.cycle} or more; '
         'lower tune_epochs or cycle, or raise epochs.')
     if c.tokenizer not in ('rqvae', 'rqvae++'): raise ValueError(
         f'tokenizer {c.tokenizer!r} has no gradient to learn by; choose rqvae.')

@@ -43,9 +43,10 @@ from ..train.scale_out import first_process
 class MtgrecConfig(TigerConfig):
     "TIGER's settings, and how several tokenizers take turns"
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
+    codebook_size: int = 256 # K
     n: int = 10 # tokenizers; the paper has 15 to 25
     candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
-    tune_epochs: int = 50 # of `epochs`, for each candidate, at most: it stops when validation does
+    tune_epochs: int = 0 # of `epochs`, for each fine-tuning, at most: it stops when validation does; 0: a quarter for all
     tune_lr: float = 2e-3 # learning rate of those
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
     stages: tuple = (50, 20, 20, 20) # epochs between looks at the influence: after epochs 50, 70, 90 and 110
@@ -61,8 +62,11 @@ class MtgrecConfig(TigerConfig):
         _check_plan(self)
 
     @property
-    def pretraining_epochs(self)->int: # those that fine-tuning leaves
-        return self.epochs - self.tune_epochs*self.candidates*max(1, len(self.starts))
+    def tries(self)->int: return self.candidates*max(1, len(self.starts)) # fine-tunings
+    @property
+    def tuning_epochs(self)->int: return self.tune_epochs or max(1, self.epochs//(4*max(1, self.tries))) # of each
+    @property
+    def pretraining_epochs(self)->int: return self.epochs - self.tuning_epochs*self.tries # those that fine-tuning leaves
     @property
     def all_starts(self)->tuple: return self.starts or (self.pretraining_epochs,) # epochs to fine-tune from
 
@@ -72,8 +76,8 @@ def _check_plan(config:MtgrecConfig)->None:
     c, left = config, config.pretraining_epochs
     if c.n < 1: raise ValueError(f'n is {c.n}, expected 1 tokenizer or more; the default is {MtgrecConfig.n}.')
     if not 1 <= c.candidates <= c.n: raise ValueError(f'candidates is {c.candidates}, expected 1 to n = {c.n}.')
-    if c.tune_epochs < 1 or not c.tune_lr > 0: raise ValueError(
-        f'tune_epochs is {c.tune_epochs} and tune_lr {c.tune_lr}, expected at least 1 and more than 0.')
+    if c.tune_epochs < 0 or not c.tune_lr > 0: raise ValueError(
+        f'tune_epochs is {c.tune_epochs} and tune_lr {c.tune_lr}, expected 0 or more and more than 0.')
     if left < 1: raise ValueError(
         f'fine-tuning takes {c.epochs - left} of {c.epochs} epochs and leaves none for pre-training; lower tune_epochs or candidates, or raise epochs.')
     if not all(1 <= e <= left for e in c.starts): raise ValueError(f'starts is {c.starts}, expected epochs of pre-training, 1 to {left}.')
@@ -135,7 +139,7 @@ def tune(weights:dict, # of `weights_at`
          out:str|Path|None=None # folder to continue in
         )->FittedRecommender:
     "A pre-trained model on the identifiers of one tokenizer (MTGRec, fine-tuning for item identification)"
-    plan = replace(config.training(), epochs=config.tune_epochs, lr=config.tune_lr)
+    plan = replace(config.training(), epochs=config.tuning_epochs, lr=config.tune_lr)
     return fit_recommender(split, item_ids, config, out, RecommenderSpec(weights=weights, training=plan))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #3995da1c

@@ -39,9 +39,9 @@ class TigerConfig(Protocol):
     "The protocol, and how TIGER makes its identifiers"
     text: str = 'lsa' # 'lsa'; a folder, or the name of a text encoder on the hub; or 'sasrec': behaviour instead of words
     text_dim: int = 128 # of 'lsa'; a pretrained encoder has its own
-    tokenizer: str = 'rqvae' # 'rqvae' (vectors at one scale), 'rqvae++' (whitened, EMA), 'kmeans' or 'random'
+    tokenizer: str = 'kmeans' # residual k-means; the paper's 'rqvae' (vectors at one scale); 'rqvae++' (whitened, EMA); 'random'
     levels: int = 2 # L; the paper has 3 and a suffix
-    codebook_size: int = 256 # K
+    codebook_size: int = 512 # K; the paper has 256
     tokenizer_epochs: int = 1000 # of the tokenizer
     policy: str = 'reassign' # how identifiers become unique, see `resolve`; the paper's is 'suffix'
 

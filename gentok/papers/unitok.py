@@ -30,6 +30,7 @@ from ..train.scale_out import first_process
 @dataclass(frozen=True)
 class UnitokConfig(TigerConfig):
     "TIGER's settings, and how domains share a tokenizer"
+    codebook_size: int = 256 # K of each expert
     tokenizer: str = 'unitok' # or 'own', an RQ-VAE per domain; or 'shared', one with as many codewords
     tokenizer_warm: int = 60 # of its epochs, those of the autoencoder alone
     others: str = '' # for `run`: folders of further data sets, with commas between; `run_domains` writes names

@@ -44,6 +44,7 @@ class TransferPlan(TigerConfig):
     "TIGER's settings, and how long what is moved between domains is trained"
     tokenizer: str = 'utgrec'
     levels: int = 3 # L
+    codebook_size: int = 256 # K
     others: str = '' # for `run`: folders of the other data sets, with commas between; `run_transfer` writes names
     encoder: str = '' # folder or hub name of a Qwen2-VL; '': a light encoder
     width: int = 64 # of the light encoder and of the codewords
