@@ -92,7 +92,7 @@ def test_no_code_is_moved_by_hand_while_both_learn(tmp_path):
 def test_small_vectors_are_read_at_one_scale():
     "SASRec's table has a spread of .07: unscaled, all codes would be equally near, and an alignment of distances nothing"
     x = .07*torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
-    tokenizer = make_tokenizer(replace(small, codebook_size=16, tokenizer_epochs=40)).fit(EmbeddingTable(range(200), x, 'sasrec'))
+    tokenizer = make_tokenizer(replace(small, text='sasrec', codebook_size=16, tokenizer_epochs=40)).fit(EmbeddingTable(range(200), x, 'sasrec'))
     with torch.no_grad(): distances = tokenizer.quantizer.distances(tokenizer.encoder(tokenizer.inputs(x)))
     share = -((-distances).softmax(-1)*(-distances).log_softmax(-1)).sum(-1)/torch.tensor(16.).log()
     assert share[:, 0].mean() < .8, share.mean(0)

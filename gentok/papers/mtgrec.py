@@ -46,7 +46,7 @@ class MtgrecConfig(TigerConfig):
     codebook_size: int = 256 # K
     n: int = 10 # tokenizers; the paper has 15 to 25
     candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
-    tune_epochs: int = 0 # of `epochs`, for each fine-tuning, at most: it stops when validation does; 0: a quarter for all
+    tune_epochs: int = 0 # of `epochs`, for each fine-tuning, which stops when validation does; 0: a quarter for all
     tune_lr: float = 2e-3 # learning rate of those
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
     stages: tuple = (50, 20, 20, 20) # epochs between looks at the influence: after epochs 50, 70, 90 and 110
@@ -66,7 +66,7 @@ class MtgrecConfig(TigerConfig):
     @property
     def tuning_epochs(self)->int: return self.tune_epochs or max(1, self.epochs//(4*max(1, self.tries))) # of each
     @property
-    def pretraining_epochs(self)->int: return self.epochs - self.tuning_epochs*self.tries # those that fine-tuning leaves
+    def pretraining_epochs(self)->int: return self.epochs - self.tuning_epochs*self.tries # what fine-tuning leaves
     @property
     def all_starts(self)->tuple: return self.starts or (self.pretraining_epochs,) # epochs to fine-tune from
 

@@ -39,7 +39,7 @@ class TigerConfig(Protocol):
     "The protocol, and how TIGER makes its identifiers"
     text: str = 'lsa' # 'lsa'; a folder, or the name of a text encoder on the hub; or 'sasrec': behaviour instead of words
     text_dim: int = 128 # of 'lsa'; a pretrained encoder has its own
-    tokenizer: str = 'kmeans' # residual k-means; the paper's 'rqvae' (vectors at one scale); 'rqvae++' (whitened, EMA); 'random'
+    tokenizer: str = 'kmeans' # residual k-means; the paper's 'rqvae'; 'rqvae++' (whitened, EMA); 'random'
     levels: int = 2 # L; the paper has 3 and a suffix
     codebook_size: int = 512 # K; the paper has 256
     tokenizer_epochs: int = 1000 # of the tokenizer
@@ -64,7 +64,8 @@ def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it 
     whiten = min(128, principal_axes(table.matrix).rank() if table else config.text_dim)
     shape = dict(K=config.codebook_size, levels=config.levels, seed=config.seed)
     fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs))
-    known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=0), fit),
+    scale = 0 if config.text == 'sasrec' else None  # its vectors are so short that all codes would be near
+    known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=scale), fit),
              'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), fit),
              'kmeans': lambda: ResidualKMeans(**shape), 'random': lambda: RandomTokenizer(**shape)}
     if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
