@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from scipy.sparse import diags
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
@@ -97,12 +98,15 @@ class Lsa:
                  seed:int=0): # of the random projections
         self.wanted, self.seed, self.words, self.directions = dim, seed, None, None
         self.characters = ()  # kinds of script in which characters are counted
-    def fit(self, texts:Sequence[str])->'Lsa':
+    def fit(self, texts:Sequence[str], groups:Sequence|None=None # n, n: the domain of each text, all of one weight
+           )->'Lsa':
         "Learn the words' weights and the directions V, whatever the order of the texts"
-        texts = sorted(texts)
+        order = sorted(range(len(texts)), key=lambda i: (texts[i], str(groups[i]) if groups is not None else ''))
+        texts = [texts[i] for i in order]
         characters = _characters_for(texts)
         words = _tfidf(texts, _analyzer_of(characters))
         x = words.transform(texts)  # n w
+        if groups is not None: x = diags(_even_weights([groups[i] for i in order])) @ x
         with threadpool_limits(1):  # sums in the same order on any number of threads
             _, s, vt = randomized_svd(x, min(self.wanted, *x.shape), n_iter=7, random_state=self.seed)
         rank = int((s > 1e-5*s.max()).sum())
@@ -126,6 +130,12 @@ def _counted(vocabulary:Sequence[str], characters:Sequence[str])->str:
     short = sum(('unspaced' if _unspaced.match(w) else 'spaced') in characters for w in vocabulary)
     parts = (len(vocabulary) - short, 'words'), (short, 'character n-grams (1-2)')
     return ' and '.join(f'{n:,} {what}' for n, what in parts if n)
+
+# %% ../../nbs/02_embed/02_text.ipynb #f1a9309b
+def _even_weights(groups:Sequence)->np.ndarray: # n -> n: of rows, so that all groups weigh the same
+    "The square root of the weight of each row"
+    size = Counter(groups)
+    return np.array([(len(groups)/(len(size)*size[g]))**.5 for g in groups], np.float32)
 
 # %% ../../nbs/02_embed/02_text.ipynb #7fd1bc99
 def _checked_texts(texts:Sequence[str] # n
@@ -168,12 +178,15 @@ class TextEncoder:
 # %% ../../nbs/02_embed/02_text.ipynb #47ce83fb
 @patch
 def fit(self:TextEncoder,
-        texts:Sequence[str] # n
+        texts:Sequence[str], # n
+        groups:Sequence|None=None # n: the domain of each text; every domain then weighs the same
        )->TextEncoder:
-    "Learn from texts; a pretrained encoder has learnt already; a warning tells of characters in place of words"
+    "Learn from texts; a pretrained encoder has learnt already; a warning tells of characters; ValueError for other groups"
     texts = _checked_texts(texts)
+    if groups is not None and len(groups) != len(texts): raise ValueError(
+        f'{len(texts):,} texts and {len(groups):,} groups were given; give the domain of every text.')
     if not isinstance(self.model, Lsa): return self
-    if chosen := self.model.fit(texts).characters:
+    if chosen := self.model.fit(texts, groups).characters:
         lost, n = _lost_texts(texts), len(set(texts))
         warnings.warn(f'{max(lost[group] for group in chosen):,} of {n:,} texts have most of their letters in words '
                       f'that no other text has, so {self.source!r} counts characters there (1-2), not words.', stacklevel=2)

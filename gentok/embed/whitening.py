@@ -26,6 +26,12 @@ class PrincipalAxes(NamedTuple):
         "In how many directions the rows differ"
         return int((self.variance > floor*self.variance[0]).sum()) if self.variance[0] > 0 else 0
 
+    @property
+    def effective_dimensions(self)->float:
+        "Over how many directions the variance is spread, the square of its sum by the sum of its squares; 0 for no variance"
+        total = self.variance.square().sum()
+        return float(self.variance.sum()**2/total) if total > 0 else 0.
+
 def principal_axes(x:Tensor, # n d
                    rows:int=65_536 # at a time, to bound the memory of float64
                   )->PrincipalAxes:

@@ -7,6 +7,7 @@ __all__ = ['reference_rows', 'tail_recall', 'comparison_table']
 
 # %% ../../nbs/11_papers/07_strength.ipynb #5cb15dc0
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch

@@ -8,6 +8,7 @@ __all__ = ['UnitokConfig', 'run', 'run_domains']
 # %% ../../nbs/11_papers/05_unitok.ipynb #bbf52752
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from ..data.dataset import Dataset
 from ..store.files import atomic_write, read_json
 from ..data.formats import load
 from ..store.runs import _one_of
-from ..embed.table import _concat_domains
+from ..embed.table import EmbeddingTable, _concat_domains
 from ..embed.text import TextEncoder
+from ..embed.whitening import principal_axes
 from .protocol import ItemCoder, Result, finish_run, fit_recommender, _start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, _unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
@@ -86,6 +88,22 @@ def _by_name(datasets:Sequence[Dataset])->dict: # name -> Dataset, rows in stand
         f'data sets are called {names}, expected different names; rename one, its name is its domain.')
     return found
 
+# %% ../../nbs/11_papers/05_unitok.ipynb #9b6671fe
+def _fit_domains(encoder:TextEncoder, texts:dict[str, list])->TextEncoder: # domain -> texts
+    "Learn from the texts of all domains, each of the same weight"
+    domains = [name for name, part in texts.items() for _ in part]
+    return encoder.fit([text for part in texts.values() for text in part], domains)
+
+def _check_spread(table:EmbeddingTable, name:str, least:float=8., # effective dimensions
+                  most:int=500 # items below which nothing is said
+                 )->EmbeddingTable: # the same
+    "Warn of a domain whose items hardly differ in their vectors"
+    found = principal_axes(table.matrix).effective_dimensions if len(table) >= most else least
+    if found < least: warnings.warn(
+        f'the {len(table):,} items of {name} differ in {found:.1f} effective dimensions of {table.dim}, which no tokenizer can mend; '
+        'use fewer or more even domains, or an encoder that knows its words.', stacklevel=2)
+    return table
+
 # %% ../../nbs/11_papers/05_unitok.ipynb #9a74b290
 def _fit_tokenizers(datasets:dict[str, Dataset], # name -> data set; histories are not looked at
           config:UnitokConfig, out:Path|None=None # folder to resume in
@@ -95,8 +113,8 @@ def _fit_tokenizers(datasets:dict[str, Dataset], # name -> data set; histories a
     known = [name for name in datasets if name != c.leave_out]
     if c.leave_out and (len(known) == len(datasets) or not known): raise ValueError(
         f'leave_out is {c.leave_out!r} and the domains are {list(datasets)}; name one of several.')
-    encoder = _encoder_of(c).fit([text for name in known for text in datasets[name].catalogue.text])
-    tables = {name: encoder.embed(d.catalogue) for name, d in datasets.items()}
+    encoder = _fit_domains(_encoder_of(c), {name: datasets[name].catalogue.text for name in known})
+    tables = {name: _check_spread(encoder.embed(d.catalogue), name) for name, d in datasets.items()}
     place = lambda name: out/'tokenizers'/name if out else None
     if c.tokenizer == 'own':
         total = sum(map(len, tables.values()))

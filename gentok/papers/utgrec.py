@@ -32,7 +32,7 @@ from ..ids.vocabulary import Vocabulary
 from .protocol import ItemCoder, RecommenderSpec, Result
 from .protocol import backbones, finish_run, fit_recommender, _start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, make_tokenizer, _unique_ids
-from .unitok import _by_name, _cached_seconds, _ordered
+from .unitok import _by_name, _cached_seconds, _check_spread, _fit_domains, _ordered
 from ..tokenize.co_occurrence import co_occurrences, _concat_positives
 from ..tokenize.utgrec import UTGRecTokenizerConfig, UTGRecFitConfig, UTGRecTokenizer
 from ..train.loop import Trainer, TrainResult, weights_at
@@ -72,7 +72,7 @@ class TransferPlan(TigerConfig):
 class UtgrecConfig(TransferPlan):
     "A plan, and what UTGRec is made of"
     tree: bool = True # False: a codebook for each level
-    max_tokens: int = 32 # of a text, which a light encoder reads beside the vector of the whole
+    max_tokens: int = 96 # of a text, which a light encoder reads beside the vector of the whole
     autoencoder: str = '' # folder of an AutoencoderKL, whose latents are drawn; '': pixels
     alpha: float = 3. # of pictures against words
     codes: float = 200. # lambda, of the codebooks' loss
@@ -132,8 +132,9 @@ def _pretrain_tokenizer(datasets:dict[str, Dataset], # name -> data set
          )->_PretrainedTokenizer:
     "Fit text encoder and tokenizer on all domains (UTGRec, item tokenizer pre-training)"
     start, device, datasets = time.time(), processes_here().device, _ordered(datasets)
-    encoder = _encoder_of(config).fit([text for d in datasets.values() for text in d.catalogue.text])
-    items = {name: _items_of(d.catalogue, encoder.embed(d.catalogue)) for name, d in datasets.items()}
+    encoder = _fit_domains(_encoder_of(config), {name: d.catalogue.text for name, d in datasets.items()})
+    tables = {name: _check_spread(encoder.embed(d.catalogue), name) for name, d in datasets.items()}
+    items = {name: _items_of(d.catalogue, tables[name]) for name, d in datasets.items()}
     positives = _concat_positives([co_occurrences(d) for d in datasets.values()])
     tokenizer = _tokenizer_of(config).across().to(device if device.type == 'cuda' else 'cpu')
     tokenizer.fit(_concat_domain_items(items), out and out/'tokenizers'/'all', positives)
