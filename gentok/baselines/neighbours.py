@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.splits import Examples
 from ..embed.table import EmbeddingTable
 from ..search.beam import Ranked, _as_examples
 
