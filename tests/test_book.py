@@ -202,10 +202,10 @@ def test_constructors_take_at_most_seven_parameters():
                 if n > 7: troubles.append(f'gentok.{m}: {name} takes {n}')
     none(troubles)
 
-def test_configurations_have_at_most_fourteen_fields():
+def test_configurations_have_at_most_twelve_fields():
     none([f'gentok.{m}: {name} has {n}' for m, tree in trees.items() for name, node in definitions(tree)
           if isinstance(node, ast.ClassDef) and name.endswith('Config')
-          for n in [sum(isinstance(b, ast.AnnAssign) for b in node.body)] if n > 14])
+          for n in [sum(isinstance(b, ast.AnnAssign) for b in node.body)] if n > 12])
 
 def test_errors_are_not_bare():
     none([f'gentok.{m}: line {node.lineno}' for m, tree in trees.items() for node in ast.walk(tree)

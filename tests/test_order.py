@@ -209,7 +209,7 @@ def test_a_folder_of_an_older_version_is_refused(shops, tmp_path):
 def test_other_domains_are_part_of_a_run(shops, tmp_path):
     paths = [written(tmp_path/name, s) for name, s in zip(('one', 'two'), shops)]
     config = replace(runs['unitok'][1], others=str(paths[1]))
-    protocol._claim(tmp_path/'out', 'unitok', asdict(config), load(paths[0]))  # as the command line does first
+    protocol._register_run(tmp_path/'out', 'unitok', asdict(config), load(paths[0]))  # as the command line does first
     unitok.run(load(paths[0]), config, tmp_path/'out')
     assert [d['name'] for d in json.loads((tmp_path/'out'/'run.json').read_text())['others']] == ['two']
     unitok.run(load(paths[0]), config, tmp_path/'out')

@@ -188,15 +188,15 @@ def test_the_best_weights_of_another_run_are_refused(tmp_path):
 
 @pytest.mark.parametrize('damage', damages)
 def test_damaged_weights_of_an_epoch_are_named(damage, tmp_path):
-    plan = replace(short, save_at=(2, 3))
-    trainer, _ = train(tmp_path/'run', plan)
+    def kept_run(): return Trainer(Chain(), sequences(), short, tmp_path/'run', validate, 'score', save_at=(2, 3)).fit()
+    kept_run()
     kept = weights_at(tmp_path/'run', 2)
     damages[damage](_weights_file(tmp_path/'run', 2))
     said = 'has no weights of epoch 2, expected .*epoch-000002' if damage == 'gone' else 'epoch-000002.safetensors is damaged, expected the weights of epoch 2'
     with pytest.raises(FileNotFoundError if damage == 'gone' else ValueError, match=said) as e: weights_at(str(tmp_path/'run'), 2)
     assert same(weights_at(tmp_path/'run', 3), weights_at(str(tmp_path/'run'), 3))
     follow(e)
-    train(tmp_path/'run', plan)
+    kept_run()
     assert same(weights_at(tmp_path/'run', 2), kept)
 
 def test_outdated_keeps_the_newest_whole_ones():

@@ -24,7 +24,7 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import tune
-from .protocol import FittedRecommender, ItemCoder, finish_run, fit_recommender, _start_run
+from .protocol import FittedRecommender, ItemCoder, finish_run, fit_recommender, start_run
 from .tiger import TokenizedCatalogue, TigerConfig, _coder_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
@@ -200,7 +200,7 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
     "ETEGRec from a data set to its numbers on every test user (Liu et al. 2025)"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder)._replace(out=None)
-    job = _start_run('ETEGRec', dataset, config, out)
+    job = start_run('ETEGRec', dataset, config, out)
     split, out = job.split, job.out
     prepared = first_process(lambda: tokenize_catalogue(job.dataset, config, out), out)
     pair, item_ids, result = _train_jointly(split, prepared, config, out/'together')

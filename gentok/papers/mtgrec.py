@@ -128,10 +128,10 @@ def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
     mixed = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[kind]
     data = mixed(split.train, tables, c.batch_size, c.seed)
     callback = [Curriculum(data, split.valid, c.stages, c.temperature, sample=c.sample)] if c.curriculum else []
-    plan = replace(c.training(), epochs=c.pretraining_epochs, patience=0, save_at=c.all_starts)
+    plan = replace(c.training(), epochs=c.pretraining_epochs, patience=0)
     look = Validation(Trie(item_ids[-1]), split.valid)
     model = model(vocabulary, c.recommender(), c.seed)
-    return Trainer(model, data, plan, out, look, 'ndcg@10', *callback).fit()
+    return Trainer(model, data, plan, out, look, 'ndcg@10', *callback, save_at=c.all_starts).fit()
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1a670327
 def tune(weights:dict, # of `weights_at`

@@ -20,7 +20,7 @@ import gentok
 from torch import Tensor
 from ..data.dataset import Catalogue, Dataset
 from ..store.files import atomic_write, read_json
-from ..data.splits import Examples, Split, leave_one_out
+from ..data.splits import Split, leave_one_out
 from ..embed.items import _items_of
 from ..embed.text import TextEncoder
 from ..baselines.neighbours import Neighbours
@@ -73,8 +73,7 @@ class Protocol:
         "What the training loop is told"
         steady = self.average > 0
         return TrainConfig(self.epochs, self.batch_size, self.lr, self.weight_decay,
-                           warmup=min(1., 2/self.epochs) if steady else .05,
-                           schedule='constant' if steady else 'cosine', average=self.average,
+                           warmup=min(1., 2/self.epochs) if steady else .05, average=self.average,
                            patience=self.patience, validate_every=self.validate_every, seed=self.seed)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #0268ec18
@@ -186,23 +185,18 @@ def _pick_metrics(m:dict)->dict:
 # %% ../../nbs/11_papers/00_protocol.ipynb #127647d0
 def baseline_rows(dataset:Dataset, split:Split)->list: # of dicts, for the report's table
     "What nothing trained reaches: popularity, text neighbours, and the Bayes limit where the truth is known"
-    test, n = split.test, len(dataset.catalogue)
-    found = {'Most popular': most_popular(split.train, n, test.n)}
-    near = _text_neighbours(dataset.catalogue)
-    if near: found['Text neighbours'] = near.recommend(test)
-    rows = [dict(name=name, **_pick(ranked, test)) for name, ranked in found.items()]
+    test = split.test
+    found = {name: summarise(ranked, test.targets) for name, ranked in _untrained(dataset.catalogue, split).items()}
+    rows = [dict(name=name, **_pick_metrics(e.metrics)) for name, e in found.items()]
     truth = getattr(dataset, 'truth', None)
     if truth is None: return rows
     return [*rows, dict(name='Bayes limit', **truth.bayes_optimal(test.histories(), test.targets))]
 
-def _pick(ranked:Ranked, examples:Examples)->dict:
-    "The four columns of every table, of ranked lists"
-    return _pick_metrics(summarise(ranked, examples.targets).metrics)
-
-def _text_neighbours(catalogue:Catalogue)->Neighbours|None: # None: there are no words
-    "Neighbours by the words of the catalogue (TF-IDF and SVD, 128 directions)"
-    if not any(text.strip() for text in catalogue.text): return None
-    return Neighbours(TextEncoder('lsa', 128).embed(catalogue))
+def _untrained(catalogue:Catalogue, split:Split)->dict[str, Ranked]: # name -> answers to the test users
+    "Popularity, and neighbours by the catalogue's words (TF-IDF and SVD, 128 directions) where it has any"
+    found = {'Most popular': most_popular(split.train, len(catalogue), split.test.n)}
+    if not any(text.strip() for text in catalogue.text): return found
+    return found | {'Text neighbours': Neighbours(TextEncoder('lsa', 128).embed(catalogue)).recommend(split.test)}
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #9dbf7f5c
 @dataclass(frozen=True)
@@ -346,9 +340,7 @@ def _register_run(out:str|Path, # made if missing
     state.wait_for_everyone()
     return out
 
-_claim = _register_run
-
-def _start_run(name:str, # of the method, for people
+def start_run(name:str, # of the method, for people
               dataset:Dataset, config:Protocol,
               out:str|Path|None=None, # a new folder, or that of the run to continue; None: nothing is kept
               others:Sequence[Dataset]=() # that the method also learns from

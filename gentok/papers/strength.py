@@ -16,9 +16,9 @@ from ..baselines.neighbours import Neighbours
 from ..data.dataset import Dataset
 from ..data.splits import Split, leave_one_out
 from ..embed.collaborative import SASRec, SASRecConfig
-from ..evaluate.full_ranking import Evaluation, most_popular, summarise
+from ..evaluate.full_ranking import Evaluation, summarise
 from ..evaluate.long_tail import training_counts
-from .protocol import _pick_metrics, _text_neighbours
+from .protocol import _pick_metrics, _untrained
 
 # %% ../../nbs/11_papers/07_strength.ipynb #40a6a9ec
 def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec for each seed
@@ -28,12 +28,10 @@ def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec f
     "Most popular, text neighbours, SASRec and its neighbours, by the split that every method has"
     dataset = dataset.in_standard_order()
     split, catalogue = leave_one_out(dataset), dataset.catalogue
-    test, n = split.test, len(catalogue)
+    test = split.test
     def judged(ranked): return summarise(ranked, test.targets)
-    found = {'Most popular': [judged(most_popular(split.train, n, test.n))]}
-    near = _text_neighbours(catalogue)
-    if near: found['Text neighbours'] = [judged(near.recommend(test))]
-    models = [SASRec(n, replace(config, seed=s)).fit(split.train, split.valid, Path(out)/f'sasrec-{s}') for s in seeds]
+    found = {name: [judged(ranked)] for name, ranked in _untrained(catalogue, split).items()}
+    models = [SASRec(len(catalogue), replace(config, seed=s)).fit(split.train, split.valid, Path(out)/f'sasrec-{s}') for s in seeds]
     around = [Neighbours(model.embed(catalogue)) for model in models]
     return found | {'SASRec': [judged(model.recommend(test)) for model in models],
                     'SASRec neighbours': [judged(near.recommend(test)) for near in around]}

@@ -26,7 +26,7 @@ from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
 from ..ids.collisions import _in_rows, resolve, _standard_turns
 from ..ids.item_ids import ItemIds, _ids_file, random_ids
-from .protocol import ItemCoder, Protocol, RecommenderSpec, Result, finish_run, fit_recommender, _start_run
+from .protocol import ItemCoder, Protocol, RecommenderSpec, Result, finish_run, fit_recommender, start_run
 from ..quantize.experts import _codes_by_expert
 from ..quantize.health import CodebookHealth
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
@@ -157,7 +157,7 @@ def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues
        )->Result:
     "TIGER from a data set to its numbers on every test user (Rajput et al. 2023)"
-    job = _start_run('TIGER', dataset, config, out)
+    job = start_run('TIGER', dataset, config, out)
     prepared = first_process(lambda: tokenize_catalogue(job.dataset, config, job.out), job.out)
     start = RecommenderSpec(codebooks=_codebooks_of(prepared.tokenizer))
     fitted = fit_recommender(job.split, prepared.item_ids, config, job.folder('training'), start)

@@ -21,7 +21,7 @@ from ..store.runs import _one_of
 from ..embed.table import EmbeddingTable, _concat_domains
 from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
-from .protocol import ItemCoder, Result, finish_run, fit_recommender, _start_run
+from .protocol import ItemCoder, Result, finish_run, fit_recommender, start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, _unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import Tokenizer
@@ -136,7 +136,7 @@ def _recommend(dataset:Dataset, tokens:_Tokens, config:UnitokConfig,
               out:str|Path|None=None # run again with the same folder after an interruption: it continues
              )->Result:
     "One domain's recommender, on every test user; `seconds` count the common tokenizer in full"
-    c, job = config, _start_run('UniTok', dataset, config, out)
+    c, job = config, start_run('UniTok', dataset, config, out)
     table, tokenizer = tokens.tables[job.dataset.name], tokens.tokenizers[job.dataset.name]
     def unique(): return _unique_ids(tokenizer, table, c.policy, c.seed)
     fitted = fit_recommender(job.split, _cached_ids(unique, job.folder('identifiers')), c, job.folder('training'))
@@ -149,7 +149,7 @@ def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=N
     "UniTok (Hou and Shin 2025) on one data set and the items of `others`; run again with the same folder, it continues"
     others = [load(path.strip()) for path in config.others.split(',') if path.strip()]
     datasets = _by_name([dataset, *others])
-    out = _start_run('UniTok', dataset, config, out, others).out
+    out = start_run('UniTok', dataset, config, out, others).out
     return _recommend(dataset, first_process(lambda: _fit_tokenizers(datasets, config, out), out), config, out)
 
 def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),

@@ -30,7 +30,7 @@ from ..ids.item_ids import ItemIds
 from ..ids.sequences import item_tokens
 from ..ids.vocabulary import Vocabulary
 from .protocol import ItemCoder, RecommenderSpec, Result
-from .protocol import backbones, finish_run, fit_recommender, _start_run
+from .protocol import backbones, finish_run, fit_recommender, start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, make_tokenizer, _unique_ids
 from .unitok import _by_name, _cached_seconds, _check_spread, _fit_domains, _ordered
 from ..tokenize.co_occurrence import co_occurrences, _concat_positives
@@ -196,8 +196,8 @@ def _pretrain(datasets:dict[str, Dataset], learnt:_PretrainedTokenizer, config:U
     examples, table = _mix_domains(parts, [item_tokens(learnt.item_ids[name], v) for name in known])
     (model, kind), e = backbones[c.backbone], c.pretraining_epochs
     data = kind(examples, table, c.batch_size, c.seed)
-    plan = replace(c.training(), epochs=e, lr=c.pretraining_lr, patience=0, save_at=(e,))
-    return Trainer(model(v, c.recommender(), c.seed), data, plan, out).fit()
+    plan = replace(c.training(), epochs=e, lr=c.pretraining_lr, patience=0)
+    return Trainer(model(v, c.recommender(), c.seed), data, plan, out, save_at=(e,)).fit()
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #e7c26a47
 class _Target(NamedTuple):
@@ -235,7 +235,7 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
     if c.pretraining and not len(datasets): raise ValueError(
         f'there is nothing to pre-train on before {target.name}; name other data sets in others, or use --no-pretraining (pretraining=False).')
     known = _by_name(datasets if c.pretraining else [target])
-    job = _start_run('UTGRec', _by_name([target, *datasets])[target.name], c, out, datasets if c.pretraining else ())
+    job = start_run('UTGRec', _by_name([target, *datasets])[target.name], c, out, datasets if c.pretraining else ())
     before = Path(common or job.out/'before')
     learnt = _pretrain_tokenizer(known, c, before)
     first = _pretrain(known, learnt, c, before/'recommender') if c.pretraining and c.recommender_pretraining else None
@@ -264,7 +264,7 @@ def _both_modalities(catalogue:Catalogue, config:TigerConfig)->EmbeddingTable:
 
 def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(), out:str|Path|None=None)->Result:
     "TIGER on words and pictures (the rival that UTGRec calls TIGER_M)"
-    start, job = time.time(), _start_run('TIGER_M', dataset, config, out)
+    start, job = time.time(), start_run('TIGER_M', dataset, config, out)
     def make():
         table = _both_modalities(job.dataset.catalogue, config)
         return table, make_tokenizer(config, table).fit(table, job.folder('tokenizer'))

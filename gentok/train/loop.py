@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -39,19 +39,14 @@ class TrainConfig:
     lr: float = 1e-3 # at the top of the schedule
     weight_decay: float = .05 # of AdamW
     warmup: float = .05 # share of all steps in which the rate rises
-    schedule: str = 'cosine' # of the rate after that: 'cosine' falls to nothing at the last epoch, 'constant' stays
-    average: float = 0. # decay of a running mean of the weights, which is what is judged and kept; 0: none
+    average: float = 0. # decay of the running mean of the weights that is judged and kept; 0: none, and the rate falls
     clip: float = 1. # largest norm of the gradient
     patience: int = 0 # validations without a better one before stopping; 0 never stops
     validate_every: int = 1 # epochs
     precision: str = 'auto' # 'float32', 'bf16', or 'auto': bf16 where the processor has it in hardware
     checkpoint_seconds: float = 30. # between two checkpoints
-    save_at: tuple = () # epochs whose weights are kept, beside the best
     seed: int = 0
     def __post_init__(self):
-        object.__setattr__(self, 'save_at', tuple(self.save_at))
-        if not all(1 <= e <= self.epochs for e in self.save_at): raise ValueError(
-            f'save_at is {self.save_at}, expected epochs from 1 to {self.epochs}.')
         for name in ('epochs', 'batch_size', 'validate_every'):
             value = getattr(self, name)
             if not value >= 1: raise ValueError(f'{name} is {value}, expected at least 1.')
@@ -59,8 +54,6 @@ class TrainConfig:
             value, least = getattr(self, f.name), 'more than 0' if f.name in ('lr', 'clip') else '0 or more'
             if f.type is float and not (0 < value < math.inf or value == 0 and least == '0 or more'): raise ValueError(
                 f'{f.name} is {value}, expected a finite number, {least}; {f.default:g} is usual.')
-        if self.schedule not in ('cosine', 'constant'): raise ValueError(
-            f"schedule is {self.schedule!r}, expected 'cosine' or 'constant'.")
         if self.average >= 1: raise ValueError(
             f'average is {self.average}, expected less than 1, the decay of a running mean; .999 is usual, 0 keeps none.')
         if self.warmup > 1: raise ValueError(
@@ -70,9 +63,9 @@ class TrainConfig:
 def learning_rate(step:int, # from 0
                   total:int, # steps of the whole run
                   config:TrainConfig)->float:
-    "Linear rise, then a cosine's fall or none"
+    "Linear rise, then a cosine's fall, or none where the weights are averaged"
     rise = min(1., (step + 1)/max(1, round(config.warmup*total)))
-    fall = .5*(1 + math.cos(math.pi*step/total)) if config.schedule == 'cosine' else 1.
+    fall = 1. if config.average else .5*(1 + math.cos(math.pi*step/total))
     return config.lr*rise*fall
 
 # %% ../../nbs/08_train/01_loop.ipynb #1e2638dc
@@ -145,16 +138,19 @@ class Trainer:
                  out:str|Path|None=None, # folder for checkpoints and the best weights; None keeps them in memory
                  validate:Callable|None=None, # (model, process, processes) -> {'n': users, 'ndcg@10': sum, …}
                  metric:str='ndcg@10', # which of them decides
-                 callback:Callback=Callback() # what else changes between epochs
+                 callback:Callback=Callback(), # what else changes between epochs
+                 save_at:Sequence[int]=() # epochs whose weights are kept, beside the best
                 ):
         theirs, ours = (data.batch_size, data.seed), (config.batch_size, config.seed)
         if theirs != ours: raise ValueError(f'batch size and seed are {theirs} in the data, but {ours} in the configuration; give both the same.')
+        if not all(1 <= e <= config.epochs for e in save_at): raise ValueError(
+            f'save_at is {tuple(save_at)}, expected epochs from 1 to {config.epochs}.')
         uneven = [DistributedDataParallelKwargs(find_unused_parameters=True)] if callback.partial else []
         # `step` casts, so that precisions may differ in one process
         self.accelerator = Accelerator(mixed_precision='no', kwargs_handlers=uneven)
         self.bf16 = _pick_precision(config.precision) == 'bf16'
         self.data, self.config, self.validate, self.metric = data, config, validate, metric
-        self.out, self.callback = Path(out) if out else None, callback
+        self.out, self.callback, self.save_at = Path(out) if out else None, callback, tuple(save_at)
         optimiser = torch.optim.AdamW(callback.groups(model), config.lr, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         self.optimiser.zero_grad()  # whatever the model did before
@@ -253,7 +249,7 @@ def restore(self:Trainer, checkpoint:Checkpoint)->None:
 @patch
 def identity(self:Trainer)->dict: # plain JSON
     "What must be the same for a run to be continued"
-    c = {k: v for k, v in asdict(self.config).items() if k not in ('checkpoint_seconds', 'save_at')}
+    c = {k: v for k, v in asdict(self.config).items() if k != 'checkpoint_seconds'}
     shapes = repr([(name, tuple(t.shape)) for name, t in self.weights().items()])
     count = sum(p.numel() for p in self.bare.parameters())
     order = ', at random' if self.data.shuffled else ''
@@ -322,7 +318,7 @@ def _kept_weights(out:Path, name:str, epoch:int, # in that file of that run shou
 @patch
 def keep_epoch(self:Trainer, epoch:int)->None:
     "Write the weights of an epoch if asked for, on the first process, while others wait; ValueError without a folder"
-    if epoch not in self.config.save_at: return
+    if epoch not in self.save_at: return
     if not self.out: raise ValueError(f'save_at asks for the weights of epoch {epoch}, but there is no folder for them; give out.')
     weights = {name: t.detach().cpu() for name, t in self.weights().items()}
     if self.leads: atomic_write(_weights_file(self.out, epoch), _tensor_bytes(weights, ''))
