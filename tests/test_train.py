@@ -188,7 +188,7 @@ def test_the_best_weights_of_another_run_are_refused(tmp_path):
 
 @pytest.mark.parametrize('damage', damages)
 def test_damaged_weights_of_an_epoch_are_named(damage, tmp_path):
-    def kept_run(): return Trainer(Chain(), sequences(), short, tmp_path/'run', validate, 'score', save_at=(2, 3)).fit()
+    def kept_run(): return Trainer(Chain(), sequences(), short, tmp_path/'run', validate, 'score').keeping((2, 3)).fit()
     kept_run()
     kept = weights_at(tmp_path/'run', 2)
     damages[damage](_weights_file(tmp_path/'run', 2))

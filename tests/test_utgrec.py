@@ -348,9 +348,9 @@ def test_two_processes_learn_what_one_does(name, n, two, tmp_path):
     assert one['losses'][:, 2].max() > 0 and torch.allclose(both[0]['losses'], one['losses'], atol=2e-3, rtol=1e-3)
     for key, expected in one.items():
         assert torch.equal(both[0][key], both[1][key]), key
-        if key.endswith('idle') and name == '15':  # in vectors: the last row of each of the epochs counts twice
+        if key.endswith('idle') and name == '15':  # in vectors: the last row of each of four epochs counts twice, in the leaf on two levels
             more = both[0][key] - expected
-            assert 0 <= more.min() and more.max() <= 4, key
+            assert 0 <= more.min() and more.max() <= (8 if 'books.1' in key else 4), key
             continue
         assert close(both[0][key], expected), key
     a, b = (UTGRecTokenizer.from_pretrained(folder/'second') for folder in (tmp_path, two/name))

@@ -25,7 +25,7 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import tune
 from .protocol import FittedRecommender, ItemCoder, finish_run, fit_recommender, start_run
-from .tiger import TokenizedCatalogue, TigerConfig, _coder_of, tokenize_catalogue, _unique_ids
+from .tiger import PaperConfig, TokenizedCatalogue, TigerConfig, _coder_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
 from ..recommend.t5 import GenerativeRecommender, RecommenderConfig, _initialise_normal, _tied_names
@@ -39,11 +39,9 @@ from ..train.scale_out import first_process
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #c18b7801
 @dataclass(frozen=True)
-class EtegrecConfig(TigerConfig):
+class EtegrecConfig(PaperConfig):
     "TIGER's settings, and how the two learn together"
     backbone: str = 't5' # its alignments read an encoder beside a decoder, so there is no other
-    tokenizer: str = 'rqvae' # one that learns by a gradient
-    codebook_size: int = 256 # K
     text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
     cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
     tune_epochs: int = 0 # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter

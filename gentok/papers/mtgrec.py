@@ -27,7 +27,7 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .protocol import FittedRecommender, ItemCoder, RecommenderSpec, Run
 from .protocol import backbones, finish_run, fit_recommender, _register_run
-from .tiger import TigerConfig, _coder_of, item_vectors, make_tokenizer, _unique_ids
+from .tiger import PaperConfig, TigerConfig, _coder_of, item_vectors, make_tokenizer, _unique_ids
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
 from ..search.beam import beam_search
@@ -40,10 +40,9 @@ from ..train.scale_out import first_process
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #157dcab4
 @dataclass(frozen=True)
-class MtgrecConfig(TigerConfig):
+class MtgrecConfig(PaperConfig):
     "TIGER's settings, and how several tokenizers take turns"
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
-    codebook_size: int = 256 # K
     n: int = 10 # tokenizers; the paper has 15 to 25
     candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
     tune_epochs: int = 0 # of `epochs`, for each fine-tuning, which stops when validation does; 0: a quarter for all
@@ -131,7 +130,7 @@ def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
     plan = replace(c.training(), epochs=c.pretraining_epochs, patience=0)
     look = Validation(Trie(item_ids[-1]), split.valid)
     model = model(vocabulary, c.recommender(), c.seed)
-    return Trainer(model, data, plan, out, look, 'ndcg@10', *callback, save_at=c.all_starts).fit()
+    return Trainer(model, data, plan, out, look, 'ndcg@10', *callback).keeping(c.all_starts).fit()
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1a670327
 def tune(weights:dict, # of `weights_at`

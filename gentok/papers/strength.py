@@ -31,7 +31,8 @@ def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec f
     test = split.test
     def judged(ranked): return summarise(ranked, test.targets)
     found = {name: [judged(ranked)] for name, ranked in _untrained(catalogue, split).items()}
-    models = [SASRec(len(catalogue), replace(config, seed=s)).fit(split.train, split.valid, Path(out)/f'sasrec-{s}') for s in seeds]
+    def trained(s): return SASRec(len(catalogue), replace(config, seed=s)).fit(split.train, split.valid, Path(out)/f'sasrec-{s}')
+    models = [trained(s) for s in seeds]
     around = [Neighbours(model.embed(catalogue)) for model in models]
     return found | {'SASRec': [judged(model.recommend(test)) for model in models],
                     'SASRec neighbours': [judged(near.recommend(test)) for near in around]}

@@ -197,7 +197,7 @@ def _pretrain(datasets:dict[str, Dataset], learnt:_PretrainedTokenizer, config:U
     (model, kind), e = backbones[c.backbone], c.pretraining_epochs
     data = kind(examples, table, c.batch_size, c.seed)
     plan = replace(c.training(), epochs=e, lr=c.pretraining_lr, patience=0)
-    return Trainer(model(v, c.recommender(), c.seed), data, plan, out, save_at=(e,)).fit()
+    return Trainer(model(v, c.recommender(), c.seed), data, plan, out).keeping((e,)).fit()
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #e7c26a47
 class _Target(NamedTuple):

@@ -138,19 +138,16 @@ class Trainer:
                  out:str|Path|None=None, # folder for checkpoints and the best weights; None keeps them in memory
                  validate:Callable|None=None, # (model, process, processes) -> {'n': users, 'ndcg@10': sum, …}
                  metric:str='ndcg@10', # which of them decides
-                 callback:Callback=Callback(), # what else changes between epochs
-                 save_at:Sequence[int]=() # epochs whose weights are kept, beside the best
+                 callback:Callback=Callback() # what else changes between epochs
                 ):
         theirs, ours = (data.batch_size, data.seed), (config.batch_size, config.seed)
         if theirs != ours: raise ValueError(f'batch size and seed are {theirs} in the data, but {ours} in the configuration; give both the same.')
-        if not all(1 <= e <= config.epochs for e in save_at): raise ValueError(
-            f'save_at is {tuple(save_at)}, expected epochs from 1 to {config.epochs}.')
         uneven = [DistributedDataParallelKwargs(find_unused_parameters=True)] if callback.partial else []
         # `step` casts, so that precisions may differ in one process
         self.accelerator = Accelerator(mixed_precision='no', kwargs_handlers=uneven)
         self.bf16 = _pick_precision(config.precision) == 'bf16'
         self.data, self.config, self.validate, self.metric = data, config, validate, metric
-        self.out, self.callback, self.save_at = Path(out) if out else None, callback, tuple(save_at)
+        self.out, self.callback, self.save_at = Path(out) if out else None, callback, ()
         optimiser = torch.optim.AdamW(callback.groups(model), config.lr, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         self.optimiser.zero_grad()  # whatever the model did before
@@ -315,6 +312,15 @@ def _kept_weights(out:Path, name:str, epoch:int, # in that file of that run shou
     raise ValueError(f'{path} {said}, expected the weights of epoch {epoch}; delete {out} and run again.')
 
 # %% ../../nbs/08_train/01_loop.ipynb #19991484
+@patch
+def keeping(self:Trainer, epochs:Sequence[int] # from 1
+           )->'Trainer': # itself
+    "Keep the weights of these epochs, beside the best; ValueError for one that the run does not have"
+    if not all(1 <= e <= self.config.epochs for e in epochs): raise ValueError(
+        f'save_at is {tuple(epochs)}, expected epochs from 1 to {self.config.epochs}.')
+    self.save_at = tuple(epochs)
+    return self
+
 @patch
 def keep_epoch(self:Trainer, epoch:int)->None:
     "Write the weights of an epoch if asked for, on the first process, while others wait; ValueError without a folder"
