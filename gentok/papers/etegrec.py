@@ -25,7 +25,7 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import tune
 from .protocol import FittedRecommender, ItemCoder, finish_run, fit_recommender, start_run
-from .tiger import PaperConfig, TokenizedCatalogue, TigerConfig, _coder_of, tokenize_catalogue, _unique_ids
+from .tiger import PaperConfig, TokenizedCatalogue, _coder_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
 from ..recommend.t5 import GenerativeRecommender, RecommenderConfig, _initialise_normal, _tied_names

@@ -27,7 +27,7 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .protocol import FittedRecommender, ItemCoder, RecommenderSpec, Run
 from .protocol import backbones, finish_run, fit_recommender, _register_run
-from .tiger import PaperConfig, TigerConfig, _coder_of, item_vectors, make_tokenizer, _unique_ids
+from .tiger import PaperConfig, _coder_of, item_vectors, make_tokenizer, _unique_ids
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
 from ..search.beam import beam_search

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['backbones', 'Protocol', 'FittedRecommender', 'RecommenderSpec', 'fit_recommender', 'save_fitted', 'load_fitted',
-           'baseline_rows', 'Run', 'ItemCoder', 'Result', 'finish_run']
+           'baseline_rows', 'Run', 'ItemCoder', 'Result', 'finish_run', 'start_run']
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4085c1fa
 import json

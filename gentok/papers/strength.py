@@ -31,7 +31,9 @@ def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec f
     test = split.test
     def judged(ranked): return summarise(ranked, test.targets)
     found = {name: [judged(ranked)] for name, ranked in _untrained(catalogue, split).items()}
-    def trained(s): return SASRec(len(catalogue), replace(config, seed=s)).fit(split.train, split.valid, Path(out)/f'sasrec-{s}')
+    def trained(s):
+        model = SASRec(len(catalogue), replace(config, seed=s))
+        return model.fit(split.train, split.valid, Path(out)/f'sasrec-{s}')
     models = [trained(s) for s in seeds]
     around = [Neighbours(model.embed(catalogue)) for model in models]
     return found | {'SASRec': [judged(model.recommend(test)) for model in models],
