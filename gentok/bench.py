@@ -34,7 +34,7 @@ import gentok
 from .data.dataset import Dataset
 from .data.columns import _clean
 from .data.formats import load
-from .store.memory import _kept_memory
+from .fast.memory import _kept_memory
 from .data.splits import Examples, Split, leave_one_out
 from .data.toyshop import toyshop
 from .embed.table import EmbeddingTable

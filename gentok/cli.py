@@ -7,7 +7,6 @@ __all__ = ['main']
 
 # %% ../nbs/12_cli.ipynb #b38e2cf2
 import csv
-import difflib
 import io
 import json
 import math
@@ -31,6 +30,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positio
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructFieldSpec
 
 import gentok
+from .store.names import _among, _nearest_name
 
 # %% ../nbs/12_cli.ipynb #f1a399b4
 def _number(kind:type, # int or float
@@ -57,21 +57,6 @@ def _csv_words(text:str)->list[str]:
     rows = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
     return [word.strip() for row in rows for word in row if word.strip()]
 
-# %% ../nbs/12_cli.ipynb #63cbae59
-def _nearest_name(word:str, known:Sequence[str])->str:
-    "The known name that is most like a word, or has it as a part, or ''; dashes in front do not count"
-    bare = word.lstrip('-')
-    close = difflib.get_close_matches(bare, [k.lstrip('-') for k in known], 1)
-    part = (k for k in known if len(bare) > 3 and bare in k)
-    return next((k for k in known if close and k.lstrip('-') == close[0]), next(part, ''))
-
-def _among(known:Sequence[str], what:str, word:str)->str:
-    "The word, if it is known"
-    if word in known: return word
-    near = _nearest_name(word, known)
-    remedy = f'perhaps you meant {near}' if near else f'choose {" or ".join(known)}'
-    raise ValueError(f'{what}{word[:60]!r} is not known; {remedy}.')
-
 # %% ../nbs/12_cli.ipynb #f0d4b4da
 def _spec(metavar:str, read:Callable, # str -> value
          write:Callable=str)->PrimitiveConstructorSpec:
@@ -96,7 +81,7 @@ class _Offer(NamedTuple):
     "Which fields of a configuration a command offers"
     config: object # a frozen dataclass: the defaults
     only: tuple|None = None # names of fields; None: all
-    called: dict = {} # field -> option, where it has another name than the field
+    called: dict = {} # field -> option, where it has another name than the field; both are understood
 
     @property
     def names(self)->dict: # field -> its name on the command line
@@ -120,7 +105,8 @@ def _rules(offer:_Offer|None)->ConstructorRegistry:
         def changed(**given): return replace(offer.config, **given)
         changed.__doc__, means = type(offer.config).__doc__, _meanings(offer.config)
         def option(f):
-            kind = Annotated[f.type, arg(name=offer.names[f.name])]
+            also = [f'--{f.name}'] if f.name in offer.called else []
+            kind = Annotated[f.type, arg(name=offer.names[f.name], aliases=also)]
             if f.type in _kinds: kind = Annotated[kind, _kinds[f.type]]
             return StructFieldSpec(f.name, kind, getattr(offer.config, f.name), means.get(f.name))
         return StructConstructorSpec(changed, tuple(option(f) for f in fields(offer.config) if f.name in offer.names))

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from itertools import islice
@@ -39,6 +38,7 @@ from .ids.trie import Trie
 from .papers.protocol import FittedRecommender, ItemCoder, Result, _data_print, load_fitted, save_fitted
 from .search.beam import _as_examples
 from .store.files import atomic_write, read_json
+from .store.names import _among
 from .store.runs import _locked
 from .train.scale_out import processes_here
 from .train.trackers import tracking
@@ -49,21 +49,15 @@ def toyshop(n_items:int=100, n_users:int=2000, seed:int=0)->Dataset: # with `tru
     return toyshops(n_items, n_users, ('tiles',), seed)[0]
 
 # %% ../nbs/12_recommender.ipynb #9934f432
-def _known(name:str, known:Iterable[str], what:str)->str:
-    "The name, if it is known; ValueError with the nearest one if not"
-    if name in known: return name
-    near = get_close_matches(name, known, 1)
-    raise ValueError(f'{what} {name!r} is not known; {f"perhaps you meant {near[0]!r}" if near else "choose among " + ", ".join(known)}.')
-
 def config_of(method:str)->type: # a frozen dataclass
     "The settings of a method; ValueError with the nearest name if there is none"
-    module = import_module(f'gentok.papers.{_known(method, gentok.methods, "method")}')
+    module = import_module(f'gentok.papers.{_among(gentok.methods, "method ", method)}')
     return getattr(module, f'{method.capitalize()}Config')
 
 def _configured(config, # a dataclass
                 settings:dict):
     "The configuration with some fields changed; ValueError with the nearest name for a field that there is not"
-    for name in settings: _known(name, config.__dataclass_fields__, 'setting')
+    for name in settings: _among(config.__dataclass_fields__, 'setting ', name)
     return replace(config, **settings)
 
 # %% ../nbs/12_recommender.ipynb #7611a7df
@@ -374,12 +368,11 @@ def update(self:Recommender, items:Catalogue|pl.DataFrame|str|Path=(), # new one
     if fresh:
         if self.coder is None: raise ValueError(
             'this model knows its items by behaviour, which new ones have not, expected a method that reads texts; fit one with text=lsa.')
-        columns = catalogue.ids, catalogue.text, catalogue.titles
-        ids, text, titles = ([column[row] for row in fresh] for column in columns)
-        images = [catalogue.images[row] for row in fresh] if catalogue.images is not None else None
-        new = Catalogue([kind(i) for i in ids], text, images, catalogue.domain, titles)
+        new = catalogue._take(fresh)
+        new.ids = [kind(i) for i in new.ids]
         item_ids = extend(item_ids, self.coder.codes(new), new.ids, _codewords_of(self.coder))
-        old = Catalogue([*map(kind, old.ids), *new.ids], [*old.text, *text], None, old.domain, [*old.titles, *titles])
+        old = old._take(range(len(old)))._with(new)
+        old.ids = [kind(i) for i in old.ids]
     fitted = self.fitted._replace(item_ids=item_ids, trie=Trie(item_ids)) if fresh else self.fitted
     return Recommender(fitted, old, self.coder, self.about, sorted(gone - back))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gentok.bench import BenchmarkRow, bench, _generate, _lay_out, _load_rows, compare_speed, _same_ten
 from gentok.cli import main
-from gentok.store.memory import _depth, _kept_memory
+from gentok.fast.memory import _depth, _kept_memory
 from gentok.data.toyshop import toyshop
 from gentok.recommend.t5 import RecommenderConfig
 from gentok.search.beam import beam_search

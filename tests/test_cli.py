@@ -487,7 +487,8 @@ def test_tokenize_needs_no_histories(catalogue, tmp_path):
 
 @pytest.mark.parametrize('method', ['kmeans', 'random', 'rqvae'])
 def test_tokenize_by_any_method_and_again(ask, catalogue, tmp_path, method):
-    words = ['tokenize', catalogue, '--method', method, '--out', tmp_path/'ids', '--json', *settings(small)]
+    option = '--tokenizer' if method == 'kmeans' else '--method'  # the name of the setting is understood as well
+    words = ['tokenize', catalogue, option, method, '--out', tmp_path/'ids', '--json', *settings(small)]
     (code, first, _), (again, second, _) = ask(*words), ask(*words)
     assert code == again == 0 and json.loads(first) == json.loads(second)
 
@@ -521,6 +522,7 @@ mistakes = {
     'an impossible rate': ('--lr nan', ["--lr 'nan' is no finite number"]),
     'an infinite rate': ('--lr inf', ["--lr 'inf' is no finite number"]),
     'a negative decay': ('--weight-decay -1', ['--weight-decay is -1']),
+    'a decay of more than everything': ('--weight-decay 1e300', ['--weight-decay is 1e+300 at lr 0.002', 'lower one of the two']),
     'no levels': ('--levels 0', ['--levels is 0']),
     'no codes': ('--codebook-size 0', ['--codebook-size is 0']),
     'too many codes': ('--codebook-size 999999999', ['--codebook-size is 999']),

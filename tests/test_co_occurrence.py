@@ -25,7 +25,7 @@ def brute(dataset, window=1):
     n, h = len(dataset.catalogue), dataset.histories
     found = [set() for _ in range(n)]
     for u, items in enumerate(h):
-        if dataset.unseen is not None and dataset.unseen[u]: continue
+        if dataset.held_out is not None and dataset.held_out[u]: continue
         kept = items.tolist()[:-2]
         for i, a in enumerate(kept):
             for j, b in enumerate(kept):
@@ -86,7 +86,7 @@ def test_a_catalogue_without_histories_has_itself():
 def test_held_out_users_teach_nothing():
     data = hold_out(toyshop(n_items=40, n_users=60, domains=1)[0], .3)
     assert listed(co_occurrences(data)) == brute(data)
-    assert not torch.isin(_training_entries(data)[1], data.unseen.nonzero()[:, 0]).any()
+    assert not torch.isin(_training_entries(data)[1], data.held_out.nonzero()[:, 0]).any()
 
 def test_real_histories(shared):
     from gentok.data.formats import load

@@ -11,7 +11,7 @@ from gentok.ids.item_ids import random_ids
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
 from gentok.recommend.decoder_only import DecoderOnly
-from gentok.recommend.cached_decoding import CachedDecoder
+from gentok.fast.cached_decoding import CachedDecoder
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig, load_weights, _t5_config, _tied_names
 from gentok.search.beam import beam_search
 from gentok.search.exact import score_items

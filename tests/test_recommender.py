@@ -107,6 +107,15 @@ def test_ids_stay_of_one_kind(shop, rec, tmp_path):
     again = gentok.Recommender.from_pretrained(tmp_path)
     assert again.codes(7) == new.codes('7') and {type(i) for i in again.catalogue.ids} == {str}
 
+def test_pictures_and_columns_stay_through_an_update(shop, rec):
+    own = gentok.Recommender(rec.fitted, shop.in_standard_order().catalogue, rec.coder)
+    new = own.update(pl.DataFrame(dict(item=['new'], text=[shop.catalogue.text[0]])))
+    old = own.catalogue
+    assert len(new.catalogue.images) == len(old) + 1 and new.catalogue.images[len(old)] is None
+    assert all(new.catalogue.images[r].tobytes() == old.images[r].tobytes() for r in range(len(old)))
+    painted = gentok.Catalogue(['new'], [shop.catalogue.text[0]], [shop.catalogue.images[3]])
+    assert own.update(painted).catalogue.images[len(old)].tobytes() == shop.catalogue.images[3].tobytes()
+
 def test_new_items_are_the_same_in_any_order(shop, rec):
     text = shop.catalogue.text
     items = pl.DataFrame(dict(item=[f'n{i}' for i in range(30)], text=[text[i % 20] for i in range(30)]))

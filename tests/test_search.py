@@ -7,7 +7,7 @@ from gentok.data.splits import Examples
 from gentok.ids.item_ids import ItemIds
 from gentok.ids.trie import Trie
 from gentok.ids.vocabulary import Vocabulary
-from gentok.recommend.cached_decoding import CachedDecoder
+from gentok.fast.cached_decoding import CachedDecoder
 from gentok.recommend.t5 import GenerativeRecommender, RecommenderConfig
 from gentok.search.beam import _HistoryTokens, _Search, _Task, _as_examples, beam_search, _search_batch
 from gentok.search.exact import exact_top_k, score_items, _with_proof

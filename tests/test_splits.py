@@ -118,8 +118,8 @@ def test_held_out_users_are_the_shortest_and_train_nothing(sequences, share, see
         kept = sorted(l for l in lengths if l >= 2)[n:]
         assert str(e).count('.') >= 1 and (n == 0 or not any(l >= 4 for l in kept))
         return
-    out = held.unseen.tolist()
-    assert sum(out) == n and data.unseen is None and held.histories is data.histories
+    out = held.held_out.tolist()
+    assert sum(out) == n and data.held_out is None and held.histories is data.histories
     inside, outside = ([l for l, o in zip(lengths, out) if o == side and l >= 2] for side in (True, False))
     assert max(inside) <= min(outside) and not any(o for l, o in zip(lengths, out) if l < 2)
     split, whole = leave_one_out(held), leave_one_out(data)
@@ -147,7 +147,7 @@ def test_a_share_that_is_nobody_is_refused(share):
 
 def test_nothing_to_learn_from_and_holding_out_twice_are_refused():
     few = dataset([[0, 1, 2, 3], [0, 1], [1, 2], [1]])
-    assert hold_out(few, .5).unseen.tolist() == [False, True, True, False]
+    assert hold_out(few, .5).held_out.tolist() == [False, True, True, False]
     with pytest.raises(ValueError, match='none of the 1 with four items or more is left'): hold_out(few, .9)
     with pytest.raises(ValueError, match='already holds out 2 users'): hold_out(hold_out(few, .5), .5)
     with pytest.raises(ValueError, match='of 0 users is nobody'): hold_out(dataset([[1], [2]]), .5)

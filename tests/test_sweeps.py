@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from gentok.data.splits import hold_out, leave_one_out, unseen_users
 from gentok.data.toyshop import toyshop
 from gentok.papers import tiger
-from gentok.papers.sweeps import best_validation, convergence, draw_sweep, _finished, long_tail, _run_folder, seen_unseen, sweep
+from gentok.papers.sweeps import best_validation, convergence, draw_sweep, _finished, long_tail, _run_folder, seen_and_unseen_users, sweep
 from gentok.papers.tiger import TigerConfig
 
 tiny = TigerConfig(tokenizer='kmeans', codebook_size=8, text_dim=6, epochs=1, d_model=8, layers=1, validate_every=1, beams=10)
@@ -68,13 +68,13 @@ def test_long_tail_groups_add_up():
 def test_unseen_users_of_any_split_add_up():
     held = hold_out(shop(), .3)
     split, run = leave_one_out(held), tiger.run(held, tiny)
-    rows = seen_unseen(dict(one=run.evaluation, same=run.evaluation), split, 'ndcg@10')
+    rows = seen_and_unseen_users(dict(one=run.evaluation, same=run.evaluation), split, 'ndcg@10')
     assert [(r['group'], r['users']) for r in rows] == [('seen', 21), ('unseen', 9)]
     assert sum(r['users']*r['one'] for r in rows)/30 == pytest.approx(run.metrics['ndcg@10'])
     values = run.evaluation.users['ndcg@10'][unseen_users(split)]
     assert rows[1]['one'] == pytest.approx(values.double().mean().item())
     for r in rows: assert math.isnan(r['gain of same']) if r['one'] == 0 else r['gain of same'] == 0
-    assert [r['group'] for r in seen_unseen(dict(one=run.evaluation), leave_one_out(shop()))] == ['seen']
+    assert [r['group'] for r in seen_and_unseen_users(dict(one=run.evaluation), leave_one_out(shop()))] == ['seen']
 
 def test_a_run_without_some_users_has_a_folder_of_its_own(tmp_path):
     tiger.run(shop(), tiny, tmp_path)
@@ -84,9 +84,9 @@ def test_what_unseen_users_took_changes_no_weight():
     "Other early items of the unseen: behaviour vectors, identifiers and recommender are the same"
     held, other = hold_out(shop(), .3), shop()
     lengths, offsets = other.histories.lengths, other.histories.offsets
-    for u in held.unseen.nonzero()[:, 0].tolist():
+    for u in held.held_out.nonzero()[:, 0].tolist():
         other.histories.items[offsets[u]:offsets[u + 1] - 3] = 7
-    other.unseen = held.unseen
+    other.held_out = held.held_out
     plan = replace(tiny, text='sasrec', validate_every=5)
     models = [tiger.run(d, plan).fitted.model.state_dict() for d in (held, other)]
     assert not leave_one_out(held).test.items.equal(leave_one_out(other).test.items)

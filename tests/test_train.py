@@ -244,6 +244,11 @@ def test_zero_is_refused_where_nothing_would_be_learnt():
     assert TrainConfig(weight_decay=0, warmup=0, checkpoint_seconds=0).clip == 1
     with pytest.raises(ValueError, match='warmup is 2, expected a share of all steps, at most 1; 0.05 is usual'): TrainConfig(warmup=2)
 
+@pytest.mark.parametrize('lr, decay', ((2e-3, 500.), (2e-3, 1e300), (1e300, .05)))
+def test_no_step_takes_more_than_a_whole_weight(lr, decay):
+    with pytest.raises(ValueError, match=r'^weight_decay is .* at lr .*, expected less than 1/lr'): TrainConfig(lr=lr, weight_decay=decay)
+    assert TrainConfig(lr=2e-3, weight_decay=499.).weight_decay == 499
+
 # ---------------------------------------------------------------- rate, stopping, precision, order
 
 @pytest.mark.parametrize('total', (1, 2, 7, 100))

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 root = Path(__file__).resolve().parent.parent
-stations = ('figures', 'store', 'data', 'embed', 'quantize', 'tokenize', 'ids', 'recommend', 'search', 'train',
+stations = ('figures', 'store', 'fast', 'data', 'embed', 'quantize', 'tokenize', 'ids', 'recommend', 'search', 'train',
             'evaluate', 'baselines', 'papers', 'recommender', 'bench', 'cli')
 _number = re.compile(r'^\d+[a-z]?_')
 

@@ -105,6 +105,42 @@ def image_urls(self:Catalogue)->list[str|None]|None: # n; None where no item has
     found = self.frame.get_column('image_url', default=None)
     return None if found is None else found.to_list()
 
+# %% ../../nbs/01_data/02_dataset.ipynb #16a78e50
+class _Pictures(Sequence):
+    "Pictures of several sequences, each read when it is asked for"
+    def __init__(self, places:list[tuple]): self.places = places # a sequence and a row of it, or None and any row
+    @property
+    def files(self) -> Sequence: # their names, where all of them lie in files
+        if not all(hasattr(source, 'files') for source, _ in self.places): return ()
+        return [source.files[row] for source, row in self.places]
+    def __len__(self) -> int: return len(self.places)
+    def __getitem__(self, row:int):
+        source, at = self.places[int(row)]
+        return None if source is None else source[at]
+
+# %% ../../nbs/01_data/02_dataset.ipynb #99443117
+@patch
+def _take(self:Catalogue, rows:Sequence[int])->Catalogue: # in their order
+    "Some of the items"
+    images = None if self.images is None else _Pictures([(self.images, r) for r in rows])
+    ids, text, titles = ([column[r] for r in rows] for column in (self.ids, self.text, self.titles))
+    taken = Catalogue(ids, text, images, self.domain, titles)
+    if 'frame' in self.__dict__: taken.frame, taken.text_columns = self.frame[list(rows)], self.text_columns
+    return taken
+
+@patch
+def _with(self:Catalogue, new:Catalogue)->Catalogue: # rows of the first stay
+    "More items below; ValueError for an id that both have"
+    both, images = (self, new), None
+    if any(c.images is not None for c in both):
+        images = _Pictures([(c.images, row) for c in both for row in range(len(c))])
+    ids, text, titles = ([*getattr(self, name), *getattr(new, name)] for name in ('ids', 'text', 'titles'))
+    joined = Catalogue(ids, text, images, self.domain, titles)
+    if 'frame' in self.__dict__:
+        joined.frame = pl.concat([self.frame, new.frame], how='diagonal_relaxed')
+        joined.text_columns = self.text_columns
+    return joined
+
 # %% ../../nbs/01_data/02_dataset.ipynb #8f2f504e
 @patch
 def row(self:Catalogue,
@@ -190,7 +226,7 @@ def from_dict(cls:Histories,
 class Dataset:
     "A catalogue and its users' histories, under one name"
     truth = None # of a synthetic shop: who wants what
-    unseen:Tensor|None = None # u: bool, users whom training must not see, of `hold_out`; None: it sees all
+    held_out:Tensor|None = None # u: bool, users whom training must not see, of `hold_out`; None: it sees all
     def __init__(self,
                  name:str, # shown in tables and file names
                  catalogue:Catalogue,
@@ -220,22 +256,12 @@ def in_standard_order(self:Dataset)->Dataset: # itself where it is in that order
     "The same items and histories, with rows that no order of the data decides"
     order = standard_order(self.catalogue.ids)
     if (order == np.arange(len(order))).all(): return self
-    c, other = self.catalogue, copy(self)
+    other = copy(self)
     other.truth = None # it speaks of the old rows
-    images = c.images if c.images is None else _Rearranged(c.images, order.tolist())
-    ids, text, titles = ([column[r] for r in order] for column in (c.ids, c.text, c.titles))
-    other.catalogue = Catalogue(ids, text, images, c.domain, titles)
-    if 'frame' in c.__dict__: other.catalogue.frame, other.catalogue.text_columns = c.frame[order], c.text_columns
+    other.catalogue = self.catalogue._take(order.tolist())
     place = torch.from_numpy(np.argsort(order))
     other.histories = Histories(self.histories.users, place[self.histories.items], self.histories.offsets)
     return other
-
-class _Rearranged(Sequence):
-    "A sequence in another order, each element read when it is asked for"
-    def __init__(self, items:Sequence, order:list[int]): self.items, self.order = items, order
-    files = property(lambda self: [self.items.files[r] for r in self.order] if hasattr(self.items, 'files') else ())
-    def __len__(self) -> int: return len(self.order)
-    def __getitem__(self, row:int): return self.items[self.order[int(row)]]
 
 # %% ../../nbs/01_data/02_dataset.ipynb #9ca43c42
 @patch

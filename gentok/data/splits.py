@@ -76,7 +76,7 @@ def leave_one_out(dataset:Dataset,
         raise ValueError(f'{dataset.name} has no histories to split; '
                          'load it with its interactions.')
     questions = (n - 3).clamp(min=0) # u
-    if dataset.unseen is not None: questions[dataset.unseen] = 0
+    if dataset.held_out is not None: questions[dataset.held_out] = 0
     train = windows(h, torch.ones_like(n), questions, max_history)
     valid = windows(h, n - 2, (n >= 3).long(), max_history)
     test = windows(h, n - 1, (n >= 2).long(), max_history)
@@ -90,7 +90,7 @@ def _training_items(dataset:Dataset
     back = h.offsets[1:].repeat_interleave(h.lengths) - torch.arange(len(h.items)) # t: 1 = last
     seen = torch.zeros(len(dataset.catalogue), dtype=torch.bool)
     early = back > 2
-    if dataset.unseen is not None: early &= ~dataset.unseen.repeat_interleave(h.lengths)
+    if dataset.held_out is not None: early &= ~dataset.held_out.repeat_interleave(h.lengths)
     seen[h.items[early]] = True
     return seen
 
@@ -113,15 +113,15 @@ def hold_out(dataset:Dataset,
     lengths = dataset.histories.lengths
     users, teach = int((lengths >= 2).sum()), int((lengths >= 4).sum())
     n = round(share*users) if 0 < share < 1 else 0
-    if dataset.unseen is not None: raise ValueError(
-        f'{dataset.name} already holds out {int(dataset.unseen.sum()):,} users; give the data set as it was loaded.')
+    if dataset.held_out is not None: raise ValueError(
+        f'{dataset.name} already holds out {int(dataset.held_out.sum()):,} users; give the data set as it was loaded.')
     if not n: raise ValueError(
         f'a share of {share} of {users:,} users is nobody, expected one user or more; give a share between {1/max(users, 2):.2g} and 1.')
     unseen = _shortest_users(lengths, n, seed)
     if not (lengths[~unseen] >= 4).any(): raise ValueError(
         f'without {n:,} of {users:,} users none of the {teach:,} with four items or more is left to train on; lower share (now {share}).')
     held = copy(dataset)
-    held.name, held.unseen = f'{dataset.name}-unseen-{share:g}-{seed}', unseen
+    held.name, held.held_out = f'{dataset.name}-unseen-{share:g}-{seed}', unseen
     return held
 
 # %% ../../nbs/01_data/04_splits.ipynb #f5cc566a

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.dataset import Catalogue
 from ..store.files import read_folder, _tensor_digest, write_folder
-from ..store.memory import _kept_memory
+from ..fast.memory import _kept_memory
 from ..store.runs import _at_least, _copies, _optimizer_state, _join_groups, _progress, _seeded, _resume_fit
 from ..store.tracking import _run_log
 from ..data.splits import Examples

@@ -19,9 +19,9 @@ from ..store.files import _tensor_digest
 from ..data.splits import Examples
 from ..ids.sequences import Sequences, _budget_batches
 from ..ids.vocabulary import Vocabulary
-from .forward import _ForwardPass, _causal_bias, _split_heads, _tied_logits
-from .rows import _Group, _stretches
-from .cached_decoding import CachedDecoder, _attend, _encoder_layer, _near_scores, _near_values
+from ..fast.forward import _ForwardPass, _causal_bias, _split_heads, _tied_logits
+from ..fast.rows import _Group, _stretches
+from ..fast.cached_decoding import CachedDecoder, _attend, _encoder_layer, _near_scores, _near_values
 from .t5 import SemanticIDModel, RecommenderConfig
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #dfb58acc

@@ -18,8 +18,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from ..store.files import read_folder, write_folder
 from ..ids.vocabulary import Vocabulary
-from .forward import _States, _t5_states, _tied_logits
-from .cached_decoding import CachedDecoder
+from ..fast.forward import _States, _t5_states, _tied_logits
+from ..fast.cached_decoding import CachedDecoder
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #ed68a65a
 @dataclass(frozen=True)

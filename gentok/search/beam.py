@@ -14,12 +14,12 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..store.memory import _kept_memory
+from ..fast.memory import _kept_memory
 from ..data.splits import Examples
 from ..ids.item_ids import _whole_numbers
 from ..ids.sequences import batch_tokens
 from ..ids.trie import Trie
-from ..recommend.cached_decoding import _as_cached_decoder
+from ..fast.cached_decoding import _as_cached_decoder
 
 # %% ../../nbs/07_search/01_beam.ipynb #ec643bc0
 class Ranked(NamedTuple):

@@ -25,7 +25,7 @@ def _training_entries(dataset:Dataset
     h = dataset.histories
     users = torch.arange(len(h)).repeat_interleave(h.lengths) # t
     early = torch.arange(len(h.items)) < (h.offsets[1:] - 2)[users]
-    if dataset.unseen is not None: early &= ~dataset.unseen[users]
+    if dataset.held_out is not None: early &= ~dataset.held_out[users]
     return h.items[early], users[early]
 
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #7cae19de

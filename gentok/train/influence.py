@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ..store.memory import _kept_memory
+from ..fast.memory import _kept_memory
 from ..ids.sequences import Sequences, _even_batches, _random_state
 from .loop import Trainer
 

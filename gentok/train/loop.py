@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..store.files import atomic_write, _fingerprint, read_tensors, _tensor_bytes
-from ..store.memory import _kept_memory
+from ..fast.memory import _kept_memory
 from ..store.tracking import _run_log
 from ..ids.sequences import Sequences, _random_state
 
@@ -58,6 +58,9 @@ class TrainConfig:
             f'average is {self.average}, expected less than 1, the decay of a running mean; .999 is usual, 0 keeps none.')
         if self.warmup > 1: raise ValueError(
             f'warmup is {self.warmup}, expected a share of all steps, at most 1; {TrainConfig.warmup:g} is usual.')
+        if not self.lr*self.weight_decay < 1: raise ValueError(
+            f'weight_decay is {self.weight_decay:g} at lr {self.lr:g}, expected less than 1/lr = {1/self.lr:g}, '
+            'since a step takes the share lr * weight_decay of every weight; lower one of the two.')
 
 # %% ../../nbs/08_train/01_loop.ipynb #1f990477
 def learning_rate(step:int, # from 0
