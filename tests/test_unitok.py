@@ -13,7 +13,8 @@ from gentok.embed.text import TextEncoder
 from gentok.quantize.experts import Router, _add_level
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from gentok.tokenize.tokenizer import Tokenizer
-from gentok.tokenize.unitok import ExpertsConfig, UniTok
+from gentok.papers.unitok import UnitokConfig
+from gentok.tokenize.unitok import ExpertsConfig, UniTok, _gradient_shares
 
 sizes, plan = RQVAEConfig(hidden=(16,), latent=8, levels=2, K=8, whiten=0), FitConfig(epochs=6, batch_size=64, every=2, measure=2)
 
@@ -71,6 +72,15 @@ def test_the_calibration_reaches_the_encoder_alone(two, experts):
     model.losses(model.inputs(two.matrix), torch.arange(80))['calibration'].backward()
     felt = {n.split('.')[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert felt == {'encoder'}
+
+def test_the_default_calibration_is_felt(two, experts):
+    model = UniTok(experts, sizes, replace(plan, epochs=1)).fit(two)
+    x, rows = model.inputs(two.matrix), torch.arange(80)
+    shares = _gradient_shares(model, x, rows)
+    assert sum(shares.values()) == pytest.approx(1) and .02 < shares['calibration'] < .9
+    model.experts = replace(experts, calibration=.03)  # the paper's
+    assert _gradient_shares(model, x, rows)['calibration'] < .01
+    assert UnitokConfig().calibration == experts.calibration
 
 def test_refuses_what_it_does_not_know(two, tables, experts):
     with pytest.raises(ValueError, match='there are experts for'): UniTok(ExpertsConfig(('shoes',)), sizes, plan).fit(two)

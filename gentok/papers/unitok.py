@@ -32,6 +32,7 @@ from ..train.scale_out import first_process
 @dataclass(frozen=True)
 class UnitokConfig(TigerConfig):
     "TIGER's settings, and how domains share a tokenizer"
+    levels: int = 3 # L, behind the expert's number; the paper has 4
     codebook_size: int = 256 # K of each expert
     tokenizer: str = 'unitok' # or 'own', an RQ-VAE per domain; or 'shared', one with as many codewords
     tokenizer_warm: int = 60 # of its epochs, those of the autoencoder alone
@@ -39,7 +40,7 @@ class UnitokConfig(TigerConfig):
     leave_out: str = '' # a domain that text encoder and tokenizer do not learn from: zero-shot
     experts: bool = True # False: no experts but the shared one
     shared: bool = True # the expert that sees all items?
-    calibration: float = .03 # lambda; 0: none
+    calibration: float = 10. # lambda; 0: none. The paper's .03 moves nothing, see the tokenizer's page
     mean: float = 1. # beta: weight of the mean in the calibration
 
     def __post_init__(self):

@@ -34,7 +34,7 @@ class ExpertsConfig:
     mode: str = 'experts' # or 'level_mixture', as in the published code
     identity: str = 'prefix' # where the expert's number stands: 'prefix' | 'suffix'
     start: str = 'kmeans' # how an expert begins with its domain: 'kmeans' | 'mean'
-    calibration: float = .03 # lambda, weight of the calibration; 0: none
+    calibration: float = 10. # lambda, weight of the calibration; 0: none. The paper's .03 is not felt
     mean: float = 1. # beta: weight of the mean in it
     sigma: float|str|None = None # bandwidth of the kernels, as in `hsic`; None: the median distance
     unbiased: bool = True # the paper's estimator is biased, by how many rows a domain has
@@ -118,6 +118,17 @@ def losses(self:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b
         found = _domain_hsic(x, z, self.at[rows], e.sigma, e.unbiased, e.fewest).values
         if len(found): terms['calibration'] = e.calibration*calibration_loss(found, e.mean)
     return terms
+
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #c3143d24
+def _gradient_shares(tokenizer:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b -> term: its part of 1
+    "How much each term of the loss moves the encoder: the norm of its gradient, over the sum of all norms"
+    weights = list(tokenizer.encoder.parameters())
+    def norm(loss):
+        found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        return torch.stack([g.norm() for g in found if g is not None]).norm().item()
+    norms = {name: norm(loss) for name, loss in tokenizer.losses(x, rows).items()}
+    total = sum(norms.values()) or 1.
+    return {name: value/total for name, value in norms.items()}
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #5172baed
 @patch
