@@ -136,9 +136,9 @@ def test_pictures_follow_the_traits(shop):
     assert len(list(toyshop(7, 2, 1)[0].catalogue.images)) == 7
 
 @pytest.mark.parametrize('ask, words', [
-    (dict(domains=['boats']), "no domain is called 'boats'"), (dict(domains=7), '7 domains were ordered; expected 1 to 6'),
+    (dict(domains=['boats']), "no domain is called 'boats'"), (dict(domains=7), '7 domains were asked for; expected 1 to 6'),
     (dict(domains=0), '0 domains'), (dict(domains=()), '0 domains'), (dict(n_items=0), 'n_items is 0'),
-    (dict(n_users=-2), 'n_users is -2'), (dict(domains=['tiles', 'tiles']), "'tiles' was ordered twice")])
+    (dict(n_users=-2), 'n_users is -2'), (dict(domains=['tiles', 'tiles']), "'tiles' was asked for twice")])
 def test_impossible_orders(ask, words):
     with pytest.raises(ValueError) as e: toyshop(**{'n_items': 20, 'n_users': 5, **ask})
     assert words in str(e.value) and str(e.value).endswith('.')
