@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import yaml
 
-from pages import Cell, Page, symbols
+from pages import Cell, Page, home, symbols
 
 columns = 88      # of code, beside both margins at 1280 px
 long_export = 24  # lines; an exported cell of more opens on demand
@@ -283,7 +283,7 @@ def finish(nb:dict, page:Page, repo:str, label:str):
     "After nbdev: the label of the table of contents as title, links of the page, drawings in it."
     front, *rest = nb['cells']
     meta = yaml.safe_load(source(front).strip().strip('-'))
-    if page.name == 'index.ipynb': meta |= {'pagetitle': label, 'page-layout': 'custom', 'toc': False, 'body-classes': 'home', 'repo-actions': False}
+    if page.name == home: meta |= {'pagetitle': label, 'page-layout': 'custom', 'toc': False, 'body-classes': 'home', 'repo-actions': []}
     else: meta |= {'title': label, 'code-links': links(page, repo)}
     put(front, '---\n' + yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, width=1000) + '---\n')
     for c in rest:

@@ -135,6 +135,10 @@ def labels(top:Path=root) -> dict:
     given = {href: text for rows in sidebars(top).values() for _, text, href in rows if href and text}
     return own | {name: text for name, text in given.items() if name in own}
 
+def made(page:str, target:str) -> bool:
+    "Whether a link from a page leads into the reference, which staging writes: `api/index.qmd`, seen from the page."
+    return os.path.normpath(os.path.join(os.path.dirname(page), target)).startswith('api/')
+
 home = 'index.ipynb'  # reached from every page by the site's name, so it stands in no sidebar
 
 def sidebar_troubles(top:Path=root) -> list:
@@ -142,14 +146,13 @@ def sidebar_troubles(top:Path=root) -> list:
     config, existing = site_config(top), [p.name for p in pages(top)]
     listed = [href for rows in sidebars(top).values() for _, _, href in rows if href]
     bar = [e['href'] for side in ('left', 'right') for e in config.get('navbar', {}).get(side, [])]
-    made = lambda h: '://' in h or h.startswith('api/')  # staging writes the pages below api/
     out = [f'_quarto.yml: {h} is in a sidebar but there is no nbs/{h}; write the page or take the entry out.'
            for h in listed if h not in existing]
     out += [f'_quarto.yml: {h} is in the sidebars twice; keep one.' for h in sorted({h for h in listed if listed.count(h) > 1})]
     out += [f'nbs/{n}: the page is in no sidebar; add it to _quarto.yml with a plain title, in the section where a reader should meet it.'
             for n in existing if n not in listed and n != home]
     out += [f'_quarto.yml: {h} is in the bar but there is no nbs/{h}; write the page or take the entry out.'
-            for h in bar if not made(h) and h not in existing]
+            for h in bar if '://' not in h and not made(home, h) and h not in existing]
     called = [t for n, t in labels(top).items() if n in listed]
     return out + [f'_quarto.yml: {t!r} is the title of more than one page; a reader could not tell them apart.'
                   for t in sorted({t for t in called if called.count(t) > 1})]
@@ -197,7 +200,7 @@ def link_troubles(top:Path=root) -> list:
     out = []
     for page in book.values():
         for target in links(page.markdown):
-            if re.match(r'[a-z]+:', target): continue
+            if re.match(r'[a-z]+:', target) or made(page.name, target): continue
             where, _, anchor = target.partition('#')
             path = (page.path.parent/where).resolve() if where else page.path.resolve()
             if path.suffix == '.html':

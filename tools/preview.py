@@ -18,8 +18,9 @@ _kept = re.compile(r'^(?P<fence>```+|~~~+).*?^(?P=fence)\s*$|(?P<tick>`+)(?!`).+
 def mathml(tex:str, display:str) -> str:
     "A formula as MathML, which a browser shows without a script; what cannot be read stays readable as TeX."
     from latex2mathml.converter import convert
-    try: return convert(tex.strip().replace('\\arg', r'\operatorname{arg}'), display=display)
+    try: found = convert(tex.strip().replace('\\arg', r'\operatorname{arg}'), display=display)
     except Exception: return f'<code>{html.escape(tex)}</code>'
+    return found.replace('<mo>&#x02016;', '<mo stretchy="false">&#x02016;')  # a norm's bars keep their height
 
 def here(target:str) -> str:
     "Where a link to a notebook or to a page of the reference leads in the preview."
@@ -130,13 +131,13 @@ _style = """
 * { box-sizing: border-box } body { margin: 0; font: 17px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif; color: var(--gt-ink); background: var(--gt-bg) }
 a { color: var(--gt-blue); text-decoration: none } h1, h2, h3, h4 { line-height: 1.25 } table { border-collapse: collapse } td, th { border-bottom: 1px solid var(--gt-line); text-align: left }
 blockquote { margin: .5rem 0; padding-left: 1rem } p { margin: 0 0 1rem }
-.bar { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: .8rem 1.4rem; border-bottom: 1px solid var(--gt-line); font-size: .92rem } .bar a { color: inherit } .bar a:first-child { font-weight: 700 } .bar .here { color: var(--gt-blue) }
+.bar { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: .8rem 1.4rem; border-bottom: 1px solid var(--gt-line); font-size: .92rem } .bar a { color: inherit } .bar a:first-child { font-weight: 700 } .bar a.here { color: var(--gt-blue) }
 .columns { display: grid; gap: 1.4rem; max-width: 80rem; margin: 0 auto; padding: 1.2rem 1.4rem } main { min-width: 0 }
-.side { font-size: .86rem } .side a, .side summary { color: var(--gt-soft); display: block; padding: .1rem 0; line-height: 1.35; cursor: pointer } .side .here { color: var(--gt-blue); font-weight: 600 } .side details details, .side details details a { padding-left: .6rem }
+.side { font-size: .86rem } .side a, .side summary { color: var(--gt-soft); display: block; padding: .1rem 0; line-height: 1.35; cursor: pointer } .side .here { color: var(--gt-blue); font-weight: 600 } .side details a, .side details details { padding-left: .6rem } .side input { position: absolute; opacity: 0 } .side label { cursor: pointer } .side label::before { content: "☰ " } .side input:focus-visible + label { outline: 2px solid var(--gt-blue) }
 .toc { font-size: .82rem } .toc a { display: block; color: var(--gt-soft); line-height: 1.35; padding: .12rem 0 } .toc .l3 { padding-left: .8rem }
 .turn { display: flex; justify-content: space-between; gap: 1rem; margin: 2.4rem 0 1rem; font-size: .92rem } footer { border-top: 1px solid var(--gt-line); padding: 1rem 1.4rem; font-size: .8rem; color: var(--gt-soft) }
-@media (min-width: 62rem) { .columns { grid-template-columns: 13rem minmax(0, 1fr) 12.5rem } .side > details > summary { display: none } }
-@media (max-width: 62rem) { .toc { display: none } }
+@media (min-width: 62rem) { .columns { grid-template-columns: 13rem minmax(0, 1fr) 12.5rem } .side label, .side input { display: none } }
+@media (max-width: 62rem) { .toc, .side input:not(:checked) ~ div { display: none } }
 """
 _page = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><link rel="icon" href="{up}images/favicon.svg"><link rel="stylesheet" href="{up}preview.css"></head>
@@ -187,7 +188,7 @@ class Site:
                        for j, sign in ((i-1, ('← ', '')), (i+1, ('', ' →'))))
         toc = ''.join(f'<a class="l{level}" href="#{anchor}">{text}</a>' for level, anchor, text in heads if level in (2, 3))
         toc = f'<p>On this page</p>{toc}'*bool(toc) + '<p>This page</p>'*bool(links) + ''.join(f'<a href="{html.escape(x["href"])}">{x["text"]}</a>' for x in links)
-        side = f'<nav class="side"><details open><summary>Contents: {at}</summary>{self.contents(self.sections[at], up, name)}</details></nav>'
+        side = f'<nav class="side"><input type="checkbox" id="contents"><label for="contents">Contents: {at}</label><div>{self.contents(self.sections[at], up, name)}</div></nav>'
         return _page.format(body=f'<div class="columns">{side}<main>{body}<nav class="turn">{turn}</nav></main><aside class="toc">{toc}</aside></div>', **frame)
 
 def opening(meta:dict) -> str:
