@@ -6,7 +6,7 @@ is lost. `finish` works on the staged page, after nbdev. An author's own `#| cod
 
 | cell | what the reader sees |
 |:--|:--|
-| imports alone | a fold |
+| imports, alone or at the top of a cell | a fold |
 | exported | a frame with its module and a link to the source; over 24 lines a fold with its name and first sentence |
 | checks alone | a fold, 'Tests (n)' |
 | checks among other code | what shows something, with its output; below it the checks in a fold |
@@ -54,9 +54,9 @@ def called(node) -> str:
     return getattr(f, 'id', getattr(f, 'attr', ''))
 
 def is_check(node) -> bool:
-    "A statement that only tests: an assert, a `test_eq`, a `with expect_fail`, or a loop over such."
+    "A statement that only tests: an assert, a `test_eq`, a `with expect_fail`, or a block of nothing but such."
     if isinstance(node, ast.Expr): return isinstance(node.value, ast.Call) and bool(_check.fullmatch(called(node.value)))
-    if isinstance(node, ast.With): return any(_check.fullmatch(called(i.context_expr)) for i in node.items)
+    if isinstance(node, ast.With): return any(_check.fullmatch(called(i.context_expr)) for i in node.items) or all(map(is_check, node.body))
     if isinstance(node, (ast.For, ast.If)): return all(map(is_check, node.body + node.orelse))
     return isinstance(node, ast.Assert)
 
@@ -81,18 +81,36 @@ def _on_shared_lines(nodes:list) -> list:
         else: groups.append([n])
     return groups
 
+def _needed(nodes:list, outside:set) -> dict:
+    "What is used after each statement, by statements that are not checks."
+    uses = [set() if is_check(n) else _names(n, ast.Load) - _names(n, ast.Store) for n in nodes]
+    return {id(n): outside.union(*uses[i+1:]) for i, n in enumerate(nodes)}
+
+def _inside(node, lines:list, outside:set) -> tuple:
+    "The lines of a block that are checks among other statements, and these checks below the head of their block."
+    gone, tests = set(), []
+    if not isinstance(node, (ast.With, ast.For, ast.If)) or node.body[0].lineno == node.lineno: return gone, tests
+    for part in filter(None, (node.body, node.orelse if not isinstance(node, ast.With) else [])):
+        needed, groups = _needed(part, outside), _on_shared_lines(part)
+        moved = [g for g in groups if all(is_check(n) and not _names(n, ast.Store) & needed[id(n)] for n in g)]
+        for g in groups if len(moved) < len(groups) else []:
+            if g in moved: more = set(range(g[0].lineno - 1, g[-1].end_lineno)), lines[g[0].lineno - 1:g[-1].end_lineno]
+            else: more = _inside(g[0], lines, needed[id(g[0])]) if len(g) == 1 else (set(), [])
+            gone |= more[0]
+            tests += more[1]
+    head = lines[node.lineno - 1:node.body[0].lineno - 1]
+    return gone, tests and head + [' '*node.body[0].col_offset + '...'] + tests
+
 def split_checks(code:str) -> tuple:
     "The code in two: what shows something, and its checks. A check that binds what is used later stays where it is."
     nodes = statements(code)
     if nodes is None: return code, ''
     lines, shown, tests, done = code.splitlines(), [], [], 0
-    uses = [set() if is_check(n) else _names(n, ast.Load) - _names(n, ast.Store) for n in nodes]
-    needed = {id(n): set().union(*uses[i+1:]) for i, n in enumerate(nodes)}
+    needed = _needed(nodes, set())
     for group in _on_shared_lines(nodes):
         moved = [n for n in group if is_check(n) and not _names(n, ast.Store) & needed[id(n)]]
         first, last = group[0].lineno - 1, group[-1].end_lineno
-        above, own = lines[done:first], lines[first:last]
-        done = last
+        above, own, done = lines[done:first], lines[first:last], last
         if len(moved) == len(group):
             start = next((i for i in range(len(above), 0, -1) if not above[i-1].lstrip().startswith('#')), 0)
             shown += above[:start]
@@ -102,8 +120,20 @@ def split_checks(code:str) -> tuple:
             end = own[0].encode()[group[-1].end_col_offset:].decode()
             shown += above + [part([n for n in group if n not in moved]) + end]
             tests.append(part(moved))
-        else: shown += above + own
+        else:
+            gone, inner = _inside(group[0], lines, needed[id(group[0])]) if len(group) == 1 else (set(), [])
+            shown += above + [line for i, line in enumerate(own, first) if i not in gone]
+            tests += inner
     return re.sub(r'\n{3,}', '\n\n', '\n'.join(shown + lines[done:]).strip('\n')), '\n'.join(tests).strip('\n')
+
+def split_imports(code:str) -> tuple:
+    "The imports at the top of a cell, and the rest of it."
+    nodes = statements(code) or []
+    first = next((n for n in nodes if not is_import(n)), None)
+    if not first or first is nodes[0] or nodes[nodes.index(first) - 1].end_lineno >= first.lineno: return '', code
+    lines = code.splitlines()
+    at = nodes[nodes.index(first) - 1].end_lineno
+    return '\n'.join(lines[:at]), '\n'.join(lines[at:]).strip('\n')
 
 # ---------------------------------------------------------------- what becomes of a cell
 
@@ -113,6 +143,7 @@ class Look(NamedTuple):
     fold: str   # what the closed fold says; '' where the code is in sight
     shown: str  # the code of the cell itself
     tests: str  # its checks, for a fold of their own below it
+    imports: str = ''  # those at its top, for a fold of their own above it
 
 def _filled(code:str) -> int: return sum(bool(line.strip()) for line in code.splitlines())
 
@@ -131,7 +162,7 @@ def look(raw:dict) -> Look:
     "By which rule a code cell is shown."
     cell = Cell('code', source(raw))
     code, flags, nodes = cell.body, cell.flags, statements(cell.body) or []
-    kind, fold, shown, tests = 'shown', '', code, ''
+    kind, fold, shown, tests, imported = 'shown', '', code, '', ''
     defined = [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
     if flags.keys() & {'hide', 'default_exp'} or not code or 'false' in (cell.options.get('echo'), cell.options.get('include')): kind = 'hidden'
     elif nodes and all(map(is_import, nodes)): kind, fold = 'imports', 'Imports of the module' if cell.exported else 'Imports of this page'
@@ -141,6 +172,7 @@ def look(raw:dict) -> Look:
     elif 'tests' in flags or nodes and all(is_check(n) or is_import(n) for n in nodes): kind, fold = 'tests', _tests(code)
     else:
         shown, tests = split_checks(code)
+        if 'code-fold' not in cell.options: imported, shown = split_imports(shown)
         images = any(k.startswith('image/') for o in raw.get('outputs', []) for k in o.get('data', {}))
         mere = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign)
         if flags.keys() & {'hero', 'figure'} or images and _filled(shown) > 2: kind, fold = 'figure', 'Code of this figure'
@@ -148,7 +180,7 @@ def look(raw:dict) -> Look:
             kind, fold = 'helper', 'Helper: ' + ', '.join(n.name for n in defined)
     own = cell.options.get('code-fold')
     if own: fold = '' if own == 'false' else cell.options.get('code-summary', '').strip('"\'') or fold or 'Code'
-    return Look(kind, fold, shown, tests)
+    return Look(kind, fold, shown, tests, imported)
 
 # ---------------------------------------------------------------- drawings
 
@@ -250,7 +282,10 @@ def prepare(nb:dict, page:Page, repo:str):
         cell, it = Cell('code', source(raw)), look(raw)
         if cell.flags.keys() & {'default_exp', 'hide'}: cells.append(raw); continue
         tame(raw)
-        if it.tests: put(raw, source(raw)[:source(raw).index(cell.body)] + it.shown)
+        if it.imports:
+            cells.append(new('code', it.imports))
+            give(cells[-1], code_fold=True, code_summary='Imports', classes=['imports'])
+        if it.tests or it.imports: put(raw, source(raw)[:source(raw).index(cell.body)] + it.shown)
         if it.kind == 'tests': raw['outputs'] = [o for o in raw['outputs'] if o['output_type'] != 'execute_result']
         if it.fold: give(raw, code_fold=True, code_summary=it.fold)
         if it.kind in _classes: give(raw, classes=[_classes[it.kind], *['hero-figure']*('hero' in cell.flags)])

@@ -195,8 +195,8 @@ def opening(meta:dict) -> str:
     said = f'<p class="description">{html.escape(str(meta["description"]))}</p>' if meta.get('description') else ''
     return f'<header id="title-block-header"><h1 class="title">{html.escape(str(meta["title"]))}</h1>{said}</header>'
 
-def build(proc:Path, spent:dict, top:Path=root) -> Path:
-    "Every staged page as HTML below `_preview`; notes the CPU seconds."
+def build(proc:Path, spent:dict, top:Path=root, only:list|None=None) -> Path:
+    "Every staged page, or only some, as HTML below `_preview`; notes the CPU seconds."
     out = top/'_preview'
     shutil.rmtree(out, ignore_errors=True)
     site = Site(top, proc)
@@ -204,6 +204,7 @@ def build(proc:Path, spent:dict, top:Path=root) -> Path:
         (out/path.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, out/path.relative_to(proc))
     for name in [p.name for p in pages(top)] + sorted(f'api/{p.name}' for p in (proc/'api').glob('*.qmd')):
+        if only and name not in only: continue
         start, to, turn = cpu_seconds(), out/here(name), Markdown()
         to.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith('.qmd'):

@@ -116,7 +116,7 @@ def write(top:Path, proc:Path, repo:str, book:list, titles:dict) -> list:
     "Writes the reference below `_proc/api/`; returns its pages as sections of a sidebar. `titles`: name of a page -> its title."
     where = {p.module: p for p in book if p.exports}
     (proc/'api').mkdir(exist_ok=True)
-    sections = {}
+    sections = {'gentok': []}  # the modules at the top come first
     for path in sorted((top/'gentok').rglob('*.py')):
         if path.name.startswith('_'): continue
         name = '.'.join(path.relative_to(top/'gentok').with_suffix('').parts)
