@@ -479,7 +479,7 @@ def test_the_drawings_of_the_first_page_say_what_was_measured():
     shown = next(p for p in book if p.name == 'index.ipynb').markdown
     assert all(f'{v:.4f}'[1:] in shown for _, v in rows)
 
-def test_no_page_of_the_site_asks_another_host():
+def test_styles_ask_no_other_host():
     for name in ('theme.scss', 'theme-dark.scss', 'site.css'): assert not re.search(r'@import|url\(|https?:', (root/'nbs'/name).read_text()), name
 
 def test_a_reader_sees_the_pages(tmp_path):
@@ -492,7 +492,7 @@ def test_a_reader_sees_the_pages(tmp_path):
     copy_tree(root, top)
     subprocess.run(['git', 'init', '-q', top], check=True)
     names = ['index.ipynb', '00_start/01_tour.ipynb', '00_start/02_notation.ipynb', '01_data/01_toyshop.ipynb', '03_quantize/01_codebook.ipynb', '04_tokenize/03_hsic.ipynb',
-             '05_ids/02_collisions.ipynb', '11_papers/02_utgrec.ipynb', '12_cli.ipynb', 'api/quantize.codebook.qmd']
+             '05_ids/02_collisions.ipynb', '11_papers/02_utgrec.ipynb', '12_cli.ipynb', 'api/train.preference_semantic.qmd']
     out = preview.build(stage(top), {}, top, names)
     page, troubles = headless.Page(tmp_path/'profile'), []
     try:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import yaml
 
-from pages import Cell, Page, home, symbols
+from pages import Cell, Page, home, slug, symbols
 
 columns = 88      # of code, beside both margins at 1280 px
 long_export = 24  # lines; an exported cell of more opens on demand
@@ -265,10 +265,10 @@ def lift(cells:list) -> list:
 
 def frame(raw:dict, page:Page, repo:str, seen:set) -> list:
     "An exported cell in its frame: anchors of what it defines, its module, a link to the source."
-    names = [n for n in symbols(Cell('code', source(raw))) if n not in seen]
+    names = [n for n in dict.fromkeys(n.lower() for n in symbols(Cell('code', source(raw)))) if n not in seen]
     seen.update(names)
     where = f'{repo}/blob/main/gentok/{page.default_exp.replace(".", "/")}.py'
-    head = ''.join(f'<span id="{n.lower()}"></span>' for n in names)
+    head = ''.join(f'<span id="{n}"></span>' for n in names)
     head += f'<p class="tag">exported to <a href="{where}"><code>gentok.{page.default_exp}</code></a></p>'
     return [new('markdown', '::: {.export-frame}'), new('markdown', raw_html(head)), raw, new('markdown', ':::')]
 
@@ -323,3 +323,6 @@ def finish(nb:dict, page:Page, repo:str, label:str):
     put(front, '---\n' + yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, width=1000) + '---\n')
     for c in rest:
         if c['cell_type'] == 'markdown': put(c, inline(page, source(c)))
+    own = slug(page.title)  # the title becomes front matter, and links to it would lose their place
+    if own not in {n.lower() for c in page.cells if c.exported for n in symbols(c)}:
+        nb['cells'].insert(1, new('markdown', raw_html(f'<span id="{own}"></span>')) | dict(id='staged-title'))
