@@ -11,6 +11,7 @@ import looks
 import page_vitals
 import preview
 import reference
+from book import settle, stage
 from check_repo import marker_troubles
 from pages import Cell, Names, Page, anchors, backticked, copy_tree, labels, link_troubles, links, made, name_troubles, page_words, pages
 from pages import root, sidebar_troubles, sidebars, slug, stations
@@ -461,6 +462,46 @@ def test_vitals_count_what_stays_in_sight(tmp_path):
     (tmp_path/'t.ipynb').write_text(json.dumps(dict(cells=cells)))
     assert page_vitals.vitals(Page(tmp_path/'t.ipynb', 't.ipynb'), 'T')[0]['first'] == 4
 
+def staged_page(front, *cells): return dict(cells=[dict(cell_type='raw', source=f'---\n{front}\n---\n'), *(dict(cell_type='markdown', source=c) for c in cells)])
+
+def test_a_staged_page_has_the_sites_title_and_its_links():
+    import yaml
+    page, nb = next(p for p in book if p.name == '07_search/01_beam.ipynb'), staged_page('title: Old\ndescription: "A: b"', 'text')
+    looks.finish(nb, page, 'https://github.com/g/g', 'Constrained: search')
+    meta = yaml.safe_load(''.join(nb['cells'][0]['source']).strip('-\n'))
+    assert meta['title'] == 'Constrained: search' and meta['description'] == 'A: b'
+    assert [x['href'] for x in meta['code-links']] == ['https://colab.research.google.com/github/g/g/blob/main/nbs/07_search/01_beam.ipynb',
+        'https://github.com/g/g/blob/main/nbs/07_search/01_beam.ipynb', '../api/search.beam.html', 'https://github.com/g/g/blob/main/gentok/search/beam.py']
+    assert f'<span id="{slug(page.title)}"></span>' in ''.join(nb['cells'][1]['source'])
+
+def test_names_lead_into_the_reference(tmp_path):
+    pages_of = [next(p for p in book if p.name == n) for n in ('05_ids/02_collisions.ipynb', '05_ids/03_trie.ipynb')]
+    reference.write(root, tmp_path, 'R', book, labels())
+    where = reference.places(tmp_path, pages_of)
+    nb = dict(cells=[dict(cell_type='markdown', source='[`Trie`](S/05_ids/trie.html#trie) [`resolve`](S/05_ids/collisions.html#resolve) [`_x`](S/05_ids/trie.html#_x) [a](S/b.html)'),
+                     dict(cell_type='code', source='#| hide\n', outputs=[])])
+    settle(nb, 'S', pages_of[0], where)
+    assert [''.join(c['source']) for c in nb['cells']] == [
+        '[`Trie`](../api/ids.trie.html#trie) [`resolve`](../05_ids/collisions.html#resolve) [`_x`](../05_ids/trie.html#_x) [a](../b.html)']
+
+def test_a_drawing_that_is_part_of_the_page_follows_its_colours():
+    page, nb = next(p for p in book if p.name == 'index.ipynb'), staged_page('title: gentok', 'a\n\n![It\'s "so"](images/result.svg){.inline .tall}\n')
+    looks.finish(nb, page, 'R', 'gentok')
+    drawn = ''.join(nb['cells'][-1]['source'])
+    assert '<div class="drawing tall"><svg role="img" aria-label="It&#x27;s &quot;so&quot;"' in drawn and 'class="h"' in drawn and '![' not in drawn
+
+def test_the_preview_stays_within_a_section(tmp_path):
+    import yaml
+    (tmp_path/'api').mkdir()
+    (tmp_path/'api/index.qmd').write_text('---\ntitle: The reference\n---\n')
+    bars = [dict(title='A', contents=['01_data/01_toyshop.ipynb', dict(section='S', contents=['01_data/02_dataset.ipynb', 'api/index.qmd'])]), dict(title='B', contents=['12_cli.ipynb'])]
+    (tmp_path/'_quarto.yml').write_text(yaml.safe_dump(dict(website=dict(navbar=dict(left=[dict(text='A', href='01_data/01_toyshop.ipynb')]), sidebar=bars))))
+    site = preview.Site(root, tmp_path)
+    page = site.page('01_data/02_dataset.ipynb', 'T', 'body', [(2, 'x', 'X')], [])
+    assert '← <a href="../01_data/toyshop.html">' in page and '<a href="../api/index.html">The reference</a> →' in page and '<details open><summary>S' in page
+    assert '<a class=here href="../01_data/toyshop.html">A</a>' in page and '<a class="l2" href="#x">X</a>' in page
+    assert '→' not in site.page('12_cli.ipynb', 'T', '', [], []) and '<details>' in site.page('01_data/01_toyshop.ipynb', 'T', '', [], [])
+
 def test_markdown_of_the_preview():
     turn = preview.Markdown()
     page = turn('## A `b` {#c}\n\n::: {.two}\n[x]{.n} $a_1$ `$b$` [l](../01_x/02_y.ipynb#z) [m](https://a.b/c.ipynb)\n:::\n\n$$\\lVert x\\rVert$$\n\n```{=html}\n<i>$q$</i>\n```\n\n![Cap](i.svg){.w}')
@@ -486,7 +527,6 @@ def test_a_reader_sees_the_pages(tmp_path):
     "Ten pages of the preview in a browser, on a desk and on a phone, light and dark: nothing is asked, nothing fails, nothing is cut."
     import subprocess
     import headless
-    from book import stage
     if not headless.browser(): pytest.skip('Chromium is not installed')
     top = tmp_path/'gentok'
     copy_tree(root, top)

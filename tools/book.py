@@ -38,12 +38,17 @@ def split_opening(nb:dict):
             nb['cells'].insert(i+1, cell('markdown', found.group(2).strip('\n')))
         return
 
-def settle(nb:dict, site:str, up:str):
-    "Makes links to the site relative and drops cells that staging has emptied."
-    kept = []
+def settle(nb:dict, site:str, page, where:dict):
+    "Makes links to the site relative, those to names of other pages into the reference, and drops cells that staging has emptied."
+    kept, up = [], '../'*page.name.count('/')
+    def turn(m):
+        entry = where.get((m[1], m[2]))
+        return f']({up}{entry}#{m[2]})' if entry and m[1] != page.html else f']({up}{m[1]}#{m[2]})'
     for c in nb['cells']:
         source = ''.join(c['source'])
-        if c['cell_type'] == 'markdown': c['source'] = source.replace(f']({site}/', f']({up}').splitlines(True)
+        if c['cell_type'] == 'markdown':
+            source = re.sub(rf'\]\({re.escape(site)}/([^)#]*)#([^)]*)\)', turn, source)
+            c['source'] = source.replace(f']({site}/', f']({up}').splitlines(True)
         if c['cell_type'] != 'code' or c['outputs'] or re.sub(r'^#\|.*$', '', source, flags=re.M).strip(): kept.append(c)
     nb['cells'] = kept
 
@@ -70,15 +75,16 @@ def stage(top:Path=root) -> Path:
         if done.returncode: raise RuntimeError(f'Staging fails; the last lines are\n{done.stderr[-3000:]}')
         staged = copy/'_proc'
         site = yaml.safe_load((staged/'nbdev.yml').read_text(encoding='utf-8'))['website']['site-url']
+        made = reference.write(copy, staged, repo, book, called)
+        where = reference.places(staged, book)
         for page in book:
             path = staged/page.name
             if not path.exists(): raise RuntimeError(f'Staging left out nbs/{page.name}; run nbdev_proc_nbs by hand to see why.')
             nb = load(path)
-            settle(nb, site, '../'*page.name.count('/'))
+            settle(nb, site, page, where)
             looks.finish(nb, page, repo, called[page.name])
             save(nb, path)
         config = yaml.safe_load((staged/'_quarto.yml').read_text(encoding='utf-8'))
-        made = reference.write(copy, staged, repo, book, called)
         for bar in config['website']['sidebar']:
             if bar['id'] == 'api': bar['contents'] = made
         (staged/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=200), encoding='utf-8')

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from budget import cpu_seconds
-from pages import Cell, home, labels, pages, root, sidebars, site_config, slug
+from pages import Cell, home, labels, pages, root, slug
 
 # ---------------------------------------------------------------- markdown
 
@@ -129,7 +129,7 @@ def shown(raw:dict, turn:Markdown, figures:Figures) -> str:
 
 _style = """
 * { box-sizing: border-box } body { margin: 0; font: 17px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif; color: var(--gt-ink); background: var(--gt-bg) }
-a { color: var(--gt-blue); text-decoration: none } h1, h2, h3, h4 { line-height: 1.25 } table { border-collapse: collapse } td, th { border-bottom: 1px solid var(--gt-line); text-align: left }
+a { color: var(--gt-blue); text-decoration: none } h1, h2, h3, h4 { line-height: 1.25 } table { border-collapse: collapse; margin-bottom: 1rem } td, th { border-bottom: 1px solid var(--gt-line); text-align: left }
 blockquote { margin: .5rem 0; padding-left: 1rem } p { margin: 0 0 1rem }
 .bar { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: .8rem 1.4rem; border-bottom: 1px solid var(--gt-line); font-size: .92rem } .bar a { color: inherit } .bar a:first-child { font-weight: 700 } .bar a.here { color: var(--gt-blue) }
 .columns { display: grid; gap: 1.4rem; max-width: 80rem; margin: 0 auto; padding: 1.2rem 1.4rem } main { min-width: 0 }

@@ -129,3 +129,8 @@ def write(top:Path, proc:Path, repo:str, book:list, titles:dict) -> list:
         head += [f'## {section}', '', _row('Module', ''), _row(':--', ':--'), *(_row(f'[`gentok.{m.name}`]({m.name}.qmd)', _safe(m.said)) for m in modules), '']
     (proc/'api/index.qmd').write_text('\n'.join(head), encoding='utf-8')
     return ['api/index.qmd', *(dict(section=s, contents=[f'api/{m.name}.qmd' for m in ms]) for s, ms in sections.items())]
+
+def places(proc:Path, book:list) -> dict:
+    "(rendered page, anchor) of every name that has an entry -> the page of that entry."
+    return {(p.html, anchor): f'api/{p.module}.html' for p in book if p.exports
+            for anchor in re.findall(r'^##+ .* \{#([\w.]+)\}$', (proc/f'api/{p.module}.qmd').read_text(encoding='utf-8'), flags=re.M)}
