@@ -409,6 +409,7 @@ def test_an_exported_cell_stands_in_a_frame_with_its_anchors():
     assert '<span id="a"></span><span id="a.f"></span>' in cells[1][0] and '<span id="a.g"></span>' in cells[5][0]
     assert 'href="https://github.com/g/g/blob/main/gentok/quantize/codebook.py"' in cells[1][0] and '#| classes: ["exported"]' in cells[2][0]
     assert not any('<span' in source for source, _ in cells[8:])
+    assert '<span' not in staged(*[code_cell('#| export\ndef f(): pass')]*2)[5][0]  # an anchor stands once
 
 def test_a_drawing_gets_two_modes_and_a_text():
     svg = '<svg><g id="figure_1">\n <g id="patch_1">\n  <path d="M0" style="fill: #ffffff"/></g></g><!-- Few codes die --><!-- step --><path style="stroke: #2563A8"/></svg>'
@@ -453,10 +454,11 @@ def test_vitals_count_what_stays_in_sight(tmp_path):
     import json
     cells = [dict(cell_type='markdown', source='# T\n\n> S\tt. ![](a.svg){.x}', metadata={}), code_cell('import a\nx = 1\ntest_eq(x, 1)\nx'),
              code_cell('#| export\n' + 'y'*90), code_cell('#| fig-cap: "C"\nz', {'image/svg+xml': '<svg/>'}), code_cell('with f() as g:\n    g\n    assert g\nh(g)')]
+    cells[1]['outputs'].append(dict(output_type='stream', name='stderr', text='/home/me: slow'))
     (tmp_path/'t.ipynb').write_text(json.dumps(dict(cells=cells)))
     v, why = page_vitals.vitals(Page(tmp_path/'t.ipynb', 't.ipynb'), 'Other')
-    assert {k: v[k] for k in ('first', 'long', 'checks', 'allchk', 'noalt', 'nocap', 'ctrl', 'label', 'imports', 'code', 'export')} == dict(
-        first=0, long=1, checks=0, allchk=2, noalt=2, nocap=0, ctrl=1, label=1, imports=0, code=6, export=1)
+    assert {k: v[k] for k in ('first', 'long', 'checks', 'allchk', 'noalt', 'nocap', 'ctrl', 'label', 'imports', 'stderr', 'code', 'export')} == dict(
+        first=0, stderr=1, long=1, checks=0, allchk=2, noalt=2, nocap=0, ctrl=1, label=1, imports=0, code=6, export=1)
     assert why['long'] == ['cell 2: 90 columns: ' + 'y'*90] and page_vitals.vitals(Page(tmp_path/'t.ipynb', 't.ipynb'), 'T')[0]['label'] == 0
     cells[0]['source'] = '# T'
     (tmp_path/'t.ipynb').write_text(json.dumps(dict(cells=cells)))
@@ -500,7 +502,8 @@ def test_the_preview_stays_within_a_section(tmp_path):
     page = site.page('01_data/02_dataset.ipynb', 'T', 'body', [(2, 'x', 'X')], [])
     assert '← <a href="../01_data/toyshop.html">' in page and '<a href="../api/index.html">The reference</a> →' in page and '<details open><summary>S' in page
     assert '<a class=here href="../01_data/toyshop.html">A</a>' in page and '<a class="l2" href="#x">X</a>' in page
-    assert '→' not in site.page('12_cli.ipynb', 'T', '', [], []) and '<details>' in site.page('01_data/01_toyshop.ipynb', 'T', '', [], [])
+    alone = site.page('12_cli.ipynb', 'T', '', [], [])
+    assert '→' not in alone and '←' not in alone and '<details>' in site.page('01_data/01_toyshop.ipynb', 'T', '', [], [])
 
 def test_markdown_of_the_preview():
     turn = preview.Markdown()
