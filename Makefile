@@ -54,6 +54,7 @@ check: $(DEV)
 
 book: $(DEV)
 	$(RUN) tools/book.py
+	$(RUN) tools/page_vitals.py --brief
 
 notebooks: $(DEV)
 	$(RUN) tools/check_repo.py notebooks

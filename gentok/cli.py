@@ -238,7 +238,7 @@ def _tokenize_text(r:dict)->str:
     sizes, used = ' × '.join(map(str, r['sizes'])), ' '.join(f'{u:.0%}' for u in r['usage'])
     return '\n'.join([f'{r["items"]:,} items, {r["levels"]} codes each, sizes {sizes}',
                       f'codes in use at each level {used}',
-                      f'items that shared all codes before they were told apart {r["collision_rate"]:.1%}',
+                      f'collision rate {r["collision_rate"]:.1%} (items that shared all codes, before they were made unique)',
                       *r['warnings'], f'Written to {r["out"]}'])
 
 # %% ../nbs/12_cli.ipynb #91987ae4
@@ -276,8 +276,8 @@ def _run_method(asked:_Run)->dict:
 # %% ../nbs/12_cli.ipynb #be2c92d8
 def _metrics_text(r:dict)->str:
     "The numbers of a run on a few lines"
-    rates = (f'{r["collision_rate"]:.1%} of the items shared all codes before they were told apart, '
-             f'{r["invalid_rate"]:.1%} of the answers are no item')
+    rates = (f'collision rate {r["collision_rate"]:.1%} (items that shared all codes, before they were made unique), '
+             f'invalid rate {r["invalid_rate"]:.1%} (answers that are no item)')
     ranked = 'those new to a user ranked' if 'repeats' in r else 'all ranked'
     if 'repeats' in r: rates += f'\n{r["repeats"]:.1%} of the targets are in their history and count as misses'
     return '\n'.join([f'{r["users"]:,} users, {r["items"]:,} items, {ranked}',
@@ -313,7 +313,7 @@ class _Recommend(_OfModel):
     unseen: _Switch = False # leave out the items of the history
     allow: _Ids = None # nothing but these items: ids, or a table with a column item
     deny: _Ids = None # none of these items: ids, or a table with a column item
-    beams: _Count = 50
+    beams: _Count = 50 # beam size: prefixes kept at every level
     exact: _Switch = False # the true best instead of a beam search
 
 # %% ../nbs/12_cli.ipynb #3efc82e6
@@ -371,7 +371,7 @@ class _Evaluate(_OfModel, _OfData):
     "Recall and NDCG on every user"
     data: Positional[Annotated[Path, _spec('DATA', Path)]] # the data that the model was trained on
     split: Annotated[str, _spec('valid|test', partial(_among, ('valid', 'test'), ''))] = 'test'
-    beams: _Count = 50
+    beams: _Count = 50 # beam size: prefixes kept at every level
     exact: _Switch = False # the true top ten instead of a beam search
     unseen: _Switch = False # rank only items that a user has not had; a target that is in the history counts as a miss
 
@@ -431,7 +431,7 @@ def _push(asked:_Push)->dict:
 # %% ../nbs/12_cli.ipynb #bceec8a3
 @dataclass(kw_only=True)
 class _Demo(_Words):
-    "The whole road on the toy shop, in minutes"
+    "End to end on a synthetic shop, in minutes"
     settings: OmitArgPrefixes[_Settings]
     items: _Count = 100 # of the shop
     users: _Count = 2000 # of the shop

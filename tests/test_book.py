@@ -6,9 +6,15 @@ import sys
 import pytest
 
 import budget
+import hero
+import looks
+import page_vitals
+import preview
+import reference
+from book import settle, stage
 from check_repo import marker_troubles
-from pages import Cell, Names, Page, anchors, backticked, link_troubles, links, name_troubles, page_words, pages
-from pages import root, sidebar, sidebar_troubles, slug, stations
+from pages import Cell, Names, Page, anchors, backticked, copy_tree, labels, link_troubles, links, made, name_troubles, page_words, pages
+from pages import root, sidebar_troubles, sidebars, slug, stations
 
 book = pages()
 exporting = [p for p in book if p.exports]
@@ -42,11 +48,16 @@ def test_pages_without_a_module_stand_at_the_start():
 def test_module_and_folder_never_share_a_name():
     none([f'{f}: a folder of this name stands beside it' for f in modules.values() if f.with_suffix('').is_dir()])
 
-def test_sidebar_and_pages_are_a_bijection(): none(sidebar_troubles())
+def test_sidebars_and_pages_are_a_bijection(): none(sidebar_troubles())
 
-def test_sidebar_follows_the_stations():
-    places = [href.split('/')[0] for _, _, href in sidebar() if href and '/' in href]
-    assert places == sorted(places)
+def test_the_bar_has_its_sections(): assert list(sidebars()) == ['Learn', 'Papers', 'Leaderboard', 'Guides', 'Components', 'API', 'Internals']
+
+def test_components_follow_the_stations():
+    places = [href.split('/')[0] for _, _, href in sidebars()['Components'] if href]
+    assert len(set(places)) > 8 and places == sorted(places)
+
+def test_titles_are_short_and_plain():
+    none([f'{name}: {title}' for name, title in labels().items() if len(title) > 60 or title.endswith('.')])
 
 def test_rendered_pages_keep_apart(): assert len({p.html for p in book}) == len(book)
 
@@ -242,7 +253,7 @@ def small(tmp_path):
           ('code', '#| default_exp data.shop'), ('code', '#| export\nclass Shop: pass'), ('code', 'my_var = 1'))
     write('01_data/02_bad.ipynb', ('markdown', '# Bad\n`Shop.steal` `no_such_thing` [a](../nowhere.ipynb) ![b](gone.svg) [c](01_shop.ipynb#gone) '
                                    '$x [y](z)$ `[q](r)` [fine](01_shop.ipynb#shop)'))
-    (tmp_path/'_quarto.yml').write_text('website: {sidebar: {contents: [{section: Data, contents: [01_data/01_shop.ipynb, 01_data/09_lost.ipynb]}]}}')
+    (tmp_path/'_quarto.yml').write_text('website: {sidebar: [{title: Data, contents: [01_data/01_shop.ipynb, {section: More, contents: [01_data/09_lost.ipynb]}]}]}')
     return tmp_path
 
 def test_wrong_names_are_found(small):
@@ -255,7 +266,19 @@ def test_wrong_links_are_found(small):
 
 def test_wrong_sidebars_are_found(small):
     found = sidebar_troubles(small)
-    assert len(found) == 2 and '09_lost' in found[0] and '02_bad' in found[1]
+    assert len(found) == 2 and '09_lost' in found[0] and '02_bad.ipynb: the page is in no sidebar; add it to _quarto.yml' in found[1]
+    (small/'_quarto.yml').write_text('website: {navbar: {left: [{href: 00_gone.ipynb}, {href: api/index.qmd}]}, sidebar: [{title: A, contents: [01_data/01_shop.ipynb]},'
+                                     ' {title: B, contents: [01_data/01_shop.ipynb, {text: Shop, href: 01_data/02_bad.ipynb}]}]}')
+    found = sidebar_troubles(small)
+    assert len(found) == 3 and 'in the sidebars twice' in found[0] and '00_gone.ipynb is in the bar' in found[1] and "'Shop' is the title of more than one" in found[2]
+
+def test_a_label_is_the_title_where_none_is_given(small):
+    assert labels(small) == {'01_data/01_shop.ipynb': 'Shop', '01_data/02_bad.ipynb': 'Bad'}
+    (small/'_quarto.yml').write_text('website: {sidebar: [{title: A, contents: [{text: The shop, href: 01_data/01_shop.ipynb}, 01_data/02_bad.ipynb]}]}')
+    assert labels(small) == {'01_data/01_shop.ipynb': 'The shop', '01_data/02_bad.ipynb': 'Bad'}
+
+def test_links_into_the_reference_are_left_to_staging():
+    assert made('index.ipynb', 'api/index.qmd') and made('01_data/01_shop.ipynb', '../api/x.qmd') and not made('01_data/01_shop.ipynb', 'api/x.qmd')
 
 def test_conflict_markers_are_found(small):
     assert marker_troubles(small) == []
@@ -323,3 +346,209 @@ def test_names_of_torch_numpy_and_the_library():
     assert not any(names.known(n) for n in ('torch.no_such', 'no_such_name', 'gentok.no_such'))
     assert links('[a](b.ipynb "t") <img src="c.svg">') == ['b.ipynb', 'c.svg'] and backticked('`a.b` `a b` ```x```') == ['a.b', 'x']
     assert page_words(book[0]) and anchors(book[0])
+
+# ---------------------------------------------------------------- what a reader sees
+
+def code_cell(source, *outputs): return dict(cell_type='code', source=source, metadata={}, execution_count=None, outputs=[
+    dict(output_type='display_data' if 'image/svg+xml' in o else 'execute_result', metadata={}, data=o) for o in outputs])
+def staged(*cells, name='03_quantize/01_codebook.ipynb'):
+    "The cells of a page after `prepare`, as (source, outputs)."
+    page = Page(None, name)
+    page.cells = [Cell('code', '#| default_exp quantize.codebook')]
+    nb = dict(cells=[dict(cell_type='markdown', source='# T\n\n> S.', metadata={}), *cells])
+    looks.prepare(nb, page, 'https://github.com/g/g')
+    return [(''.join(c['source']), c.get('outputs', [])) for c in nb['cells']][1:]
+
+def test_checks_are_parted_from_what_shows_something():
+    assert looks.split_checks('x = f(1)\ntest_eq(x, 1)\nx') == ('x = f(1)\nx', 'test_eq(x, 1)')
+    assert looks.split_checks('x = f(1); test_eq(x, 1)  # one') == ('x = f(1)  # one', 'test_eq(x, 1)')
+    assert looks.split_checks('é = 1; assert é; é') == ('é = 1; é', 'assert é')
+    assert looks.split_checks('a\n\n# why\nassert b\nc') == ('a\n\nc', '# why\nassert b')
+    assert looks.split_checks('for x in y: test_eq(x, 1)\nprint(x)') == ('for x in y: test_eq(x, 1)\nprint(x)', '')  # binds what is printed
+    assert looks.split_checks('%time f()\nassert g') == ('%time f()', 'assert g') and looks.split_checks('?f\nassert g') == ('?f\nassert g', '')
+
+def test_checks_inside_a_block_keep_its_head():
+    code = 'with folder() as f:\n    save(f)\n    with expect_fail(OSError):\n        load(f)\n    x = read(f)\nx'
+    assert looks.split_checks(code) == ('with folder() as f:\n    save(f)\n    x = read(f)\nx',
+                                        'with folder() as f:\n    ...\n    with expect_fail(OSError):\n        load(f)')
+    assert looks.split_checks('with folder() as f:\n    assert f\n    test_eq(f, 1)\n2')[0] == '2'
+    assert looks.split_checks('for a in b:\n    assert a') == ('', 'for a in b:\n    assert a')
+
+@pytest.mark.parametrize('name', ['index.ipynb', '03_quantize/01_codebook.ipynb', '08_train/01_loop.ipynb', '12_cli.ipynb'])
+def test_staging_loses_no_assertion(name):
+    import json
+    page = next(p for p in book if p.name == name)
+    nb = json.loads(page.path.read_text(encoding='utf-8'))
+    def count(): return sum(looks.count_checks(''.join(c['source'])) for c in nb['cells'] if c['cell_type'] == 'code')
+    before = count()
+    looks.prepare(nb, page, 'https://github.com/g/g')
+    assert count() == before and (before > 50 or name == 'index.ipynb')
+
+def test_cells_fold_by_what_they_are():
+    def of(source, *outputs): return looks.look(code_cell(source, *outputs))[:2]
+    svg = {'image/svg+xml': '<svg/>'}
+    assert of('import a\nfrom b import c') == ('imports', 'Imports of this page')
+    assert of('#| export\nimport a') == ('imports', 'Imports of the module')
+    assert of('test_eq(1, 1)\nassert 2') == ('tests', 'Tests (2)') and of('#| tests\nf()') == ('tests', 'Tests')
+    assert of('#| export\ndef f(): pass') == ('exported', '')
+    assert of('#| export\ndef f():\n    "Does it"\n' + '    x\n'*23) == ('exported', 'f: Does it (25 lines)')
+    assert of('a\nb\nc', svg) == ('figure', 'Code of this figure') and of('a\nb', svg) == ('shown', '') and of('#| hero\na', svg)[0] == 'figure'
+    assert of('def f(x):\n    a\n    b\n    return c') == ('helper', 'Helper: f') and of('def f(x): return c') == ('shown', '')
+    assert of('#| echo: false\na') == ('hidden', '') and of('#| hide\na')[0] == 'hidden' and of('1') == ('shown', '')
+    assert of('#| code-fold: true\n#| code-summary: "Mine"\n1') == ('shown', 'Mine') and of('#| code-fold: false\nimport a')[1] == ''
+
+def test_a_mixed_cell_becomes_three():
+    (imported, _), (shown, out), (tests, none_) = staged(code_cell('import a\nx = a.b()\ntest_eq(x, 1)\nx', {'text/plain': '1'}))
+    assert 'code-summary: "Imports"' in imported and imported.endswith('import a')
+    assert shown == 'x = a.b()\nx' and out[0]['data'] == {'text/plain': '1'} and none_ == []
+    assert '#| code-summary: "Tests (1)"' in tests and tests.endswith('test_eq(x, 1)')
+
+def test_an_exported_cell_stands_in_a_frame_with_its_anchors():
+    cells = staged(code_cell('#| export\nclass A:\n    def f(self): pass'), code_cell('#| export\n@patch\ndef g(self:A): pass'), code_cell('class A: pass'))
+    assert cells[0][0] == '::: {.export-frame}' and cells[3][0] == ':::'
+    assert '<span id="a"></span><span id="a.f"></span>' in cells[1][0] and '<span id="a.g"></span>' in cells[5][0]
+    assert 'href="https://github.com/g/g/blob/main/gentok/quantize/codebook.py"' in cells[1][0] and '#| classes: ["exported"]' in cells[2][0]
+    assert not any('<span' in source for source, _ in cells[8:])
+    assert '<span' not in staged(*[code_cell('#| export\ndef f(): pass')]*2)[5][0]  # an anchor stands once
+
+def test_a_drawing_gets_two_modes_and_a_text():
+    svg = '<svg><g id="figure_1">\n <g id="patch_1">\n  <path d="M0" style="fill: #ffffff"/></g></g><!-- Few codes die --><!-- step --><path style="stroke: #2563A8"/></svg>'
+    cells = staged(code_cell('#| fig-cap: "Few"\na\nb\nc', {'text/plain': '3'}, {'image/svg+xml': svg}, {'image/svg+xml': svg}))
+    assert [len(out) for _, out in cells] == [2, 2, 1] and '#| echo: false' in cells[1][0] and cells[2][1][0]['data'] == {'text/plain': '3'}
+    light, dark = (''.join(o['data']['image/svg+xml']) for o in cells[0][1])
+    assert 'fill: none' in light and '#2563A8' in light and '#6aa7ea' in dark
+    for line in ('#| renderings: ["light", "dark"]', '#| fig-alt: "Figure: Few codes die. It says: step."', '#| fig-cap: ["Few", "Few"]', '#| code-fold: true'): assert line in cells[0][0]
+    assert 'fig-alt: "Mine"' in staged(code_cell('#| fig-alt: "Mine"\na', {'image/svg+xml': svg}))[0][0]
+
+def test_heroes_and_tops_stand_below_the_title():
+    cells = staged(dict(cell_type='markdown', source='text', metadata={}), code_cell('1'), code_cell('#| top\nuse()'), code_cell('#| hero\ndraw()', {'image/svg+xml': '<svg/>'}))
+    assert [re.sub(r'#\|.*\n', '', source) for source, _ in cells] == ['draw()', 'use()', 'text', '1']
+
+def test_outputs_are_tables_without_warnings():
+    cell = code_cell('f()', {'text/html': '<style scoped>a</style><table border="1"></table>', 'text/plain': 'x'}, {'text/plain': "{'a': 1.23456, 'b': 2}"}, {'text/plain': "{'a': 1}"})
+    cell['outputs'].append(dict(output_type='stream', name='stderr', text='/home/me/x.py: slow'))
+    [(_, outs)] = staged(cell)
+    said = [''.join(o['data'].get('text/markdown', '')) for o in outs]
+    assert said[0] == '```{=html}\n<div class="wide"><table></table></div>\n```' and '| a | 1.235 |' in said[1] and said[2] == '' and len(said) == 3
+    assert looks.table_of("{'x': {'a': 1, 'b': 2}, 'y': {'a': 3, 'b': 4}}").split('\n')[2:] == ['| x | 1 | 2 |', '| y | 3 | 4 |']
+    assert looks.table_of("{'x': tensor(1)}") == looks.table_of("{'x': 'y'*99, 'z': 1}") == looks.table_of('[1]') == ''
+
+def test_the_reference_is_made_from_the_source(tmp_path):
+    (tmp_path/'m.py').write_text('"A module"\nclass A:\n    "An a"\n    def __init__(self, k:int, # b d\n                 *, far:str|None=None): # last\n        pass\n'
+        '    @property\n    def size(self)->int: # of it\n        return 1\n    def _own(self): pass\n@patch\ndef go(self:A, x:int=1)->int: # steps\n    "Goes"\n'
+        'def long_name(first:dict[str, int]=None, second:dict[str, int]=None, third:tuple[int, ...]=()): pass\n')
+    text = reference.Module(tmp_path/'m.py', 'data.m', None, 'R').text(None)
+    assert [line for line in text.splitlines() if line.startswith('#')] == ['## A {#a}', '### .go {#a.go}', '## long_name {#long_name}']
+    assert 'A(k: int, *, far: str | None=None)' in text and '| `k` | `int` |  | b d |' in text and '| `far` | `str \\| None` | `None` | last |' in text
+    assert 'A.go(x: int=1) -> int' in text and '| `x` | `int` | `1` |  |' in text and '| *returns* | `int` |  | steps |' in text and '| `size` | `int` | of it |' in text
+    assert 'long_name(\n    first: dict[str, int]=None,' in text and '[source](R/blob/main/gentok/data/m.py#L11-L13)' in text
+
+def test_the_reference_fits_its_columns_and_names_every_module(tmp_path):
+    sections = reference.write(root, tmp_path, 'R', book, labels())
+    files = {p.name.removesuffix('.qmd') for p in (tmp_path/'api').iterdir()}
+    assert files == modules.keys() | {'index'} and sections[0] == 'api/index.qmd' and sections[1]['section'] == 'gentok'
+    signatures = [line for p in (tmp_path/'api').iterdir() for block in re.findall(r'^```python\n(.*?)\n```', p.read_text(), flags=re.M | re.S) for line in block.splitlines()]
+    assert len(signatures) > 1000 and sum(len(line) > looks.columns for line in signatures) < 12  # a default that is a sentence
+
+def test_vitals_count_what_stays_in_sight(tmp_path):
+    import json
+    cells = [dict(cell_type='markdown', source='# T\n\n> S\tt. ![](a.svg){.x}', metadata={}), code_cell('import a\nx = 1\ntest_eq(x, 1)\nx'),
+             code_cell('#| export\n' + 'y'*90), code_cell('#| fig-cap: "C"\nz', {'image/svg+xml': '<svg/>'}), code_cell('with f() as g:\n    g\n    assert g\nh(g)')]
+    cells[1]['outputs'].append(dict(output_type='stream', name='stderr', text='/home/me: slow'))
+    (tmp_path/'t.ipynb').write_text(json.dumps(dict(cells=cells)))
+    v, why = page_vitals.vitals(Page(tmp_path/'t.ipynb', 't.ipynb'), 'Other')
+    assert {k: v[k] for k in ('first', 'long', 'checks', 'allchk', 'noalt', 'nocap', 'ctrl', 'label', 'imports', 'stderr', 'code', 'export')} == dict(
+        first=0, stderr=1, long=1, checks=0, allchk=2, noalt=2, nocap=0, ctrl=1, label=1, imports=0, code=6, export=1)
+    assert why['long'] == ['cell 2: 90 columns: ' + 'y'*90] and page_vitals.vitals(Page(tmp_path/'t.ipynb', 't.ipynb'), 'T')[0]['label'] == 0
+    cells[0]['source'] = '# T'
+    (tmp_path/'t.ipynb').write_text(json.dumps(dict(cells=cells)))
+    assert page_vitals.vitals(Page(tmp_path/'t.ipynb', 't.ipynb'), 'T')[0]['first'] == 4
+
+def staged_page(front, *cells): return dict(cells=[dict(cell_type='raw', source=f'---\n{front}\n---\n'), *(dict(cell_type='markdown', source=c) for c in cells)])
+
+def test_a_staged_page_has_the_sites_title_and_its_links():
+    import yaml
+    page, nb = next(p for p in book if p.name == '07_search/01_beam.ipynb'), staged_page('title: Old\ndescription: "A: b"', 'text')
+    looks.finish(nb, page, 'https://github.com/g/g', 'Constrained: search')
+    meta = yaml.safe_load(''.join(nb['cells'][0]['source']).strip('-\n'))
+    assert meta['title'] == 'Constrained: search' and meta['description'] == 'A: b'
+    assert [x['href'] for x in meta['code-links']] == ['https://colab.research.google.com/github/g/g/blob/main/nbs/07_search/01_beam.ipynb',
+        'https://github.com/g/g/blob/main/nbs/07_search/01_beam.ipynb', '../api/search.beam.html', 'https://github.com/g/g/blob/main/gentok/search/beam.py']
+    assert f'<span id="{slug(page.title)}"></span>' in ''.join(nb['cells'][1]['source'])
+
+def test_names_lead_into_the_reference(tmp_path):
+    pages_of = [next(p for p in book if p.name == n) for n in ('05_ids/02_collisions.ipynb', '05_ids/03_trie.ipynb')]
+    reference.write(root, tmp_path, 'R', book, labels())
+    where = reference.places(tmp_path, pages_of)
+    nb = dict(cells=[dict(cell_type='markdown', source='[`Trie`](S/05_ids/trie.html#trie) [`resolve`](S/05_ids/collisions.html#resolve) [`_x`](S/05_ids/trie.html#_x) [a](S/b.html)'),
+                     dict(cell_type='code', source='#| hide\n', outputs=[])])
+    settle(nb, 'S', pages_of[0], where)
+    assert [''.join(c['source']) for c in nb['cells']] == [
+        '[`Trie`](../api/ids.trie.html#trie) [`resolve`](../05_ids/collisions.html#resolve) [`_x`](../05_ids/trie.html#_x) [a](../b.html)']
+
+def test_a_drawing_that_is_part_of_the_page_follows_its_colours():
+    page, nb = next(p for p in book if p.name == 'index.ipynb'), staged_page('title: gentok', 'a\n\n![It\'s "so"](images/result.svg){.inline .tall}\n')
+    looks.finish(nb, page, 'R', 'gentok')
+    drawn = ''.join(nb['cells'][-1]['source'])
+    assert '<div class="drawing tall"><svg role="img" aria-label="It&#x27;s &quot;so&quot;"' in drawn and 'class="h"' in drawn and '![' not in drawn
+
+def test_the_preview_stays_within_a_section(tmp_path):
+    import yaml
+    (tmp_path/'api').mkdir()
+    (tmp_path/'api/index.qmd').write_text('---\ntitle: The reference\n---\n')
+    bars = [dict(title='A', contents=['01_data/01_toyshop.ipynb', dict(section='S', contents=['01_data/02_dataset.ipynb', 'api/index.qmd'])]), dict(title='B', contents=['12_cli.ipynb'])]
+    (tmp_path/'_quarto.yml').write_text(yaml.safe_dump(dict(website=dict(navbar=dict(left=[dict(text='A', href='01_data/01_toyshop.ipynb')]), sidebar=bars))))
+    site = preview.Site(root, tmp_path)
+    page = site.page('01_data/02_dataset.ipynb', 'T', 'body', [(2, 'x', 'X')], [])
+    assert '← <a href="../01_data/toyshop.html">' in page and '<a href="../api/index.html">The reference</a> →' in page and '<details open><summary>S' in page
+    assert '<a class=here href="../01_data/toyshop.html">A</a>' in page and '<a class="l2" href="#x">X</a>' in page
+    alone = site.page('12_cli.ipynb', 'T', '', [], [])
+    assert '→' not in alone and '←' not in alone and '<details>' in site.page('01_data/01_toyshop.ipynb', 'T', '', [], [])
+
+def test_markdown_of_the_preview():
+    turn = preview.Markdown()
+    page = turn('## A `b` {#c}\n\n::: {.two}\n[x]{.n} $a_1$ `$b$` [l](../01_x/02_y.ipynb#z) [m](https://a.b/c.ipynb)\n:::\n\n$$\\lVert x\\rVert$$\n\n```{=html}\n<i>$q$</i>\n```\n\n![Cap](i.svg){.w}')
+    for piece in ('<h2 id="c">A <code>b</code></h2>', '<div class="two">', '<span class="n">x</span>', '<msub><mi>a</mi>', '<code>$b$</code>', 'href="../01_x/y.html#z"',
+                  'href="https://a.b/c.ipynb"', 'display="block"', '<i>$q$</i>', '<figure><img src="i.svg" alt="Cap" /><figcaption>Cap</figcaption></figure>'): assert piece in page, piece
+    assert turn.heads == [(2, 'c', 'A <code>b</code>')]
+
+def test_both_themes_give_every_colour():
+    light, dark = (set(re.findall(r'^\$gt-([\w-]+): #', (root/'nbs'/n).read_text(), flags=re.M)) for n in ('theme.scss', 'theme-dark.scss'))
+    used = set(re.findall(r'var\(--gt-([\w-]+)\)', (root/'nbs/site.css').read_text())) - {'mono', 'code'}
+    assert light == dark and used <= light and all(f'--gt-{c}: #{{$gt-{c}}}' in (root/'nbs/theme.scss').read_text() for c in light)
+
+def test_the_drawings_of_the_first_page_say_what_was_measured():
+    rows, text = hero.measured(), (root/'nbs/images/result.svg').read_text()
+    assert len(rows) >= 4 and hero.result(rows) == text
+    shown = next(p for p in book if p.name == 'index.ipynb').markdown
+    assert all(f'{v:.4f}'[1:] in shown for _, v in rows)
+
+def test_styles_ask_no_other_host():
+    for name in ('theme.scss', 'theme-dark.scss', 'site.css'): assert not re.search(r'@import|url\(|https?:', (root/'nbs'/name).read_text()), name
+
+def test_a_reader_sees_the_pages(tmp_path):
+    "Ten pages of the preview in a browser, on a desk and on a phone, light and dark: nothing is asked, nothing fails, nothing is cut."
+    import subprocess
+    import headless
+    if not headless.browser(): pytest.skip('Chromium is not installed')
+    top = tmp_path/'gentok'
+    copy_tree(root, top)
+    subprocess.run(['git', 'init', '-q', top], check=True)
+    names = ['index.ipynb', '00_start/01_tour.ipynb', '00_start/02_notation.ipynb', '01_data/01_toyshop.ipynb', '03_quantize/01_codebook.ipynb', '04_tokenize/03_hsic.ipynb',
+             '05_ids/02_collisions.ipynb', '11_papers/02_utgrec.ipynb', '12_cli.ipynb', 'api/train.preference_semantic.qmd']
+    out = preview.build(stage(top), {}, top, names)
+    page, troubles = headless.Page(tmp_path/'profile'), []
+    try:
+        for name in names:
+            for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
+                page.open(out/preview.here(name), width, 900, dark)
+                wide = page.ask('document.documentElement.scrollWidth')
+                if wide > width: troubles.append(f'{name}: {wide} pixels wide in a window of {width}')
+                cut = page.ask("[...document.querySelectorAll('details')].forEach(d => d.open = true) || [...document.querySelectorAll('pre.sourceCode')].filter("
+                               f"p => p.scrollWidth > p.clientWidth + 1 && Math.max(...p.innerText.split('\\n').map(l => l.length)) <= {looks.columns}).length")
+                if width == 1280 and cut: troubles.append(f'{name}: {cut} blocks of at most {looks.columns} columns are cut')
+                ground = page.ask('getComputedStyle(document.body).backgroundColor')
+                if (ground == 'rgb(255, 255, 255)') == dark: troubles.append(f'{name}: the ground is {ground} where dark is {dark}')
+        troubles += page.errors + [f'asks {r}' for r in page.requests]
+    finally: page.close()
+    none(troubles)

@@ -124,8 +124,10 @@ def test_the_book_shares_one_quarto_file():
 def test_quarto_formats():
     import yaml
     formats = yaml.safe_load((root/'_quarto.yml').read_text())['format']
-    assert formats['html']['keep-md'] is True and formats['commonmark'] == 'default'
-    assert set(formats['html']['theme']) == {'light', 'dark'} and (root/'nbs'/formats['html']['css']).exists()
+    html = formats['html']
+    assert set(formats) == {'html'} and html['html-math-method'] == 'mathml' and html['respect-user-color-scheme'] is True
+    assert html['theme'] == {'light': 'theme.scss', 'dark': ['theme.scss', 'theme-dark.scss']} and html['css'] == 'site.css'
+    assert all((root/'nbs'/name).exists() for name in ('theme.scss', 'theme-dark.scss', 'site.css', 'images/favicon.svg', 'images/card.png'))
 
 def test_nothing_made_is_in_git():
     made = re.compile(r'(^|/)(_proc|_docs|_preview|build|dist|\.venv|__pycache__|\.ipynb_checkpoints)/|\.(safetensors|pt|bin|pkl|parquet|gz|egg-info)$')

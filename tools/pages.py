@@ -32,6 +32,18 @@ class Cell:
     @property
     def flags(self) -> dict: return self._split[0] if self.kind == 'code' else {}
 
+    @cached_property
+    def options(self) -> dict:
+        "The directives with their values as they are written: `#| fig-cap: In use: 3` -> {'fig-cap': 'In use: 3'}."
+        heads = self.source.splitlines()[:len(self.source.splitlines()) - len(self._split[1])] if self.kind == 'code' else []
+        found = (re.match(r'\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$', head) for head in heads)
+        return {m[1]: m[2] for m in found if m}
+
+    @property
+    def body(self) -> str:
+        "The source without the directives at its head."
+        return '\n'.join(self._split[1]).strip('\n')
+
     @property
     def lines(self) -> list:
         "The lines that count: neither empty nor a flag."
@@ -106,28 +118,44 @@ def pages(top:Path=root) -> list:
         if not any(p.startswith(('.', '_')) for p in rel.parts): found.append(Page(path, rel.as_posix()))
     return found
 
-def sidebar(top:Path=root) -> list:
-    "The table of contents as (depth, text, page or None) in reading order."
+def site_config(top:Path=root) -> dict: return yaml.safe_load((top/'_quarto.yml').read_text(encoding='utf-8'))['website']
+
+def sidebars(top:Path=root) -> dict:
+    "Section of the bar -> its table of contents as (depth, text or None, page or None) in reading order."
     def walk(entries, depth):
         for e in entries:
             if isinstance(e, str): e = {'href': e}
-            yield depth, e.get('section') or e.get('text') or e['href'], e.get('href')
+            yield depth, e.get('section') or e.get('text'), e.get('href')
             yield from walk(e.get('contents', []), depth+1)
-    config = yaml.safe_load((top/'_quarto.yml').read_text(encoding='utf-8'))
-    return list(walk(config['website']['sidebar']['contents'], 0))
+    return {bar['title']: list(walk(bar['contents'], 0)) for bar in site_config(top)['sidebar']}
+
+def labels(top:Path=root) -> dict:
+    "Page -> what the table of contents calls it: the plain title that the site shows; an entry without a text takes the page's own."
+    own = {p.name: p.title for p in pages(top)}
+    given = {href: text for rows in sidebars(top).values() for _, text, href in rows if href and text}
+    return own | {name: text for name, text in given.items() if name in own}
+
+def made(page:str, target:str) -> bool:
+    "Whether a link from a page leads into the reference, which staging writes: `api/index.qmd`, seen from the page."
+    return os.path.normpath(os.path.join(os.path.dirname(page), target)).startswith('api/')
+
+home = 'index.ipynb'  # reached from every page by the site's name, so it stands in no sidebar
 
 def sidebar_troubles(top:Path=root) -> list:
-    "What is wrong between the table of contents and the pages, one sentence each."
-    listed, existing = [href for _, _, href in sidebar(top) if href], [p.name for p in pages(top)]
-    config = yaml.safe_load((top/'_quarto.yml').read_text(encoding='utf-8'))
-    bar = [e['href'] for side in ('left', 'right') for e in config['website'].get('navbar', {}).get(side, [])]
-    out = [f'_quarto.yml: {h} is in the sidebar but there is no nbs/{h}; write the page or take the entry out.'
+    "What is wrong between the tables of contents and the pages, one sentence each."
+    config, existing = site_config(top), [p.name for p in pages(top)]
+    listed = [href for rows in sidebars(top).values() for _, _, href in rows if href]
+    bar = [e['href'] for side in ('left', 'right') for e in config.get('navbar', {}).get(side, [])]
+    out = [f'_quarto.yml: {h} is in a sidebar but there is no nbs/{h}; write the page or take the entry out.'
            for h in listed if h not in existing]
-    out += [f'_quarto.yml: {h} is in the sidebar twice; keep one.' for h in sorted({h for h in listed if listed.count(h) > 1})]
-    out += [f'nbs/{n}: the page is not in the sidebar; add it to _quarto.yml where a reader should meet it.'
-            for n in existing if n not in listed]
-    return out + [f'_quarto.yml: {h} is in the navbar but there is no nbs/{h}; write the page or take the entry out.'
-                  for h in bar if '://' not in h and h not in existing]
+    out += [f'_quarto.yml: {h} is in the sidebars twice; keep one.' for h in sorted({h for h in listed if listed.count(h) > 1})]
+    out += [f'nbs/{n}: the page is in no sidebar; add it to _quarto.yml with a plain title, in the section where a reader should meet it.'
+            for n in existing if n not in listed and n != home]
+    out += [f'_quarto.yml: {h} is in the bar but there is no nbs/{h}; write the page or take the entry out.'
+            for h in bar if '://' not in h and not made(home, h) and h not in existing]
+    called = [t for n, t in labels(top).items() if n in listed]
+    return out + [f'_quarto.yml: {t!r} is the title of more than one page; a reader could not tell them apart.'
+                  for t in sorted({t for t in called if called.count(t) > 1})]
 
 # ---------------------------------------------------------------- links
 
@@ -172,7 +200,7 @@ def link_troubles(top:Path=root) -> list:
     out = []
     for page in book.values():
         for target in links(page.markdown):
-            if re.match(r'[a-z]+:', target): continue
+            if re.match(r'[a-z]+:', target) or made(page.name, target): continue
             where, _, anchor = target.partition('#')
             path = (page.path.parent/where).resolve() if where else page.path.resolve()
             if path.suffix == '.html':

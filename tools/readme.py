@@ -22,13 +22,21 @@ def _output(out:dict, where:str) -> str:
     text = ''.join(data.get('text/plain', [])).rstrip('\n')
     return f'```\n{html.unescape(text)}\n```' if text.strip() else ''
 
+def plain(text:str) -> str:
+    "Markdown without what only the site understands: divs, spans and classes, a second drawing for phones, its reference."
+    text = re.sub(r'^:{3,}.*$\n?', '', text, flags=re.M)
+    text = re.sub(r'^!\[[^\]]*\]\([^)]*\)\{[^}]*\.tall[^}]*\}$\n?', '', text, flags=re.M)
+    text = re.sub(r'(\]\([^)\s]*\))\{[^}]*\}', r'\1', text)
+    text = re.sub(r'^\[([^\[\]]*)\]\{\.[\w-]+\}$', r'\1', text, flags=re.M)
+    return re.sub(r'\n{3,}', '\n\n', re.sub(r'\[([^\]]*)\]\(api/[^)]*\)', r'\1', text))
+
 def readme_text(top:Path=root) -> str:
     "What README.md should hold."
     nb = json.loads((top/'nbs/index.ipynb').read_text(encoding='utf-8'))
     parts = ['<!-- Written from nbs/index.ipynb by `make readme`. Do not edit here. -->']
     for i, raw in enumerate(nb['cells']):
         cell = Cell(raw['cell_type'], ''.join(raw['source']))
-        if cell.kind == 'markdown': parts.append(_target.sub(r'\1nbs/', cell.source).replace('(nbs/../', '('))
+        if cell.kind == 'markdown': parts.append(_target.sub(r'\1nbs/', plain(cell.source)).replace('(nbs/../', '('))
         if cell.kind != 'code' or cell.flags.keys() & {'hide', 'default_exp'}: continue
         code = '\n'.join(cell._split[1]).strip('\n')
         if code and cell.flags.get('echo') != ['false']: parts.append(f'```python\n{code}\n```')

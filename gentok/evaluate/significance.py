@@ -15,7 +15,7 @@ from torch import Tensor
 # %% ../../nbs/09_evaluate/02_significance.ipynb #6b89fcc7
 class Comparison(NamedTuple):
     "The difference of two runs' means, with its interval and p-value"
-    difference: float # mean of ours minus mean of the rival's
+    difference: float # mean of ours minus mean of the baseline's
     low: float        # ends of the interval at `level`
     high: float
     p: float          # two-sided: a difference this large, were there none
@@ -53,10 +53,10 @@ def _per_user_values(values, # b, or s b: of one run, or of s seeds
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #7b422b64
 def _paired_differences(a:Tensor, # b: ours, per user
-                       b:Tensor # b: the rival's, same users in the same order
+                       b:Tensor # b: the baseline's, same users in the same order
                       )->np.ndarray: # b: float64
     "d = a - b per user"
-    a, b = _per_user_values(a, 'ours'), _per_user_values(b, "the rival's")
+    a, b = _per_user_values(a, 'ours'), _per_user_values(b, "the baseline's")
     if a.ndim == 2 or a.shape != b.shape:
         raise ValueError(f'Values of shapes {a.shape} and {b.shape} found, one value per user and the same users in both '
                          'expected; take mean_over_seeds of several seeds and evaluate both runs on one split.')
@@ -71,7 +71,7 @@ def _t_comparison(mean:float, error:float, df:float, users:int, level:float, met
     return Comparison(mean, mean-reach, mean+reach, float(p), users, level, method)
 
 def paired_t_test(a:Tensor, # b: ours, per user
-                  b:Tensor, # b: the rival's, same users in the same order
+                  b:Tensor, # b: the baseline's, same users in the same order
                   level:float=.95 # of the interval
                  )->Comparison:
     "Student's paired t-test over users"
@@ -86,7 +86,7 @@ def _in_chunks(draw, draws:int, width:int, cells:int=4_000_000)->np.ndarray:
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #542989a4
 def sign_flip_test(a:Tensor, # b: ours, per user
-                   b:Tensor, # b: the rival's, same users in the same order
+                   b:Tensor, # b: the baseline's, same users in the same order
                    draws:int=10_000,
                    seed:int=0,
                    level:float=.95 # of the interval, which is the t-test's
@@ -101,7 +101,7 @@ def sign_flip_test(a:Tensor, # b: ours, per user
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #07a0b799
 def paired_bootstrap(a:Tensor, # b: ours, per user
-                     b:Tensor, # b: the rival's, same users in the same order
+                     b:Tensor, # b: the baseline's, same users in the same order
                      draws:int=10_000,
                      seed:int=0,
                      level:float=.95 # of the interval
@@ -130,7 +130,7 @@ def _seed_error(runs:np.ndarray)->tuple[float, int]: # squared standard error of
     return float(means.var(ddof=1)/len(means)), len(means)-1
 
 def compare(a:Tensor, # b, or s b: ours, per user (and seed)
-            b:Tensor, # b, or s b: the rival's, same users in the same order
+            b:Tensor, # b, or s b: the baseline's, same users in the same order
             level:float=.95 # of the interval
            )->Comparison:
     "t-test over users, and over seeds too where both methods have two or more"
