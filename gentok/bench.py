@@ -52,7 +52,7 @@ from .search.exact import exact_top_k, score_items
 from .tokenize.rqvae import FitConfig, RQVAE, RQVAEConfig, _seeded
 from .tokenize.tokenizer import ResidualKMeans
 from .train.curriculum import MixedSequences
-from .train.influence import influence_share
+from .train.influence import influence_overhead
 from .train.loop import TrainConfig, Trainer
 
 # %% ../nbs/13_bench.ipynb #e874aca5
@@ -363,7 +363,7 @@ def _influence_row(field:_Field, n:int=10, sample:int=1024, repeats:int=5, K:int
     trainer = Trainer(model, data, TrainConfig(20, data.batch_size, warmup=.01))
     for index in data.epoch(0)[:20]: trainer.step(index)  # so that the moments are those of a run
     valid = [Sequences(field.split.valid, t, data.batch_size) for t in tables]
-    found = influence_share(trainer, data.alone(), valid, 20, sample, repeats)
+    found = influence_overhead(trainer, data.alone(), valid, 20, sample, repeats)
     note = (f'{n} tokenizers, {sample:,} examples of each; like all data: Spearman {found.spearman:.2f} '
             f'({found.low:.2f} to {found.high:.2f}), {found.seconds_influence:.0f} s for each {found.seconds_training:.0f} s')
     return _limited('influence', (found.share,), .1, 'of the time of 20 epochs', note)

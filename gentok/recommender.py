@@ -35,12 +35,12 @@ from .evaluate.full_ranking import rank_unseen, searcher, _seen_by
 from .evaluate.significance import paired_t_test
 from .ids.collisions import extend
 from .ids.trie import Trie
-from .papers.protocol import FittedRecommender, ItemCoder, Result, _data_print, load_fitted, save_fitted
+from .papers.protocol import FittedRecommender, ItemTokenizer, Result, _data_print, load_fitted, save_fitted
 from .search.beam import _as_examples
 from .store.files import atomic_write, read_json
 from .store.names import _among
 from .store.runs import _locked
-from .train.scale_out import processes_here
+from .train.scale_out import process_state
 from .train.trackers import tracking
 
 # %% ../nbs/12_recommender.ipynb #0c6cb4a0
@@ -74,7 +74,7 @@ def fit(method:str, # of `gentok.methods`
     with _locked(out) if out else nullcontext(), tracking(log_with, out):
         result = import_module(f'gentok.papers.{method}').run(dataset, config, out)
         recommender = Recommender.of(result, method, dataset)
-        if out and processes_here().is_main_process: atomic_write(Path(out)/'README.md',
+        if out and process_state().is_main_process: atomic_write(Path(out)/'README.md',
             str(recommender.generate_model_card()))
     return recommender
 
@@ -92,7 +92,7 @@ class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recomm
                   pipeline_tag='other'):
     "A trained recommender with its items"
     def __init__(self, fitted:FittedRecommender, catalogue:Catalogue, # rows of its identifiers
-                 coder:ItemCoder|None=None, # for `update`; None where items are known by behaviour
+                 coder:ItemTokenizer|None=None, # for `update`; None where items are known by behaviour
                  about:dict|None=None, # plain JSON: 'run' (method, data, config) and 'metrics'
                  retired:Sequence=()): # ids of items that are read in histories and not recommended
         self.fitted, self.catalogue, self.coder = fitted, catalogue, coder
@@ -349,7 +349,7 @@ def _items_from(items:Catalogue|pl.DataFrame|str|Path # a frame has columns item
     if 'item' not in columns or text is None: raise ValueError(f'the items have columns {", ".join(columns)}; expected item and text, so rename them.')
     return Catalogue(columns['item'], text, titles=columns.get('title'))
 
-def _codewords_of(coder:ItemCoder)->list[Tensor]: # K d for each level, or none
+def _codewords_of(coder:ItemTokenizer)->list[Tensor]: # K d for each level, or none
     "The codewords of a tokenizer that has one book for each level"
     books = [book.weight.detach() for book in getattr(getattr(coder.tokenizer, 'quantizer', None), 'codebooks', ())]
     return books if tuple(map(len, books)) == tuple(coder.tokenizer.sizes) else []
@@ -437,7 +437,7 @@ def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None, c
         model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
             local_files_only=local_files_only, token=token))
     fitted, catalogue = load_fitted(folder)
-    coder = ItemCoder.load(folder/'coder') if (folder/'coder').is_dir() else None
+    coder = ItemTokenizer.load(folder/'coder') if (folder/'coder').is_dir() else None
     there = [name for name in ('run', 'metrics') if (folder/f'{name}.json').exists()]
     kinds = dict(run=dict(method=str, data=dict, config=dict), metrics={})
     about = {name: read_json(folder/f'{name}.json', dict, **kinds[name]) for name in there}

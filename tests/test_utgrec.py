@@ -211,7 +211,7 @@ def test_the_loss_is_what_the_terms_say(items):
 def test_tuning_leaves_E_and_moves_W(fitted, tmp_path):
     table, positives = new_domain()
     before = {name: t.clone() for name, t in fitted.state_dict().items()}
-    tuned = fitted.tune(table, plan, tmp_path, positives)
+    tuned = fitted.fine_tune(table, plan, tmp_path, positives)
     again = UTGRecTokenizer.from_pretrained(tmp_path)
     assert all(torch.equal(t, before[name]) for name, t in fitted.state_dict().items())
     for t in (tuned, again):
@@ -223,22 +223,22 @@ def test_tuning_leaves_E_and_moves_W(fitted, tmp_path):
 def test_full_fine_tuning_moves_E_of_a_frozen_one_too(fitted, tmp_path):
     table, positives = new_domain()
     one = replace(plan, epochs=1)
-    free = fitted.tune(table, one, positives=positives, frozen=False)
+    free = fitted.fine_tune(table, one, positives=positives, frozen=False)
     assert all(not torch.equal(a.E, b.E) for a, b in zip(free.quantizer.books, fitted.quantizer.books))
-    frozen = fitted.tune(table, one, positives=positives)
-    thawed = frozen.tune(table, one, tmp_path, positives, frozen=False)
+    frozen = fitted.fine_tune(table, one, positives=positives)
+    thawed = frozen.fine_tune(table, one, tmp_path, positives, frozen=False)
     assert all(not torch.equal(a.E, b.E) and not a.frozen for a, b in zip(thawed.quantizer.books, frozen.quantizer.books))
     assert same(UTGRecTokenizer.from_pretrained(tmp_path), thawed)
 
 def test_tuning_goes_on_where_it_was_killed(fitted, tmp_path):
     table, positives = new_domain()
-    whole = fitted.tune(table, plan, positives=positives)
-    fitted.tune(table, plan, tmp_path/'done', positives)
+    whole = fitted.fine_tune(table, plan, positives=positives)
+    fitted.fine_tune(table, plan, tmp_path/'done', positives)
     shutil.copytree(tmp_path/'done'/'training', tmp_path/'cut'/'training')
     shutil.rmtree(tmp_path/'cut'/'training'/'step-0000000003')
-    rest = fitted.tune(table, plan, tmp_path/'cut', positives)
+    rest = fitted.fine_tune(table, plan, tmp_path/'cut', positives)
     assert same(rest, whole) and rest.history == whole.history
-    with pytest.raises(ValueError, match='a run with weights'): whole.tune(table, plan, tmp_path/'cut', positives)
+    with pytest.raises(ValueError, match='a run with weights'): whole.fine_tune(table, plan, tmp_path/'cut', positives)
 
 # ---------------------------------------------------------------- what is refused
 
@@ -251,7 +251,7 @@ def test_refused_in_one_sentence(fitted, items, near):
                        (lambda: UTGRecTokenizer(sizes, replace(plan, warm=999), small).fit(items, positives=near), 'nothing would ever be quantised'),
                        (lambda: UTGRecTokenizer(sizes, plan, small).encode(items), 'not been fitted'),
                        (lambda: UTGRecTokenizer(replace(sizes, levels=4), plan, fitted.encoder).fit(items, positives=near), '3 states'),
-                       (lambda: fitted.encode(plain), 'items_of'), (lambda: fitted.tune(items, plan), 'co_occurrences'),
+                       (lambda: fitted.encode(plain), 'items_of'), (lambda: fitted.fine_tune(items, plan), 'co_occurrences'),
                        (lambda: fitted.decode(torch.tensor([[9, 0, 0]])), 'outside'), (lambda: UTGRecTokenizerConfig(sizes=(1, 2, 3, 4)), 'one for each level'),
                        (lambda: UTGRecTokenizerConfig(levels=1), 'at least 2'), (lambda: UTGRecFitConfig(fall='off'), 'linear')):
         with pytest.raises(ValueError, match=said) as e: call()
@@ -312,7 +312,7 @@ def leave(folder, n=20, **changes):
     if n < 20: shared, near = shared[:n], Positives(torch.arange(n), torch.arange(n + 1))
     c, f = replace(sizes, patch=0, **changes), replace(plan, epochs=4, batch_size=7, revive=False)
     t = UTGRecTokenizer(c, f, replace(small, dropout=0.)).across().fit(shared, f'{folder}/first', near)
-    new = t.tune(*new_domain()[:1], replace(f, epochs=2), f'{folder}/second', new_domain()[1])
+    new = t.fine_tune(*new_domain()[:1], replace(f, epochs=2), f'{folder}/second', new_domain()[1])
     losses = torch.tensor([[row['text'], row['alignment'], row['codes']] for row in [*t.history, *new.history]])
     save_file({'losses': losses, **{f'{name}/{key}': v.float().contiguous() for name, m in (('first', t), ('second', new)) for key, v in m.state_dict().items()}}, f'{folder}/{k}.safetensors')
 

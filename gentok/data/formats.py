@@ -16,7 +16,7 @@ from .columns import (_ImageFiles, _Odd, _encode, _id_text, _joined, _paths, _pi
                                  standard_order, _texts, _times)
 from .dataset import Catalogue, Dataset
 from ..store.files import read_json, _read_text
-from .interactions import (Log, _drop_repeats, _first_users, _gather, _histories, _in_order, k_core,
+from .interactions import (Interactions, _drop_repeats, _first_users, _gather, _histories, _in_order, k_core,
                                       _keep_first,
                                       _lost, _present, _rows_of_ids, _take)
 from .layouts import Format, _Found, _aliases, recognise, _role, _telling
@@ -164,7 +164,7 @@ def _kept_rows(frame:pl.DataFrame, found:_Found, removed:dict)->tuple[pl.DataFra
     return (frame, None) if keep.all() else (frame.filter(keep), np.flatnonzero(keep))
 
 # %% ../../nbs/01_data/03_formats.ipynb #b00e2daf
-def _log_of(found:_Found, removed:dict)->tuple[Log, list[str]]: # in order; columns that are not used
+def _log_of(found:_Found, removed:dict)->tuple[Interactions, list[str]]: # in order; columns that are not used
     "The log of a data set; a value that cannot be read is named with its line"
     rows = None
     try:
@@ -291,7 +291,7 @@ def _alike(ids:pl.Series)->pl.Series:
     return ids.str.to_lowercase().str.strip_suffix('.0').str.replace(r'^0+(.)', '${1}')
 
 # %% ../../nbs/01_data/03_formats.ipynb #2d043d66
-def _described(log:Log, known:pl.Series, found:_Found, removed:dict)->Log: # ids of the items
+def _described(log:Interactions, known:pl.Series, found:_Found, removed:dict)->Interactions: # ids of the items
     "The interactions with items that are described; ValueError where the two files write ids differently"
     rows = _rows_of_ids(log.items, known)
     unknown = rows.is_null()
@@ -315,7 +315,7 @@ def _described(log:Log, known:pl.Series, found:_Found, removed:dict)->Log: # ids
     return renumbered(left)
 
 # %% ../../nbs/01_data/03_formats.ipynb #129eba2f
-def _filtered(log:Log, found:_Found, removed:dict)->Log: # in order
+def _filtered(log:Interactions, found:_Found, removed:dict)->Interactions: # in order
     "What repeats, the k-core and the number of users leave, each counted"
     if found.format.dedupe:
         before, log = log, _keep_first(log)

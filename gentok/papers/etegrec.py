@@ -23,9 +23,9 @@ from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
-from .mtgrec import tune
-from .protocol import FittedRecommender, ItemCoder, finish_run, fit_recommender, start_run
-from .tiger import PaperConfig, TokenizedCatalogue, _coder_of, tokenize_catalogue, _unique_ids
+from .mtgrec import fine_tune
+from .protocol import FittedRecommender, ItemTokenizer, finish_run, fit_recommender, start_run
+from .tiger import RQVAETigerConfig, TokenizedCatalogue, _coder_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
 from ..recommend.t5 import GenerativeRecommender, RecommenderConfig, _initialise_normal, _tied_names
@@ -35,19 +35,19 @@ from ..train.alignment import preference_semantic_alignment, sequence_item_align
 from ..train.alternating import _IdentifierRefresh, AlternatingOptimization
 from ..train.loop import Trainer
 from ..train.preference_semantic import _first_occurrence
-from ..train.scale_out import first_process
+from ..train.scale_out import main_process_first
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #c18b7801
 @dataclass(frozen=True)
-class EtegrecConfig(PaperConfig):
+class EtegrecConfig(RQVAETigerConfig):
     "TIGER's settings, and how the two learn together"
     backbone: str = 't5' # its alignments read an encoder beside a decoder, so there is no other
     text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
     cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
-    tune_epochs: int = 0 # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
-    tune_lr: float = 5e-4 # learning rate of those
+    fine_tune_epochs: int = 0 # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
+    fine_tune_lr: float = 5e-4 # learning rate of those
     tokenizer_lr: float = 1e-4 # learning rate of the tokenizer while both learn
-    quiet: int = 4 # epochs at the start in which neither alignment counts
+    alignment_warmup: int = 4 # epochs at the start in which neither alignment counts
     sia: float = 1e-4 # mu, weight of the sequence-item alignment; 0 switches it off
     psa: float = 3e-4 # lambda, weight of the preference-semantic alignment; 0 switches it off
     sign: int = -1 # of the distances in the first; +1 as in the published code
@@ -59,9 +59,9 @@ class EtegrecConfig(PaperConfig):
         _check_plan(self)
 
     @property
-    def tuning_epochs(self)->int: return self.tune_epochs or max(1, self.epochs//4) # at the end
+    def fine_tuning_epochs(self)->int: return self.fine_tune_epochs or max(1, self.epochs//4) # at the end
     @property
-    def joint_epochs(self)->int: return self.epochs - self.tuning_epochs # those in which both learn
+    def joint_epochs(self)->int: return self.epochs - self.fine_tuning_epochs # those in which both learn
     @property
     def order(self)->tuple: # of `AlternatingOptimization`
         "An epoch of the tokenizer, then the recommender's; or both at once"
@@ -77,12 +77,12 @@ def _check_plan(config:EtegrecConfig)->None:
     if c.backbone != 't5': raise ValueError(
         f"backbone is {c.backbone!r}, expected 't5': ETEGRec aligns what an encoder makes of the history with what its decoder wants.")
     if c.cycle < 2: raise ValueError(f'cycle is {c.cycle}, expected 2 or more: an epoch of the tokenizer and at least one of the recommender.')
-    if c.tune_epochs < 0 or c.joint_epochs < c.cycle: raise ValueError(
-        f'of {c.epochs} epochs {c.tuning_epochs} are for the end, which leaves {c.joint_epochs} for learning together, expected {c.cycle} or more; '
-        'lower tune_epochs or cycle, or raise epochs.')
+    if c.fine_tune_epochs < 0 or c.joint_epochs < c.cycle: raise ValueError(
+        f'of {c.epochs} epochs {c.fine_tuning_epochs} are for the end, which leaves {c.joint_epochs} for learning together, expected {c.cycle} or more; '
+        'lower fine_tune_epochs or cycle, or raise epochs.')
     if c.tokenizer not in ('rqvae', 'rqvae++'): raise ValueError(
         f'tokenizer {c.tokenizer!r} has no gradient to learn by; choose rqvae.')
-    for name in ('sia', 'psa', 'quiet'):
+    for name in ('sia', 'psa', 'alignment_warmup'):
         if getattr(c, name) < 0: raise ValueError(f'{name} is {getattr(c, name)}, expected 0 or more; 0 switches it off.')
     if c.sign not in (-1, 1): raise ValueError(f'sign is {c.sign}, expected -1, or +1 as in the published code.')
 
@@ -116,7 +116,7 @@ class JointModel(nn.Module):
 
     def forward(self, inputs:Tensor, labels:Tensor, targets:Tensor)->Tensor: # b t, b l, b -> scalar
         "The loss of whoever learns"
-        aligned = self.epoch > self.config.quiet and (self.config.sia or self.config.psa)
+        aligned = self.epoch > self.config.alignment_warmup and (self.config.sia or self.config.psa)
         states = self.recommender['model'].states(inputs, labels) if aligned or 'recommender' in self.turn else None
         once, loss, t = _first_occurrence(targets), 0., self.tokenizer
         if 'recommender' in self.turn: loss = self.recommender['model'].written(states.decoder, labels)
@@ -181,7 +181,7 @@ class EtegrecResult(NamedTuple):
     fitted: FittedRecommender # its curve is that of both stages, one after the other
     health: CodebookHealth # of the tokenizer's codes, at the end
     out: Path|None
-    coder: ItemCoder|None # None where items are known by behaviour
+    coder: ItemTokenizer|None # None where items are known by behaviour
     first_ids: ItemIds # of the tokenizer alone
     pair: JointModel
 
@@ -190,7 +190,7 @@ def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds, config:Ete
     "The recommender alone: on from what it has learnt, or from the beginning"
     if not config.end_to_end: return fit_recommender(split, item_ids, config, out/'alone')
     weights = {k: v for k, v in pair.recommender['model'].state_dict().items() if k not in _tied_names(pair.recommender['model'])}
-    return tune(weights, split, item_ids, config, out/'tuning')
+    return fine_tune(weights, split, item_ids, config, out/'tuning')
 
 def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues
@@ -200,7 +200,7 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
         with TemporaryDirectory() as folder: return run(dataset, config, folder)._replace(out=None)
     job = start_run('ETEGRec', dataset, config, out)
     split, out = job.split, job.out
-    prepared = first_process(lambda: tokenize_catalogue(job.dataset, config, out), out)
+    prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config, out), out)
     pair, item_ids, result = _train_jointly(split, prepared, config, out/'together')
     fitted = _tune_recommender(split, pair, item_ids, config, out)
     later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch']) for row in fitted.result.curve]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['backbones', 'Protocol', 'FittedRecommender', 'RecommenderSpec', 'fit_recommender', 'save_fitted', 'load_fitted',
-           'baseline_rows', 'Run', 'ItemCoder', 'Result', 'finish_run', 'start_run']
+           'baseline_rows', 'Run', 'ItemTokenizer', 'Result', 'finish_run', 'start_run']
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4085c1fa
 import json
@@ -36,7 +36,7 @@ from ..recommend.t5 import GenerativeRecommender, SemanticIDModel, RecommenderCo
 from ..search.beam import Ranked
 from ..tokenize.tokenizer import Tokenizer
 from ..train.loop import TrainConfig, TrainResult, Trainer
-from ..train.scale_out import processes_here
+from ..train.scale_out import process_state
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #b838fcad
 # name -> the model, and the batches that it is trained on
@@ -213,7 +213,7 @@ class Run:
         "The folder of a stage"
         return self.out/name if self.out else None
 
-class ItemCoder(NamedTuple):
+class ItemTokenizer(NamedTuple):
     "What gives an item its codes, also one that comes later: a text encoder and a tokenizer, both fitted"
     encoder: TextEncoder
     tokenizer: Tokenizer
@@ -226,7 +226,7 @@ class ItemCoder(NamedTuple):
         self.encoder.save(Path(folder)/'encoder')
         self.tokenizer.save_pretrained(Path(folder)/'tokenizer')
     @classmethod
-    def load(cls, folder:str|Path)->'ItemCoder': # written by `save`
+    def load(cls, folder:str|Path)->'ItemTokenizer': # written by `save`
         "Read both"
         return cls(TextEncoder.load(Path(folder)/'encoder'), Tokenizer.from_pretrained(Path(folder)/'tokenizer'))
 
@@ -237,7 +237,7 @@ class Result(NamedTuple):
     fitted: FittedRecommender
     health: CodebookHealth # of the codes, before they were made unique
     out: Path|None
-    coder: ItemCoder|None = None # None where items are known by behaviour, which new ones have not
+    coder: ItemTokenizer|None = None # None where items are known by behaviour, which new ones have not
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #5a565406
 def _example_cases(dataset:Dataset, split:Split, evaluation:Evaluation, # of split.test
@@ -265,14 +265,14 @@ def _write_report(path:str|Path, run:Run, result:Result,
 # %% ../../nbs/11_papers/00_protocol.ipynb #20e7b378
 def finish_run(run:Run, fitted:FittedRecommender, health:CodebookHealth, # of the codes, before they were made unique
                seconds:float, # that the run took so far
-               coder:ItemCoder|None=None # for items that come later
+               coder:ItemTokenizer|None=None # for items that come later
               )->Result:
     "Evaluate a recommender on every test user, and write what a run leaves"
     start = time.time()
     evaluation = evaluate(fitted.model, fitted.trie, run.split.test, run.config.beams)
     metrics = _metrics_record(evaluation, fitted.item_ids, asdict(run.config), seconds + time.time() - start)
     result = Result(metrics, evaluation, fitted, health, run.out, coder)
-    if run.out and processes_here().is_main_process: _write_result(result, run)
+    if run.out and process_state().is_main_process: _write_result(result, run)
     return result
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #557eae2b
@@ -328,7 +328,7 @@ def _register_run(out:str|Path, # made if missing
                  others:Sequence[Dataset]=() # that the method also learns from; none: they are not compared
                 )->Path:
     "Mark a folder as this run's, or make sure that it already is"
-    out, ours, state = Path(out), _fingerprint(method, config, dataset, others), processes_here()
+    out, ours, state = Path(out), _fingerprint(method, config, dataset, others), process_state()
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out} is a file, expected a folder; choose another --out.')
     mark = out/'run.json'

@@ -21,12 +21,12 @@ from ..store.runs import _one_of
 from ..embed.table import EmbeddingTable, _concat_domains
 from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
-from .protocol import ItemCoder, Result, finish_run, fit_recommender, start_run
+from .protocol import ItemTokenizer, Result, finish_run, fit_recommender, start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, _unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import Tokenizer
 from ..tokenize.unitok import ExpertsConfig, UniTok
-from ..train.scale_out import first_process
+from ..train.scale_out import main_process_first
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #7ae618b9
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _recommend(dataset:Dataset, tokens:_Tokens, config:UnitokConfig,
     table, tokenizer = tokens.tables[job.dataset.name], tokens.tokenizers[job.dataset.name]
     def unique(): return _unique_ids(tokenizer, table, c.policy, c.seed)
     fitted = fit_recommender(job.split, _cached_ids(unique, job.folder('identifiers')), c, job.folder('training'))
-    seconds, coder = tokens.seconds + fitted.result.seconds, ItemCoder(tokens.encoder, tokenizer)
+    seconds, coder = tokens.seconds + fitted.result.seconds, ItemTokenizer(tokens.encoder, tokenizer)
     job = replace(job, name=dict(unitok='UniTok', own='RQ-VAE per domain', shared='One RQ-VAE for all')[c.tokenizer])
     return finish_run(job, fitted, tokenizer.health(table), seconds, coder)
 
@@ -158,7 +158,7 @@ def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=N
     others = [load(path.strip()) for path in config.others.split(',') if path.strip()]
     datasets = _by_name([dataset, *others])
     out = start_run('UniTok', dataset, config, out, others).out
-    return _recommend(dataset, first_process(lambda: _fit_tokenizers(datasets, config, out), out), config, out)
+    return _recommend(dataset, main_process_first(lambda: _fit_tokenizers(datasets, config, out), out), config, out)
 
 def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),
                 out:str|Path|None=None, # a folder for each domain, and one for what they share
@@ -168,7 +168,7 @@ def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),
     "One tokenizer for all data sets, a recommender for each with histories; ValueError for an unknown name in `epochs`"
     found, out = _by_name(datasets), Path(out) if out else None
     config = replace(config, others=','.join(found))
-    tokens = first_process(lambda: _fit_tokenizers(found, config, out and out/'_common'), out)
+    tokens = main_process_first(lambda: _fit_tokenizers(found, config, out and out/'_common'), out)
     wanted, own = only or [name for name, d in found.items() if len(d.histories.items)], dict(epochs or {})
     plans = {name: replace(config, epochs=own.pop(name, config.epochs)) for name in found}
     if own: raise ValueError(f'epochs names {", ".join(own)}, expected names of {list(found)}; correct it.')

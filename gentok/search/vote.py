@@ -15,7 +15,7 @@ from .beam import Ranked
 # %% ../../nbs/07_search/03_vote.ipynb #0fd12fa9
 def vote(answers:Sequence[Ranked], # of the same users, each b k
          k:int=10, # how many items to keep
-         worth:float=1. # of a voice, in nats; large: voices first
+         weight:float=1. # of a voice, in nats; large: voices first
         )->Ranked:
     "One ranking from several, by voices and mean score (the published code of MTGRec); ValueError for other users"
     users = sorted({len(a.items) for a in answers})
@@ -24,7 +24,7 @@ def vote(answers:Sequence[Ranked], # of the same users, each b k
     same = (items[:, :, None] == items[:, None]) & (items[:, None] >= 0) # b n n
     voices, first = same.sum(2), ~same.tril(-1).any(2) # b n
     total = torch.where(same, scores[:, None], 0.).sum(2) # b n
-    score = torch.where(voices > 0, worth*voices + total/voices.clamp(min=1), scores).masked_fill(~first, -torch.inf)
+    score = torch.where(voices > 0, weight*voices + total/voices.clamp(min=1), scores).masked_fill(~first, -torch.inf)
     best = score.sort(dim=1, descending=True, stable=True)
     items = items.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1)[:, :k]
     return Ranked(items, best.values[:, :k], torch.stack([a.invalid for a in answers]).float().mean(0))

@@ -28,9 +28,9 @@ from ..quantize.revival import DeadCodeReset
 from ..quantize.tree_codebooks import TreeCodebooks
 from .co_occurrence import Positives, co_occurrence_alignment, _gather_rows
 from .diffusion_loss import DenoisingNetwork, DiffusionLoss, ddpm_sample
-from .picture_decoder import PictureDecoder
+from .image_decoder import ImageDecoder
 from .rqvae import _digest_of, _in_use
-from .team import ProcessGroup, _average, _same_
+from .distributed import ProcessGroup, _average, _same_
 from .text_decoder import _BidirectionalLayer, TextDecoder, _corrupt, _fresh
 from .tokenizer import Tokenizer, _check_tensors
 from .utgrec_parts import UTGRecFitConfig, UTGRecTokenizerConfig, _Content, _Rows
@@ -50,11 +50,11 @@ class UTGRecTokenizer(Tokenizer):
         super().__init__(dict(config=asdict(config), fit_config=asdict(fit_config),
                               light=self.light and asdict(self.light)), config.of_levels)
         self.config, self.fit_config, self.history, self.frozen = config, fit_config, [], False
-        self.encoder, self.team = None if self.light else encoder, ProcessGroup(False)
+        self.encoder, self.group = None if self.light else encoder, ProcessGroup(False)
 
     def across(self)->'UTGRecTokenizer': # itself
         "Let all processes train it; every one of them must call whatever is called then"
-        self.team = ProcessGroup()
+        self.group = ProcessGroup()
         return self
 
     @property
@@ -84,11 +84,11 @@ def build(self:UTGRecTokenizer, dim:int):
         self.back = _spread(_fresh(nn.Linear(c.width, d)))
         self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook, self.fit_config.warm,
                                           revival=self.revival, frozen=self.frozen)
-        if self.team.n > 1: self.quantizer.across(_gather_rows)
+        if self.group.n > 1: self.quantizer.across(_gather_rows)
         self.register_buffer('settled', torch.tensor(False)) # have the codebooks been placed?
         self.text, self.latents = TextDecoder(decoder()), _latents_of(c, self.encoder)
         if self.latents is None: return
-        self.picture = PictureDecoder(decoder(), self.latents.channels)
+        self.picture = ImageDecoder(decoder(), self.latents.channels)
         k = self.latents.channels # numbers of a patch, whose noise has to fit through the network
         self.diffusion = DiffusionLoss(DenoisingNetwork(k, min(1024, 2*(d + k)), d))
 
@@ -136,7 +136,7 @@ def decoded(self:UTGRecTokenizer, states:Tensor, # b l d: of some items
     e, c, to = self.encoder, self.config, states.device
     words = _corrupt(content.words.to(to), content.there.to(to), e.words.special, e.words.mask, c.masking,
                     e.words.size, generator=generator)
-    share = self.team.shares((words.labels >= 0).sum(), content.pictured.sum().to(to))
+    share = self.group.shares((words.labels >= 0).sum(), content.pictured.sum().to(to))
     found = dict(text=share[0]*self.text(states, words, e.embedding, e.head))
     if content.latents is None or not c.draws: return found
     seen = self.picture(states, content.latents.to(to), content.pictured.to(to), generator)
@@ -152,7 +152,7 @@ def losses(self:UTGRecTokenizer, own:_Content, other:_Content|None, # of items, 
     _, codewords, loss = self.quantizer(prefix_residual(h))
     states = self.states(codewords)
     terms = self.decoded(states, own, generator)
-    if c.codes: terms['codes'] = c.codes*loss*self.team.shares(torch.tensor(len(h), device=h.device))[0]
+    if c.codes: terms['codes'] = c.codes*loss*self.group.shares(torch.tensor(len(h), device=h.device))[0]
     if c.eta: terms |= {f'{k} of neighbour': c.eta*v for k, v in self.decoded(states, other, generator).items()}
     if not c.mu: return terms
     near = self.vectors_in_code_space(other.inputs)
@@ -188,7 +188,7 @@ def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimize
     self.settled.fill_(True)
     if self.fit_config.start != 'kmeans': return
     self.quantizer.initialise(self.residuals(items), self.config.seed)
-    _same_(self.team, self.trained().values())
+    _same_(self.group, self.trained().values())
     optimizer.state.clear()
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0026
@@ -199,25 +199,25 @@ def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator
                )->dict[str, float]: # mean of each term of the loss
     "One pass over all items, in an order and with neighbours of its own"
     f, n, total, own = self.fit_config, len(items), {}, torch.Generator().manual_seed(self.config.seed*10_007 + epoch)
-    steps, team = f.steps(n), self.team
-    noise = torch.Generator().manual_seed(own.initial_seed() + team.k*1_000_003) if team.n > 1 else own
+    steps, group = f.steps(n), self.group
+    noise = torch.Generator().manual_seed(own.initial_seed() + group.k*1_000_003) if group.n > 1 else own
     self.train()
-    with _seeded(self.config.seed, epoch, *[team.k]*(team.n > 1)):
+    with _seeded(self.config.seed, epoch, *[group.k]*(group.n > 1)):
         for step, rows in enumerate(self.order(n, epoch).split(f.batch_size), (epoch - 1)*steps//f.epochs):
             self.settle(items, optimizer)
             near = positives.draw(rows, own) if self.config.pairs else None
-            place, gather = team.part(len(rows))
+            place, gather = group.part(len(rows))
             other = None if near is None else contents(near[place], noise)
             terms = self.losses(contents(rows[place], noise), other, noise, gather)
-            _optimizer_step(self, sum(terms.values()), optimizer, f.rate(step, steps), f.clip, team)
+            _optimizer_step(self, sum(terms.values()), optimizer, f.rate(step, steps), f.clip, group)
             for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
-    return _average(team, {name: value/n for name, value in total.items()})
+    return _average(group, {name: value/n for name, value in total.items()})
 
 @patch
 def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
     "The order of an epoch, the same in every process"
-    if self.team.n == 1: return torch.randperm(n)
+    if self.group.n == 1: return torch.randperm(n)
     with _seeded(self.config.seed, epoch): return torch.randperm(n)
 
 @patch
@@ -250,14 +250,14 @@ def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None,
     self.history = []
     if found: _resume_fit(self, optimizer, found, who, f.epochs, out)
     self.fitted.fill_(True)
-    _same_(self.team, self.trained().values())
+    _same_(self.group, self.trained().values())
     done = len(self.history)
     with _run_log('tokenizer', out, self.history, done < f.epochs) as log:
         for epoch in _progress(done + 1, f.epochs, self.history):
             record = dict(epoch=epoch, **self.train_epoch(contents, items, positives, optimizer, epoch))
             self.history.append(record | _in_use(self.health(items)) if log and self.settled else record)
             log(self.history[-1])
-            if out is None or not self.team.leads or epoch % f.every and epoch < f.epochs: continue
+            if out is None or not self.group.leads or epoch % f.every and epoch < f.epochs: continue
             save_checkpoint(folder, Checkpoint(epoch, _join_groups(model=self.trained(),
                 optimizer=_optimizer_state(self, optimizer)),
                                                dict(identity=who, history=self.history)))
@@ -279,8 +279,8 @@ def fit(self:UTGRecTokenizer,
 @patch
 def leave(self:UTGRecTokenizer, out:str|Path|None)->UTGRecTokenizer: # itself
     "Save what has been learnt; the others wait for it"
-    if out is not None and self.team.leads: self.save_pretrained(out)
-    self.team.wait()
+    if out is not None and self.group.leads: self.save_pretrained(out)
+    self.group.wait()
     return self.eval()
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0036
@@ -371,7 +371,7 @@ def hold(self:UTGRecTokenizer, frozen:bool)->None: # True: E stays; False: it le
         book.revival = self.revival
 
 @patch
-def tune(self:UTGRecTokenizer,
+def fine_tune(self:UTGRecTokenizer,
          items:ItemTable, # of the new domain
          fit_config:UTGRecFitConfig, # `warm` does not count
          out:str|Path|None=None, positives:Positives|None=None, # as in `fit`

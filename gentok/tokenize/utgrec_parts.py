@@ -20,7 +20,7 @@ from ..embed.items import ItemTable
 from ..embed.multimodal import ItemEncoder, _encoder_kind
 from .co_occurrence import Positives
 from .latents import KLLatents, Latents, PixelLatents
-from .team import ProcessGroup, _average_
+from .distributed import ProcessGroup, _average_
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0005
 @dataclass(frozen=True)
@@ -198,13 +198,13 @@ def _two_groups(model:nn.Module, decay:float)->list: # of parameters, for an opt
 
 def _optimizer_step(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer, lr:float, clip:float=1.,
                     # of this step
-            team:ProcessGroup|None=None # the processes that take it together; None: this one alone
+            group:ProcessGroup|None=None # the processes that take it together; None: this one alone
            )->None:
     "One step; ValueError if the loss is not a number"
     if not loss.isfinite(): raise ValueError(f'The loss is {loss.item()}; lower lr (now {lr:g}).')
-    for group in optimizer.param_groups: group['lr'] = lr
+    for part in optimizer.param_groups: part['lr'] = lr
     optimizer.zero_grad()
     loss.backward()
-    if team: _average_(team, model)
+    if group: _average_(group, model)
     nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()

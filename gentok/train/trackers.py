@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import tracking as accelerate_trackers
 
 from ..store.tracking import _open_trackers
-from .scale_out import processes_here
+from .scale_out import process_state
 
 # %% ../../nbs/08_train/09_trackers.ipynb #34d8f6e3
 # package -> class of accelerate
@@ -55,7 +55,7 @@ def _open_run(names:Sequence[str], # of `_tracker_names`
              kind:str, folder:str|Path|None # of the run
             )->list: # of accelerate's trackers; empty but in the first process
     "Start the trackers of a run; ValueError if one does not start"
-    if not processes_here().is_main_process: return []
+    if not process_state().is_main_process: return []
     called, logs, started = _run_name(kind, folder, out, taken), out/'logs', []
     logs.mkdir(parents=True, exist_ok=True)
     for old in (logs/called).glob('events.out.tfevents.*'): old.unlink()  # the whole curve is logged again
