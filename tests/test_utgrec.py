@@ -18,7 +18,7 @@ from gentok.tokenize.utgrec_parts import _content_of, _two_groups
 from two import torchrun
 
 small = LightConfig(width=16, heads=2, text_layers=0, image_layers=0, joint_layers=1, max_tokens=8, size=16, patch=8)
-sizes, plan = UTGRecTokenizerConfig(sizes=(4, 6), width=8, patch=8, codes=20.), UTGRecFitConfig(epochs=3, batch_size=10, warm=4, lr=3e-3)
+sizes, plan = UTGRecTokenizerConfig(sizes=(4, 6), width=8, patch=8, codebook_weight=20.), UTGRecFitConfig(epochs=3, batch_size=10, warm=4, lr=3e-3)
 shops = toyshop(n_items=10, n_users=30, domains=3)
 vectors = TextEncoder('lsa', 6).fit([t for s in shops for t in s.catalogue.text])
 tables = {s.name: _items_of(s.catalogue, vectors.embed(s.catalogue)) for s in shops}
@@ -104,7 +104,7 @@ def test_another_run_does_not_go_on(items, near, tmp_path):
     one = replace(plan, epochs=1, warm=1)
     UTGRecTokenizer(sizes, one, small).fit(items, tmp_path, near)
     for said, other, table in (('encoder', UTGRecTokenizer(sizes, one, replace(small, dropout=.2)), items),
-                               ('codes', UTGRecTokenizer(replace(sizes, codes=1.), one, small), items),
+                               ('codes', UTGRecTokenizer(replace(sizes, codebook_weight=1.), one, small), items),
                                ('items', UTGRecTokenizer(sizes, one, small), items[::-1])):
         with pytest.raises(ValueError, match=f'a run with {said}'): other.fit(table, tmp_path, near)
 
@@ -147,7 +147,7 @@ def test_pictures_may_be_missing(items, near):
 @pytest.mark.parametrize('changes, names', [
     (dict(mu=0), ['text', 'picture', 'codes', 'text of neighbour', 'picture of neighbour']),
     (dict(eta=0), ['text', 'picture', 'codes', 'alignment']), (dict(patch=0), ['text', 'codes', 'text of neighbour', 'alignment']),
-    (dict(alpha=0, codes=0), ['text', 'text of neighbour', 'alignment']), (dict(eta=0, mu=0, alpha=0, codes=0), ['text'])])
+    (dict(alpha=0, codebook_weight=0), ['text', 'text of neighbour', 'alignment']), (dict(eta=0, mu=0, alpha=0, codebook_weight=0), ['text'])])
 def test_what_weighs_nothing_is_not_computed(items, changes, names, monkeypatch):
     t, calls = made(items, **changes), []
     forward = t.encoder.forward
@@ -202,7 +202,7 @@ def test_the_loss_is_what_the_terms_say(items):
     def terms(**weights):
         t.config = replace(sizes, **weights)
         return t.losses(own, other, torch.Generator().manual_seed(3))
-    one, two = terms(), terms(alpha=6., codes=40., mu=.02)
+    one, two = terms(), terms(alpha=6., codebook_weight=40., mu=.02)
     for name, factor in (('text', 1), ('codes', 2), ('alignment', 2)): assert torch.allclose(two[name], factor*one[name])
     assert torch.allclose(one['codes'], 20*t.quantizer(t.residuals(items[:6])).loss, rtol=1e-4)
 
@@ -253,7 +253,7 @@ def test_refused_in_one_sentence(fitted, items, near):
                        (lambda: UTGRecTokenizer(replace(sizes, levels=4), plan, fitted.encoder).fit(items, positives=near), '3 states'),
                        (lambda: fitted.encode(plain), 'items_of'), (lambda: fitted.fine_tune(items, plan), 'co_occurrences'),
                        (lambda: fitted.decode(torch.tensor([[9, 0, 0]])), 'outside'), (lambda: UTGRecTokenizerConfig(sizes=(1, 2, 3, 4)), 'one for each level'),
-                       (lambda: UTGRecTokenizerConfig(levels=1), 'at least 2'), (lambda: UTGRecFitConfig(fall='off'), 'linear')):
+                       (lambda: UTGRecTokenizerConfig(levels=1), 'at least 2'), (lambda: UTGRecFitConfig(lr_decay='off'), 'linear')):
         with pytest.raises(ValueError, match=said) as e: call()
         assert '\n' not in str(e.value)
 

@@ -52,11 +52,11 @@ class Protocol:
     lr: float = 2e-3 # learning rate behind its rise
     weight_decay: float = .05 # of AdamW
     dropout: float = .3 # share of the activations that training drops
-    smoothing: float = 0. # of the labels
+    label_smoothing: float = 0. # of the labels
     d_model: int = 128 # width of the recommender
     layers: int = 4 # of the decoder; of each of the two stacks of a T5
-    codewords: float = .7 # share of the token embeddings that starts from the tokenizer's codewords; 0: all by chance
-    average: float = .999 # decay of the running mean of weights that is judged; 0: none, and the rate falls to the end
+    codeword_init: float = .7 # share of the token embeddings that starts from the tokenizer's codewords; 0: all by chance
+    ema_decay: float = .999 # decay of the running mean of weights that is judged; 0: none, and the rate falls to the end
     patience: int = 4 # validations without a better NDCG@10 before stopping; 0 never stops
     validate_every: int = 4 # epochs
     beams: int = 50 # of the test; validation uses 20
@@ -67,34 +67,34 @@ class Protocol:
     def recommender(self)->RecommenderConfig:
         "Sizes of the recommender: four heads share the width, the feed-forward layer is four times as wide"
         d = self.d_model
-        return RecommenderConfig(d, 4*d, 4, d//4, self.layers, self.dropout, self.smoothing)
+        return RecommenderConfig(d, 4*d, 4, d//4, self.layers, self.dropout, self.label_smoothing)
 
     def training(self)->TrainConfig:
         "What the training loop is told"
-        steady = self.average > 0
+        steady = self.ema_decay > 0
         return TrainConfig(self.epochs, self.batch_size, self.lr, self.weight_decay,
-                           warmup=min(1., 2/self.epochs) if steady else .05, average=self.average,
+                           warmup=min(1., 2/self.epochs) if steady else .05, ema_decay=self.ema_decay,
                            patience=self.patience, validate_every=self.validate_every, seed=self.seed)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #0268ec18
 def _check_protocol(protocol:Protocol)->None:
     "A `ValueError` for the first field that no run could use"
     least = dict(epochs=1, batch_size=1, d_model=4, layers=1, patience=0, validate_every=1, beams=1, seed=0,
-                 weight_decay=0, average=0)
+                 weight_decay=0, ema_decay=0)
     for name, value in vars(protocol).items():
         default = type(protocol).__dataclass_fields__[name].default
         if isinstance(value, float) and not math.isfinite(value): raise ValueError(
             f'{name} is {value}, expected a finite number; the default is {default}.')
         if name in least and value < least[name]: raise ValueError(
             f'{name} is {value}, expected {least[name]} or more; the default is {default}.')
-    if not 0 <= protocol.codewords <= 1: raise ValueError(
-        f'codewords is {protocol.codewords}, expected a share, 0 to 1; the default is {Protocol.codewords}.')
+    if not 0 <= protocol.codeword_init <= 1: raise ValueError(
+        f'codeword_init is {protocol.codeword_init}, expected a share, 0 to 1; the default is {Protocol.codeword_init}.')
     if protocol.backbone not in backbones: raise ValueError(
         f'backbone is {protocol.backbone!r}, expected one of {", ".join(backbones)}; the default is {Protocol.backbone}.')
     if not protocol.lr > 0: raise ValueError(f'lr is {protocol.lr}, expected more than 0; the default is {Protocol.lr}.')
     for name, most in dict(d_model=16_384, layers=256, seed=2**32 - 1).items():
         if getattr(protocol, name) > most: raise ValueError(f'{name} is {getattr(protocol, name):,}, expected at most {most:,}.')
-    for name in ('dropout', 'smoothing', 'average'):
+    for name in ('dropout', 'label_smoothing', 'ema_decay'):
         value = getattr(protocol, name)
         if not 0 <= value < 1: raise ValueError(f'{name} is {value}, expected 0 or more and less than 1; 0 switches it off.')
     protocol.training() # refuses what no trainer could use
@@ -124,7 +124,7 @@ def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
     model, data = (a or b for a, b in zip(start, backbones[protocol.backbone]))
     data = data(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size, protocol.seed)
     model = model(vocabulary, protocol.recommender(), protocol.seed)
-    share = protocol.codewords if start.codebooks else 0.
+    share = protocol.codeword_init if start.codebooks else 0.
     if share: model.start_at_codewords(start.codebooks, share, protocol.seed)
     if start.weights is not None: load_weights(model, start.weights, 'the pre-training')
     trainer = Trainer(model, data, start.training or protocol.training(), out, Validation(trie, split.valid))

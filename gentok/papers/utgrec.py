@@ -75,7 +75,7 @@ class UtgrecConfig(TransferConfig):
     max_tokens: int = 96 # of a text, which a light encoder reads beside the vector of the whole
     autoencoder: str = '' # folder of an AutoencoderKL, whose latents are drawn; '': pixels
     alpha: float = 3. # of pictures against words
-    codes: float = 200. # lambda, of the codebooks' loss
+    codebook_weight: float = 200. # lambda, of the codebooks' loss
     mu: float = .01 # of the alignment of items taken together; 0: none
     eta: float = .03 # of the reconstruction of items taken together; 0: none
     tokenizer_fine_tuning: str = 'frozen' # on the target: E stays | 'full': it learns, too | 'none': nothing does
@@ -110,7 +110,7 @@ def _tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
     c = config
     K, L = c.codebook_size, c.levels
     sizes = (K, (L - 1)*K) if c.tree else (K,)*L
-    parts = UTGRecTokenizerConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codes, c.mu, autoencoder=c.autoencoder,
+    parts = UTGRecTokenizerConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codebook_weight, c.mu, autoencoder=c.autoencoder,
                          seed=c.seed)
     encoder = LightConfig(width=c.width, max_tokens=c.max_tokens, dropout=c.tokenizer_dropout)
     if c.encoder:

@@ -32,7 +32,7 @@ class UTGRecTokenizerConfig:
     patch: int = 4 # side of what the picture decoder draws at once, in pixels or latents; 0: it draws nothing
     alpha: float = 3. # of pictures against words; 0: no pictures are drawn
     eta: float = .03 # of the neighbour's words and picture; 0: none
-    codes: float = 200. # lambda: of the codebooks' loss, a mean over elements
+    codebook_weight: float = 200. # lambda: of the codebooks' loss, a mean over elements
     mu: float = .01 # of the alignment with the neighbour; 0: none
     masking: str = 'mask' # of the decoder's words: 'mask' all (paper) | 'bert' (published code)
     autoencoder: str = '' # folder of an AutoencoderKL for pictures; '': their pixels
@@ -70,15 +70,15 @@ class UTGRecFitConfig:
     warm: int = 300 # optimiser steps before anything is quantised
     start: str = 'kmeans' # where codebooks are when quantisation begins: 'kmeans' | 'random' (the paper)
     revive: bool = False # are dead codes brought back, while E learns? (the paper does not; k-means places all)
-    rise: float = .03 # share of all steps in which lr rises
-    fall: str = 'cosine' # how it falls: 'cosine' (paper) | 'linear' (published code)
+    lr_warmup: float = .03 # share of all steps in which lr rises
+    lr_decay: str = 'cosine' # how it falls: 'cosine' (paper) | 'linear' (published code)
     clip: float = 1. # largest norm of the gradient
     every: int = 1 # epochs between checkpoints
     def __post_init__(self):
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
-        _at_least(0, warm=self.warm, rise=self.rise, weight_decay=self.weight_decay)
+        _at_least(0, warm=self.warm, lr_warmup=self.lr_warmup, weight_decay=self.weight_decay)
         _one_of(('kmeans', 'random'), start=self.start)
-        _one_of(('cosine', 'linear'), fall=self.fall)
+        _one_of(('cosine', 'linear'), lr_decay=self.lr_decay)
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0009
 @patch
@@ -95,10 +95,10 @@ def steps(self:UTGRecFitConfig, n:int # items
 def rate(self:UTGRecFitConfig, step:int, steps:int # from 0; of all
         )->float:
     "The learning rate of a step"
-    rise = max(1, round(self.rise*steps))
+    rise = max(1, round(self.lr_warmup*steps))
     if step < rise: return self.lr*(step + 1)/rise
     left = (steps - step)/max(1, steps - rise)
-    return self.lr*(left if self.fall == 'linear' else (1 - math.cos(math.pi*left))/2)
+    return self.lr*(left if self.lr_decay == 'linear' else (1 - math.cos(math.pi*left))/2)
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0012
 def _spread(module:nn.Module # of linear maps N(0, .02)

@@ -39,7 +39,7 @@ class TrainConfig:
     lr: float = 1e-3 # at the top of the schedule
     weight_decay: float = .05 # of AdamW
     warmup: float = .05 # share of all steps in which the rate rises
-    average: float = 0. # decay of the running mean of the weights that is judged and kept; 0: none, and the rate falls
+    ema_decay: float = 0. # decay of the running mean of the weights that is judged and kept; 0: none, and the rate falls
     clip: float = 1. # largest norm of the gradient
     patience: int = 0 # validations without a better one before stopping; 0 never stops
     validate_every: int = 1 # epochs
@@ -54,8 +54,8 @@ class TrainConfig:
             value, least = getattr(self, f.name), 'more than 0' if f.name in ('lr', 'clip') else '0 or more'
             if f.type is float and not (0 < value < math.inf or value == 0 and least == '0 or more'): raise ValueError(
                 f'{f.name} is {value}, expected a finite number, {least}; {f.default:g} is usual.')
-        if self.average >= 1: raise ValueError(
-            f'average is {self.average}, expected less than 1, the decay of a running mean; .999 is usual, 0 keeps none.')
+        if self.ema_decay >= 1: raise ValueError(
+            f'ema_decay is {self.ema_decay}, expected less than 1, the decay of a running mean; .999 is usual, 0 keeps none.')
         if self.warmup > 1: raise ValueError(
             f'warmup is {self.warmup}, expected a share of all steps, at most 1; {TrainConfig.warmup:g} is usual.')
         if not self.lr*self.weight_decay < 1: raise ValueError(
@@ -68,7 +68,7 @@ def learning_rate(step:int, # from 0
                   config:TrainConfig)->float:
     "Linear rise, then a cosine's fall, or none where the weights are averaged"
     rise = min(1., (step + 1)/max(1, round(config.warmup*total)))
-    fall = 1. if config.average else .5*(1 + math.cos(math.pi*step/total))
+    fall = 1. if config.ema_decay else .5*(1 + math.cos(math.pi*step/total))
     return config.lr*rise*fall
 
 # %% ../../nbs/08_train/01_loop.ipynb #1e2638dc
@@ -195,10 +195,10 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
 @torch.no_grad()
 def follow(self:Trainer)->None:
     "One step of the running mean of the weights"
-    if not self.config.average: return
+    if not self.config.ema_decay: return
     own = {name: p for name, p in self.bare.named_parameters() if self.callback.averages(name)}
     if not self.mean: self.mean = {name: p.detach().clone() for name, p in own.items()}
-    decay = min(self.config.average, (self.progress.step + 1)/(self.progress.step + 10))
+    decay = min(self.config.ema_decay, (self.progress.step + 1)/(self.progress.step + 10))
     torch._foreach_lerp_([self.mean[name] for name in own], list(own.values()), 1 - decay)
 
 # %% ../../nbs/08_train/01_loop.ipynb #6e94dad9
