@@ -62,7 +62,7 @@ class BenchmarkRow(NamedTuple):
     peer: str
     unit: str # of the work, such as users; '' for a figure that has a limit
     ours: tuple # work per second, each repetition
-    theirs: tuple
+    theirs: tuple # the peer's, in the same turns
     mark: float # the ratio to reach
     note: str=''
 

@@ -39,7 +39,7 @@ def _check_catalogue(ids:list, text:list, images:Sequence|None, titles:list|None
 
 # %% ../../nbs/01_data/02_dataset.ipynb #f99801a5
 class Catalogue:
-    "The items: original ids, texts, pictures; row r of each column is the same item"
+    "The items: ids, texts, pictures; row r of each column is the same item; ValueError for columns that do not fit, or an id twice"
     text_columns:tuple[str, ...] = () # of `frame`, that the text was made of
     def __init__(self,
                  ids:Iterable, # n: unique, `str` or `int`

@@ -76,7 +76,7 @@ def _row_positions(index:slice|int|Sequence|Tensor, # which rows
 
 # %% ../../nbs/02_embed/01_table.ipynb #9e004683
 class EmbeddingTable:
-    "One vector per item: ids, matrix and source travel together"
+    "One vector per item: ids, matrix and source travel together; ValueError unless each id is there once, with a finite vector"
     def __init__(self,
                  ids:Sequence[Hashable]|Tensor, # n: unique, str or int
                  matrix:Tensor, # n d: finite; kept as float32

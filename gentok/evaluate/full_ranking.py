@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
 
 def summarise(ranked:Ranked, targets:Tensor, # b
               ks:tuple=(5, 10))->Evaluation:
-    "Means and per-user values of ranked lists"
+    "Means and per-user values of ranked lists, 0 to 1; ValueError for other shapes"
     values = per_user(ranked.items, targets, ks)
     means = {k: v.double().mean().item() for k, v in {**values, 'invalid_rate': ranked.invalid}.items()}
     return Evaluation(dict(means, users=len(targets)), values, ranked)

@@ -67,7 +67,7 @@ def recall(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is n
            targets:Tensor, # b: the row each user took
            k:int=10 # places that count
           )->Tensor: # b: per user
-    "Recall@k per user: 1 where the target is among the first k"
+    "Recall@k per user: 1 where the target is among the first k; ValueError for other shapes"
     return _recall_at(_rank_of_target(ranked, targets), k)
 
 # %% ../../nbs/09_evaluate/01_ranking.ipynb #31bef027
@@ -80,7 +80,7 @@ def ndcg(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is not
          targets:Tensor, # b: the row each user took
          k:int=10 # places that count
         )->Tensor: # b: per user
-    "NDCG@k per user with one relevant item: 1/log2(rank+1) within the first k, else 0"
+    "NDCG@k per user with one relevant item: 1/log2(rank+1) within the first k, else 0; ValueError for other shapes"
     return _ndcg_at(_rank_of_target(ranked, targets), k)
 
 # %% ../../nbs/09_evaluate/01_ranking.ipynb #35c3aeba
@@ -88,7 +88,7 @@ def per_user(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is
              targets:Tensor, # b: the row each user took
              ks:tuple=(5, 10) # cuts
             )->dict[str, Tensor]: # 'recall@5', 'recall@10', 'ndcg@5', … -> b
-    "Recall and NDCG of every user at every cut"
+    "Recall and NDCG of every user at every cut; ValueError for other shapes"
     rank = _rank_of_target(ranked, targets)
     return {f'{name}@{k}': at(rank, k) for name, at in (('recall', _recall_at), ('ndcg', _ndcg_at)) for k in ks}
 

@@ -74,7 +74,7 @@ def paired_t_test(a:Tensor, # b: ours, per user
                   b:Tensor, # b: the baseline's, same users in the same order
                   level:float=.95 # of the interval
                  )->Comparison:
-    "Student's paired t-test over users"
+    "Student's paired t-test over users; ValueError unless both have the same users"
     d = _paired_differences(a, b)
     return _t_comparison(float(d.mean()), float(d.std(ddof=1)/len(d)**.5), len(d)-1, len(d), level, 'paired t-test')
 
@@ -91,7 +91,7 @@ def sign_flip_test(a:Tensor, # b: ours, per user
                    seed:int=0,
                    level:float=.95 # of the interval, which is the t-test's
                   )->Comparison:
-    "Paired permutation test: the signs of the differences are flipped at random"
+    "Paired permutation test: random signs of the differences; ValueError unless both have the same users"
     d, rng = _paired_differences(a, b), np.random.default_rng(seed)
     size, count = np.unique(np.abs(d[d != 0]), return_counts=True)
     flipped = _in_chunks(lambda n: (2*rng.binomial(count, .5, (n, len(size))) - count) @ size, draws, len(size))
@@ -106,7 +106,7 @@ def paired_bootstrap(a:Tensor, # b: ours, per user
                      seed:int=0,
                      level:float=.95 # of the interval
                     )->Comparison:
-    "Percentile interval of the mean difference over resampled users; p from the draws, centred on zero"
+    "Percentile interval over resampled users, p from the draws, centred on zero; ValueError unless both have the same users"
     d, rng = _paired_differences(a, b), np.random.default_rng(seed)
     value, count = np.unique(d, return_counts=True)
     share = count/len(d)
@@ -119,7 +119,7 @@ def paired_bootstrap(a:Tensor, # b: ours, per user
 # %% ../../nbs/09_evaluate/02_significance.ipynb #d2a92470
 def mean_over_seeds(runs # s b: the per-user values of each seed's run
                    )->Tensor: # b
-    "The mean over seeds of every user's value"
+    "The mean over seeds of every user's value; ValueError unless all have the same users"
     v = _per_user_values(runs, 'runs')
     return torch.as_tensor(v if v.ndim == 1 else v.mean(0))
 
@@ -133,7 +133,7 @@ def compare(a:Tensor, # b, or s b: ours, per user (and seed)
             b:Tensor, # b, or s b: the baseline's, same users in the same order
             level:float=.95 # of the interval
            )->Comparison:
-    "t-test over users, and over seeds too where both methods have two or more"
+    "t-test over users, and over seeds where both have two or more; ValueError unless both have the same users"
     d = _paired_differences(mean_over_seeds(a), mean_over_seeds(b))
     runs = [v for v in (np.asarray(_per_user_values(x)) for x in (a, b)) if v.ndim == 2 and len(v) > 1]
     if len(runs) < 2: return paired_t_test(mean_over_seeds(a), mean_over_seeds(b), level)

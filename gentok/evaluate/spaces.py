@@ -50,7 +50,7 @@ def _check_numbers(lists:Tensor, targets:Tensor, number:Tensor)->None: # b m, b,
 
 def item_and_code_metrics(lists:Tensor, # b m: identifiers by their number, best first; -1 where there is nothing
                 targets:Tensor, # b: the row that each user took
-                number:Tensor, # n: of each item's identifier, as `_group_of` counts them
+                number:Tensor, # n: of each item's identifier, 0 to the number of identifiers - 1
                 ks:tuple=(5, 10))->ItemAndCodeMetrics:
     "What a ranking of identifiers is worth over identifiers and over items"
     lists, targets = _check_ranked(lists, targets)

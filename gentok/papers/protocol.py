@@ -39,7 +39,7 @@ from ..train.loop import TrainConfig, TrainResult, Trainer
 from ..train.scale_out import process_state
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #b838fcad
-# name -> the model, and the batches that it is trained on
+# name -> the model, and the batches that it is trained on: `Protocol.backbone`
 backbones = dict(decoder=(DecoderOnly, UserSequences), t5=(GenerativeRecommender, Sequences))
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4e3ed754

@@ -43,7 +43,7 @@ class _Scores(NamedTuple):
 def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
                 batch_size:int=16, chunk:int=512 # users, and items, at once
                )->Tensor: # b n: log p(item | history), in nats
-    "Brute force: the log-probability of every item"
+    "Brute force: the log-probability of every item; ValueError for histories or a vocabulary that do not fit"
     examples = _as_examples(histories, trie.n_items, model.config.max_history)
     read = _HistoryTokens(model, trie, examples)
     order, targets = read.batches(batch_size), read.table[:-1].to(read.device)
@@ -78,7 +78,7 @@ def exact_top_k(model:nn.Module, trie:Trie,
                 beams:int=128, # prefixes kept for each user at first; changes the speed, not the answer
                 batch_size:int=64 # users at once; memory grows with it
                )->_Exact:
-    "The k most probable items of the whole catalogue, with the proof that none is better"
+    "The k most probable items of the whole catalogue, with the proof that none is better; ValueError for histories that do not fit"
     n = len(trie.item)
     _check_widths(n, k, beams=beams, batch_size=batch_size)
     examples = _as_examples(histories, trie.n_items, model.config.max_history)

@@ -27,10 +27,10 @@ def _squared_distances(x:Tensor # n d
         return torch.where(D > 16*torch.finfo(x.dtype).eps*both, D, 0.)
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #97a51e83
-def median_bandwidth(D:Tensor, # n n: from `_squared_distances`
+def median_bandwidth(D:Tensor, # n n: squared distances
                      attached:bool=False # True: with its gradient
                     )->Tensor: # sigma, one number
-    "The median distance of the rows that differ; 1 if none do"
+    "The median distance (not squared) of the rows that differ; 1 if none do"
     i, j = torch.triu_indices(len(D), len(D), 1, device=D.device)
     apart = (D if attached else D.detach())[i, j]
     apart = apart[apart > 0]
@@ -90,7 +90,7 @@ def hsic(x:Tensor, # n d
          sigma:float|str|tuple|None=None, # bandwidth, or a pair, for x and for z; None: medians, detached
          unbiased:bool=False # the paper's estimator is the biased one
         )->Tensor: # one number, differentiable in x and z, in O(n²) memory
-    "How much two matrices depend on each other, row by row (Gretton et al. 2005; UniTok, MI calibration)"
+    "Row by row dependence of two matrices (Gretton et al. 2005; UniTok, MI calibration); ValueError for fewer than 4 rows"
     x, z = _paired(x, z)
     of_x, of_z = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     return (unbiased_hsic if unbiased else biased_hsic)(gram(x, of_x), gram(z, of_z))

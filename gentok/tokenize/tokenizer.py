@@ -229,7 +229,7 @@ def sum_of_codewords(quantizer:ResidualQuantizer, # of L levels
     return sum(book.decode(code) for book, code in zip(quantizer.codebooks, codes.T))
 
 class ResidualKMeans(Tokenizer):
-    "k-means on the vectors, then on what is left, level by level"
+    "k-means on the vectors, then on what is left, level by level; ValueError for sizes below 1"
     def __init__(self, levels:int=3, K:int|Sequence[int]=256, seed:int=0):
         sizes = _sizes_of(K, levels)
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)
@@ -252,7 +252,7 @@ def random_codes(ids:Sequence, # n: str or int
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #4199bf7f
 class RandomTokenizer(Tokenizer):
-    "Codes by chance, seeded by the item's id: the control in every comparison"
+    "Codes by chance, seeded by the item's id: the control in every comparison; ValueError for sizes below 1"
     def __init__(self, levels:int=3, K:int|Sequence[int]=256, seed:int=0):
         sizes = _sizes_of(K, levels)
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)

@@ -41,7 +41,7 @@ class UTGRecTokenizerConfig:
     def __post_init__(self):
         object.__setattr__(self, 'sizes', tuple(self.sizes))
         _at_least(2, levels=self.levels)
-        _at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta, codes=self.codes, mu=self.mu)
+        _at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta, codebook_weight=self.codebook_weight, mu=self.mu)
         _one_of(('mask', 'bert'), masking=self.masking)
         if len(self.sizes) not in (2, self.levels): raise ValueError(
             f'sizes are {self.sizes} for {self.levels} levels; give two, of root and leaf, or one for each level.')

@@ -36,7 +36,7 @@ def _adam_direction(g:Tensor, # ...: gradient
 def adam_influence(train:Iterable[dict], # n: name -> mean gradient under tokenizer i; taken one at a time
                    valid:Sequence[dict], # n, or 1 with their mean: name -> gradient under tokenizer j
                    moments:dict, # name -> (m, v)
-                   **adam # betas, eps, steps of `_adam_direction`
+                   **adam # betas, eps, and the steps done, as torch's AdamW has them
                   )->Tensor: # n n, or n 1: gain of validation loss per unit of rate; float64
     "How much a step on the data of tokenizer i helps under tokenizer j (MTGRec, influence of a tokenizer)"
     rows = []
@@ -125,7 +125,7 @@ def influences(trainer:Trainer, # with model and moments as they are
                dropout:bool=False, # True: train mode
                corrected:bool=False # True: the moments bias-corrected, as in the paper
               )->Tensor: # n, or n n; float64
-    "Influence of each tokenizer's data on the validation loss; the trainer is left as it was"
+    "Influence of each tokenizer's data on the validation loss, in nats per unit of rate; ValueError if tokenizers do not match"
     _check_paired(train, valid)
     n, total, gen = len(train), valid[0].examples.n, _random_state(seed, trainer.progress.step)
     def cut(part, index): return _even_batches(part.examples.lengths, index, trainer.config.batch_size)
@@ -170,7 +170,7 @@ class InfluenceOverhead(NamedTuple):
     "What influence costs, and what a sample of it is worth"
     seconds_training: float # of `epochs` epochs
     seconds_influence: float # of one influence
-    share: float
+    share: float # of the training time, 0 to 1
     spearman: float # of samples with everything, and its interval
     low: float
     high: float

@@ -98,7 +98,7 @@ class _Progress:
 class TrainResult(NamedTuple):
     "What a run leaves behind; the model holds the best weights"
     curve: list # per epoch: dict of epoch, loss, lr, and what `validate` gave
-    best: float
+    best: float # of the metric that validation is judged by; -1e9 without validation
     best_epoch: int # counted from 1
     steps: int
     seconds: float

@@ -16,7 +16,7 @@ def preference_semantic_alignment(semantic:Tensor, # b d: targets' vectors, rebu
                                   preference:Tensor, # b d: what the decoder wants before it writes
                                   temperature:float=.07 # tau, of ETEGRec's code
                                  )->Tensor: # one number
-    "InfoNCE in both directions between rebuilt items and preferences (ETEGRec, equation 16)"
+    "InfoNCE in both directions between rebuilt items and preferences (ETEGRec, equation 16); ValueError for other shapes"
     return info_nce(semantic, preference, temperature) + info_nce(preference, semantic, temperature)
 
 # %% ../../nbs/08_train/08_preference_semantic.ipynb #4115e3ec
