@@ -30,8 +30,19 @@ def _run_folder(out:str|Path, change:dict # field -> value
 
 def best_validation(curve:list, # of dicts, as in `curve.json`
                     metric:str='ndcg@10')->float:
-    "The largest validation of a run; NaN if there was none"
-    return max((row[metric] for row in curve if metric in row), default=float('nan'))
+    "The largest validation of the weights that a run may keep; NaN if there was none"
+    return max((row[metric] for row in _judged(curve, metric)), default=float('nan'))
+
+def _judged(curve:Sequence[dict], metric:str)->list: # of dicts
+    "The validated epochs whose weights may be kept: of a run in two parts, those of the second"
+    return [row for row in curve if metric in row and not row.get('pretraining')]
+
+def _best_value(rows:Sequence[dict], # of `sweep`
+                key:str, metric:str='valid'):
+    "The value of a swept setting that validates best, in the mean over the runs that have it"
+    values = dict.fromkeys(r[key] for r in rows)
+    mean = {v: np.mean([r[metric] for r in rows if r[key] == v]) for v in values}
+    return max(values, key=lambda v: np.nan_to_num(mean[v], nan=-np.inf))
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #5ee6e19e
 def _finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None: # the numbers of a run
@@ -43,10 +54,11 @@ def _finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None
 def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
           dataset:Dataset, config:Protocol, # what every run shares
           grid:dict[str, Sequence], # field -> the values it takes; 'seed' is one of them
-          out:str|Path # a folder per run
+          out:str|Path, # a folder per run
+          method:str|None=None # whose runs these are; None: that of the module
          )->list: # of dicts: the values, metrics, validation, minutes
     "Run a method once for every combination of values"
-    rows, method, grid = [], run.__module__.split('.')[-1], {**grid, 'seed': grid.get('seed', (0,))}
+    rows, method, grid = [], method or run.__module__.split('.')[-1], {**grid, 'seed': grid.get('seed', (0,))}
     for values in product(*grid.values()):
         change = dict(zip(grid, values))
         changed, folder = replace(config, **change), _run_folder(out, change)
@@ -78,7 +90,7 @@ def convergence(curve:Sequence[dict], # of dicts with 'epoch'
                 metric:str='ndcg@10', near:float=.01 # of the best
                )->dict: # 'epoch', 'of' all epochs, 'best'
     "When a run had reached nearly what it ever reached; ValueError if it was never validated"
-    seen = [row for row in curve if metric in row]
+    seen = _judged(curve, metric)
     if not seen: raise ValueError(f'no epoch has {metric!r}, expected one or more; set validate_every.')
     best = max(row[metric] for row in seen)
     epoch = next(row['epoch'] for row in seen if row[metric] >= (1 - near)*best)
