@@ -32,12 +32,12 @@ from ..ids.vocabulary import Vocabulary
 from .protocol import FittedRecommender, ItemCoder, RecommenderSpec, Run
 from .protocol import backbones, finish_run, fit_recommender, _register_run
 from .sweeps import _run_folder, sweep
-from .tiger import PaperConfig, _codebooks_of, _coder_of, item_vectors, make_tokenizer, _unique_ids
+from .tiger import PaperConfig, _codebooks_of, _coder_of, _final, item_vectors, make_tokenizer, _unique_ids
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
 from ..search.beam import beam_search
 from ..search.vote import vote
-from ..tokenize.epochs import _changed, last_epochs, independent_tokenizers
+from ..tokenize.epochs import _again, _changed, independent_tokenizers, last_epochs
 from ..tokenize.tokenizer import Tokenizer
 from ..train.curriculum import Curriculum, MixedSequences, MixedUserSequences
 from ..train.loop import TrainConfig, Trainer, TrainResult, weights_at
@@ -115,7 +115,8 @@ def _prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to ke
     done = all(path.exists() for path in needed)
     table = EmbeddingTable.load(out/'embeddings') if done else item_vectors(dataset, config, out)
     fit = last_epochs if config.adjacent else independent_tokenizers
-    epochs = fit(tokenizer or make_tokenizer(config, table), table, config.n, out/'tokenizer')
+    tokenizer = tokenizer or _again(make_tokenizer(config, table), final=_final)
+    epochs = fit(tokenizer, table, config.n, out/'tokenizer')
     if not done:
         table.save(out/'embeddings')
         made = [_unique_ids(t, table, config.policy, config.seed) for t in epochs]
