@@ -149,7 +149,7 @@ def test_a_low_temperature_moves_the_probabilities(tmp_path):
         looks = [row['probabilities'] for row in curve if 'probabilities' in row]
         return max(looks[0]) - min(looks[0])
     found = [reach(tau) for tau in (.1, 1., 10.)]
-    assert found == sorted(found, reverse=True) and found[0] > .3 > .05 > found[2] > 0
+    assert found == sorted(found, reverse=True) and found[0] > .9 > .3 > found[2] > 0
 
 def test_pretraining_chooses_nothing(tmp_path):
     "What a sweep compares is the validation of the weights that are kept"
@@ -161,13 +161,12 @@ def test_pretraining_chooses_nothing(tmp_path):
 
 def test_runs_of_a_seed_share_their_tokenizers(tmp_path, monkeypatch):
     fits, learn = [], RQVAE.learn
-    def counted(self, x, ids, out=None): fits.append(out); return learn(self, x, ids, out)
+    def counted(self, x, ids, out=None): fits.append((Path(out)/'config.json').exists()); return learn(self, x, ids, out)
     monkeypatch.setattr(RQVAE, 'learn', counted)
     config = replace(small, candidates=1, tune_epochs=0, stages=())
     (tmp_path/'pretrain-True_epochs-4_seed-0'/'identifiers.part').mkdir(parents=True)  # of a copy that was cut
     rows = _sweep_recommenders(shop(), config, dict(pretrain=(True, False), epochs=(4, 6), seed=(0, 1)), tmp_path)
-    begun = {str(p) for p in fits if not (Path(p)/'config.json').exists()}
-    assert len(rows) == 8 and not begun and not list(tmp_path.rglob('*.part'))
+    assert len(rows) == 8 and fits.count(False) == 2 and not list(tmp_path.rglob('*.part'))
     tables = {s: {tuple(ItemIds.load(p/'identifiers'/'2').table.flatten().tolist()) for p in tmp_path.glob(f'*seed-{s}')} for s in (0, 1)}
     assert [len(t) for t in tables.values()] == [1, 1] and tables[0] != tables[1]
     spent = {(r['pretrain'], r['epochs']): len(json.loads((tmp_path/f"pretrain-{r['pretrain']}_epochs-{r['epochs']}_seed-0"/'curve.json').read_text())) for r in rows}
