@@ -93,10 +93,10 @@ def test_the_difference_is_that_of_what_the_recommender_reads(tmp_path):
 @pytest.mark.parametrize('tokenizer', ('rqvae', 'rqvae++'))
 def test_neighbours_are_trained_at_a_rate_that_falls(tokenizer, tmp_path):
     many = _prepare_many(shop(), replace(small, tokenizer=tokenizer), tmp_path/'named')
-    assert {t.fit_config.final for t in many.tokenizers} == {.25}
+    assert {t.fit_config.final for t in many.tokenizers} == {.15}
     own = RQVAE(RQVAEConfig(hidden=(8,), latent=4, levels=2, K=8), FitConfig(epochs=8, batch_size=16, measure=0, final=.5))
     assert _prepare_many(shop(), small, tmp_path/'own', own).tokenizers[0].fit_config.final == .5
-    assert make_tokenizer(PaperConfig(tokenizer='rqvae++')).fit_config.final == .25  # TIGER++, its rival
+    assert make_tokenizer(PaperConfig(tokenizer='rqvae++')).fit_config.final == .15  # TIGER++, its rival
 
 # ---------------------------------------------------------------- one protocol
 

@@ -64,7 +64,7 @@ class PaperConfig(TigerConfig):
     codebook_size: int = 256 # K
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #ac5d6fed
-_final = .25 # of the learning rate is left in the last epoch of an 'rqvae++', so that neighbouring epochs agree as MTGRec's do
+_final = .15 # of the learning rate is left in the last epoch of an 'rqvae++', so that neighbouring epochs agree as MTGRec's do
 
 def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it will be fitted on, if it is there
                   )->Tokenizer: # not fitted
