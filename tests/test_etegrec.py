@@ -14,7 +14,7 @@ from gentok.papers.tiger import make_tokenizer, tokenize_catalogue
 from gentok.train.loop import Trainer
 from test_train import PowerCut
 
-small = EtegrecConfig(text='lsa', text_dim=8, levels=2, codebook_size=32, tokenizer_epochs=10, epochs=7, tune_epochs=2, cycle=2, quiet=1, d_model=16, layers=1,
+small = EtegrecConfig(text='lsa', text_dim=8, levels=2, codebook_size=32, tokenizer_epochs=10, epochs=7, fine_tune_epochs=2, cycle=2, alignment_warmup=1, d_model=16, layers=1,
                       batch_size=32, tokenizer_lr=1e-3, sia=.1, psa=.1, beams=10)
 
 def shop(): return toyshop(n_items=30, n_users=40, domains=1)[0]
@@ -24,10 +24,10 @@ def shop(): return toyshop(n_items=30, n_users=40, domains=1)[0]
 def test_a_plan_is_possible_or_one_sentence(epochs, cycle, tune, alternate):
     possible = cycle >= 2 and epochs - (tune or max(1, epochs//4)) >= cycle
     if not possible:
-        with pytest.raises(ValueError, match=r'^[^.]*\.$'): EtegrecConfig(epochs=epochs, cycle=cycle, tune_epochs=tune, alternate=alternate)
+        with pytest.raises(ValueError, match=r'^[^.]*\.$'): EtegrecConfig(epochs=epochs, cycle=cycle, fine_tune_epochs=tune, alternate=alternate)
         return
-    plan = EtegrecConfig(epochs=epochs, cycle=cycle, tune_epochs=tune, alternate=alternate)
-    assert len(plan.order) == cycle and plan.joint_epochs + plan.tuning_epochs == epochs and plan.tuning_epochs in (tune, max(1, epochs//4))
+    plan = EtegrecConfig(epochs=epochs, cycle=cycle, fine_tune_epochs=tune, alternate=alternate)
+    assert len(plan.order) == cycle and plan.joint_epochs + plan.fine_tuning_epochs == epochs and plan.fine_tuning_epochs in (tune, max(1, epochs//4))
     assert plan.order.count('tokenizer') == (1 if alternate else 0)
 
 def test_no_optimiser_can_shrink_the_items(tmp_path):
@@ -76,7 +76,7 @@ def test_switches(change, tmp_path):
     assert len(result.fitted.item_ids.table.unique(dim=0)) == 30
     turns = [row['turn'] for row in result.fitted.result.curve if 'turn' in row]
     if not change.get('alternate', True): assert set(turns) == {'tokenizer+recommender'}
-    assert len(result.fitted.result.curve) == small.joint_epochs + (small.tune_epochs if change.get('end_to_end', True) else small.epochs)
+    assert len(result.fitted.result.curve) == small.joint_epochs + (small.fine_tune_epochs if change.get('end_to_end', True) else small.epochs)
 
 def test_no_code_is_moved_by_hand_while_both_learn(tmp_path):
     "A turn moves codes by its gradient; a code that few targets use stays where it is"

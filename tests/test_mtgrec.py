@@ -24,11 +24,11 @@ from gentok.ids.vocabulary import Vocabulary
 from gentok.papers.protocol import RecommenderSpec, backbones, fit_recommender
 from gentok.papers.mtgrec import MtgrecConfig, _Many, _candidates_of, _prepare_many, run, _shared_sizes, _sweep_recommenders, _wording_changes
 from gentok.papers.sweeps import best_validation
-from gentok.papers.tiger import PaperConfig, _codebooks_of, make_tokenizer
+from gentok.papers.tiger import RQVAETigerConfig, _codebooks_of, make_tokenizer
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from two import torchrun
 
-small = MtgrecConfig(n=3, levels=2, codebook_size=8, tokenizer_epochs=12, text_dim=8, epochs=5, batch_size=64, candidates=2, tune_epochs=1, stages=(1, 1),
+small = MtgrecConfig(n_tokenizers=3, levels=2, codebook_size=8, tokenizer_epochs=12, text_dim=8, epochs=5, batch_size=64, candidates=2, fine_tune_epochs=1, stages=(1, 1),
                      sample=16, d_model=16, layers=1, validate_every=1, beams=10)
 
 def shop(): return toyshop(n_items=30, n_users=40, domains=1)[0]
@@ -39,15 +39,15 @@ def left(result): return {k: v for k, v in result.metrics.items() if k != 'secon
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 6))
-def test_a_plan_never_exceeds_its_budget(epochs, candidates, tune_epochs, starts, n):
+def test_a_plan_never_exceeds_its_budget(epochs, candidates, fine_tune_epochs, starts, n):
     tries = candidates*max(1, starts)
-    settings = dict(epochs=epochs, candidates=candidates, tune_epochs=tune_epochs, n=n, starts=(1,)*starts)
-    if candidates > n or epochs <= tries*tune_epochs:
+    settings = dict(epochs=epochs, candidates=candidates, fine_tune_epochs=fine_tune_epochs, n=n, starts=(1,)*starts)
+    if candidates > n or epochs <= tries*fine_tune_epochs:
         with pytest.raises(ValueError, match=r'^[^.]*\.$'): MtgrecConfig(**settings)
-    else: assert MtgrecConfig(**settings).pretraining_epochs + tries*tune_epochs == epochs
+    else: assert MtgrecConfig(**settings).pretraining_epochs + tries*fine_tune_epochs == epochs
 
-@pytest.mark.parametrize('wrong, said', [(dict(n=0), 'n is 0'), (dict(candidates=0), 'candidates is 0'), (dict(tune_epochs=-1), 'tune_epochs is -1'),
-                                         (dict(tune_lr=float('nan')), 'tune_lr is nan'), (dict(starts=(0,)), 'starts is (0,)'), (dict(epochs=0), 'epochs is 0')])
+@pytest.mark.parametrize('wrong, said', [(dict(n_tokenizers=0), 'n_tokenizers is 0'), (dict(candidates=0), 'candidates is 0'), (dict(fine_tune_epochs=-1), 'fine_tune_epochs is -1'),
+                                         (dict(fine_tune_lr=float('nan')), 'fine_tune_lr is nan'), (dict(starts=(0,)), 'starts is (0,)'), (dict(epochs=0), 'epochs is 0')])
 def test_a_plan_that_cannot_be_is_one_sentence(wrong, said):
     with pytest.raises(ValueError) as error: MtgrecConfig(**wrong)
     assert said in str(error.value) and str(error.value).endswith('.')
@@ -57,7 +57,7 @@ def test_every_step_is_in_the_budget(backbone, tmp_path):
     "As many optimiser steps, over all candidates, as the protocol has epochs; whichever recommender it is"
     split, base = leave_one_out(shop()), replace(small, backbone=backbone)
     epoch = len(backbones[backbone][1](split.train, torch.zeros(31, 2, dtype=torch.long), base.batch_size))
-    for config in (base, replace(base, starts=(1, 2), epochs=6, candidates=1, n=2), replace(base, pretrain=False)):
+    for config in (base, replace(base, starts=(1, 2), epochs=6, candidates=1, n_tokenizers=2), replace(base, pretrain=False)):
         home = tmp_path/str(hash(config))
         pretraining, tried = _candidates_of(split, _prepare_many(shop(), config, home), config, home)
         steps = sum(r.steps for r in (pretraining, *(c.fitted.result for c in tried)) if r)
@@ -96,13 +96,13 @@ def test_neighbours_are_trained_at_a_rate_that_falls(tokenizer, tmp_path):
     assert {t.fit_config.final for t in many.tokenizers} == {.15}
     own = RQVAE(RQVAEConfig(hidden=(8,), latent=4, levels=2, K=8), FitConfig(epochs=8, batch_size=16, measure=0, final=.5))
     assert _prepare_many(shop(), small, tmp_path/'own', own).tokenizers[0].fit_config.final == .5
-    assert make_tokenizer(PaperConfig(tokenizer='rqvae++')).fit_config.final == .15  # TIGER++, its rival
+    assert make_tokenizer(RQVAETigerConfig(tokenizer='rqvae++')).fit_config.final == .15  # TIGER++, its rival
 
 # ---------------------------------------------------------------- one protocol
 
 def start_of(books, item_ids, config):
     model = backbones[config.backbone][0](Vocabulary(item_ids.sizes), config.recommender(), config.seed)
-    return model.start_at_codewords(books, config.codewords, config.seed).t5.shared.weight.detach()
+    return model.start_at_codewords(books, config.codeword_init, config.seed).t5.shared.weight.detach()
 
 @pytest.mark.parametrize('policy', ('suffix', 'reassign'))
 def test_pretraining_starts_at_the_codewords_as_its_rival_does(policy, tmp_path):
@@ -123,7 +123,7 @@ def test_without_pretraining_it_is_tiger(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(rival.model.parameters(), alone.fitted.model.parameters()))
 
 def test_the_rate_rises_for_as_many_epochs_in_every_part(tmp_path):
-    split, config = leave_one_out(shop()), replace(small, epochs=10, tune_epochs=4, tune_lr=small.lr, candidates=1)
+    split, config = leave_one_out(shop()), replace(small, epochs=10, fine_tune_epochs=4, fine_tune_lr=small.lr, candidates=1)
     many = _prepare_many(shop(), config, tmp_path)
     pretraining, tried = _candidates_of(split, many, config, tmp_path)
     _, alone = _candidates_of(split, many, replace(config, pretrain=False), tmp_path)
@@ -153,7 +153,7 @@ def test_a_low_temperature_moves_the_probabilities(tmp_path):
 
 def test_pretraining_chooses_nothing(tmp_path):
     "What a sweep compares is the validation of the weights that are kept"
-    config = replace(small, epochs=6, candidates=1, tune_epochs=1, tune_lr=.5)  # fine-tuning that destroys
+    config = replace(small, epochs=6, candidates=1, fine_tune_epochs=1, fine_tune_lr=.5)  # fine-tuning that destroys
     result = run(shop(), config, tmp_path)
     curve = json.loads((tmp_path/'curve.json').read_text())
     assert best_validation(curve) == result.fitted.result.best
@@ -163,7 +163,7 @@ def test_runs_of_a_seed_share_their_tokenizers(tmp_path, monkeypatch):
     fits, learn = [], RQVAE.learn
     def counted(self, x, ids, out=None): fits.append((Path(out)/'config.json').exists()); return learn(self, x, ids, out)
     monkeypatch.setattr(RQVAE, 'learn', counted)
-    config = replace(small, candidates=1, tune_epochs=0, stages=())
+    config = replace(small, candidates=1, fine_tune_epochs=0, stages=())
     (tmp_path/'pretrain-True_epochs-4_seed-0'/'identifiers.part').mkdir(parents=True)  # of a copy that was cut
     rows = _sweep_recommenders(shop(), config, dict(pretrain=(True, False), epochs=(4, 6), seed=(0, 1)), tmp_path)
     assert len(rows) == 8 and fits.count(False) == 2 and not list(tmp_path.rglob('*.part'))
@@ -173,7 +173,7 @@ def test_runs_of_a_seed_share_their_tokenizers(tmp_path, monkeypatch):
     assert all(used == epochs for (_, epochs), used in spent.items())
     alone = run(shop(), replace(config, epochs=4), tmp_path/'alone')
     assert alone.metrics['ndcg@10'] == rows[0]['ndcg@10']
-    for name in ('n', 'policy', 'tokenizer'):
+    for name in ('n_tokenizers', 'policy', 'tokenizer'):
         with pytest.raises(ValueError, match=rf'^the tokenizers depend on {name}, and these runs share theirs; use sweep\.$'):
             _sweep_recommenders(shop(), config, {name: (getattr(config, name),)}, tmp_path/'no')
 
@@ -217,7 +217,7 @@ def test_the_same_seed_gives_the_same_everything(tmp_path):
 
 # ---------------------------------------------------------------- faults
 
-words = ['epochs=5', 'n=3', 'levels=2', 'codebook_size=8', 'tokenizer_epochs=12', 'text_dim=5', 'batch_size=16', 'candidates=2', 'tune_epochs=1', 'stages=1,1',
+words = ['epochs=5', 'n_tokenizers=3', 'levels=2', 'codebook_size=8', 'tokenizer_epochs=12', 'text_dim=5', 'batch_size=16', 'candidates=2', 'fine_tune_epochs=1', 'stages=1,1',
          'sample=16', 'd_model=16', 'layers=1', 'validate_every=1', 'beams=10']
 
 @pytest.fixture(scope='module')

@@ -144,7 +144,7 @@ def _plan_of(config:MtgrecConfig, epochs:int)->TrainConfig:
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
 def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
              config:MtgrecConfig, out:str|Path, # folder of the run; it holds the weights for `weights_at`
-             codebooks:list|None=None # L K d each: where token embeddings start, if the protocol wants it; None: by chance
+             codebooks:list|None=None # L K d each: where token embeddings start; None: by chance
             )->TrainResult:
     "One model on the identifiers of all tokenizers (MTGRec, curriculum recommender pre-training)"
     vocabulary, c = Vocabulary(item_ids[0].sizes), config
@@ -235,7 +235,8 @@ def evaluate_vote(tried:Sequence[_Candidate], split:Split, beams:int=50)->Evalua
     return summarise(vote(answers), split.test.targets)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #10b2c340
-_tokenizer_fields = ('text', 'text_dim', 'tokenizer', 'levels', 'codebook_size', 'tokenizer_epochs', 'policy', 'n', 'adjacent')
+_tokenizer_fields = ('text', 'text_dim', 'tokenizer', 'levels', 'codebook_size', 'tokenizer_epochs', 'policy', 'n',
+                     'adjacent')
 
 def _copy_identifiers(source:Path, out:Path)->None:
     "What a run has made up to its identifiers, for another one that would make the same; whole or not at all"

@@ -74,7 +74,7 @@ class FitConfig:
     select: str = 'last' # which epoch to use: the 'last', or that of fewest 'collisions'
     measure: int = 20 # epochs between measurements of the collision rate; 0: never
     warm: int = 0 # of the epochs, how many the autoencoder learns alone, before the codebooks are placed
-    final: float = 1. # share of lr that the last epoch has, where it falls along a cosine; 1: constant, as in the papers
+    final: float = 1. # share of lr in the last epoch, where it falls along a cosine; 1: constant, as in the papers
     def __post_init__(self):
         object.__setattr__(self, 'save_at', tuple(self.save_at))
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
@@ -292,7 +292,7 @@ def _digest_of(x:Tensor, # n d
 def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict: # n d, n -> plain JSON
     "All that the numbers of a run depend on: to go on, a run must agree in it"
     c = self.fit_config
-    free = {'every', 'keep_last', 'save_at', *(() if c.warm else ('warm',)), *(('epochs', 'final') if c.final == 1 else ())}
+    free = {'every', 'keep_last', 'save_at'} | (set() if c.warm else {'warm'}) | ({'epochs', 'final'} if c.final == 1 else set())
     settings = asdict(self.config) | {k: v for k, v in asdict(c).items() if k not in free}
     found = dict(tokenizer=type(self).__name__, **settings, data=f'{len(x):,} items, {_digest_of(x, ids)}')
     return json.loads(json.dumps(found))
