@@ -46,6 +46,12 @@ def test_an_influence_that_is_no_number_is_one_sentence(value):
     with pytest.raises(ValueError, match=rf'^the influence of tokenizer 1 after stage 1 is {value}, expected a number; [^.]*\.$'):
         sampling_probabilities([[0., 1.], [0., value]], [.1, .1])
 
+def test_what_neighbours_differ_by_moves_probabilities_at_a_low_temperature_only():
+    near = [[5 + x/100 for x in range(-10, 11, 2)]]
+    reach = {tau: sampling_probabilities(near, [1.], tau).aminmax() for tau in (.1, 1., 10.)}
+    assert reach[1.].max - reach[1.].min < .02 < .1 < reach[.1].max - reach[.1].min
+    assert reach[10.].max - reach[10.].min < .002
+
 # ---------------------------------------------------------------- drawing
 
 def mixed(n=4, users=20, batch_size=16, seed=0):
@@ -122,6 +128,19 @@ def test_stages_end_where_they_should(straight):
         p = sampling_probabilities(callback.influences[:k], callback.rates[:k], 3.)
         assert result.curve[k]['probabilities'] == p.tolist()
     assert trainer.data.probabilities.tolist() == p.tolist() and (p - .25).abs().max() > .01
+
+def test_a_low_temperature_really_moves_what_is_drawn():
+    "The paper's grid from end to end, on the influences of a run"
+    reach, drawn = {}, {}
+    for tau in (.1, .3, 1., 3., 5., 10.):
+        trainer = run(temperature=tau, stages=(2,))
+        trainer.fit()
+        p = trainer.data.probabilities
+        reach[tau] = (p.max() - p.min()).item()
+        counts = sum(trainer.data.draw(epoch).bincount(minlength=4) for epoch in range(2, 40))
+        drawn[tau] = chisquare(counts).pvalue
+    assert list(reach.values()) == sorted(reach.values(), reverse=True)
+    assert reach[.1] > .5 > .1 > reach[10.] and drawn[.1] < 1e-6
 
 @pytest.mark.parametrize('where', ('before', 'first step after a stage', 'amid a stage', 'last step of a stage', 'last stage'))
 def test_cut_anywhere_ends_equal(where, straight, tmp_path):

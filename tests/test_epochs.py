@@ -46,6 +46,35 @@ def test_a_run_that_was_cut_keeps_the_same_epochs(cut, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert torch.equal(last_epochs(small(), table(), 4, tmp_path/'cut').encode(table()), whole)
 
+# ---------------------------------------------------------------- the rate at the end
+
+def test_a_rate_that_falls_brings_neighbours_together(tmp_path):
+    "At a constant rate Adam never comes to rest, and items near a border change codes in every epoch"
+    def apart(final): return _changed(last_epochs(small(epochs=60, lr=.01, final=final), table(), 6, tmp_path/str(final)).encode(table()))
+    constant, falling, still = (apart(f) for f in (1., .25, .01))
+    assert constant[0]['any'] > 1.5*falling[0]['any'] > 0 and falling[0]['any'] > 2*still[0]['any']
+    assert _changed(last_epochs(small(epochs=60, lr=.01), table(), 6, tmp_path/'default').encode(table())) == constant
+
+def test_the_rate_of_an_epoch():
+    one = small(epochs=41, lr=.02, final=.1)
+    rates = [one.rate(e) for e in range(1, 42)]
+    assert rates[0] == .02 and rates[-1] == pytest.approx(.002) and rates[20] == pytest.approx(.011) and rates == sorted(rates, reverse=True)
+    assert {small(lr=.02).rate(e) for e in range(1, 13)} == {.02} and small(epochs=1, final=.1).rate(1) == small().rate(1)
+    for wrong in (0, -1, 1.5, float('nan')):
+        with pytest.raises(ValueError, match=r'^final is .*, expected a share of lr, more than 0 and at most 1; [^.]*\.$'): FitConfig(final=wrong)
+
+def test_a_falling_rate_goes_on_where_it_was(tmp_path, monkeypatch):
+    whole, train_epoch = last_epochs(small(final=.1), table(), 4, tmp_path/'whole').encode(table()), RQVAE.train_epoch
+    class Cut(Exception): pass
+    def until(self, x, optimizer, epoch):
+        if epoch > 6: raise Cut
+        return train_epoch(self, x, optimizer, epoch)
+    monkeypatch.setattr(RQVAE, 'train_epoch', until)
+    with pytest.raises(Cut): last_epochs(small(final=.1), table(), 4, tmp_path/'cut')
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match='a run with epochs = 12, and this one has 13'): last_epochs(small(final=.1, epochs=13), table(), 4, tmp_path/'cut')
+    assert torch.equal(last_epochs(small(final=.1), table(), 4, tmp_path/'cut').encode(table()), whole)
+
 def test_epochs_that_were_not_kept_are_not_made_up(tmp_path):
     last_epochs(small(), table(), 2, tmp_path)
     with pytest.raises(ValueError, match=r'did not keep epoch 10; fit in another folder\.$'): last_epochs(small(), table(), 3, tmp_path)

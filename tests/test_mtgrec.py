@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,16 @@ from gentok.data.toyshop import toyshop
 from gentok.ids.item_ids import ItemIds
 from gentok.papers import mtgrec
 from gentok.train import loop
-from gentok.papers.protocol import backbones
-from gentok.papers.mtgrec import MtgrecConfig, _Many, _candidates_of, _prepare_many, run, _shared_sizes
+from gentok.train.loop import weights_at
+from gentok.ids.vocabulary import Vocabulary
+from gentok.papers.protocol import RecommenderSpec, backbones, fit_recommender
+from gentok.papers.mtgrec import MtgrecConfig, _Many, _candidates_of, _prepare_many, run, _shared_sizes, _sweep_recommenders, _wording_changes
+from gentok.papers.sweeps import best_validation
+from gentok.papers.tiger import RQVAETigerConfig, _codebooks_of, make_tokenizer
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from two import torchrun
 
-small = MtgrecConfig(n=3, levels=2, codebook_size=8, tokenizer_epochs=12, text_dim=8, epochs=5, batch_size=64, candidates=2, fine_tune_epochs=1, stages=(1, 1),
+small = MtgrecConfig(n_tokenizers=3, levels=2, codebook_size=8, tokenizer_epochs=12, text_dim=8, epochs=5, batch_size=64, candidates=2, fine_tune_epochs=1, stages=(1, 1),
                      sample=16, d_model=16, layers=1, validate_every=1, beams=10)
 
 def shop(): return toyshop(n_items=30, n_users=40, domains=1)[0]
@@ -41,7 +46,7 @@ def test_a_plan_never_exceeds_its_budget(epochs, candidates, fine_tune_epochs, s
         with pytest.raises(ValueError, match=r'^[^.]*\.$'): MtgrecConfig(**settings)
     else: assert MtgrecConfig(**settings).pretraining_epochs + tries*fine_tune_epochs == epochs
 
-@pytest.mark.parametrize('wrong, said', [(dict(n=0), 'n is 0'), (dict(candidates=0), 'candidates is 0'), (dict(fine_tune_epochs=-1), 'fine_tune_epochs is -1'),
+@pytest.mark.parametrize('wrong, said', [(dict(n_tokenizers=0), 'n_tokenizers is 0'), (dict(candidates=0), 'candidates is 0'), (dict(fine_tune_epochs=-1), 'fine_tune_epochs is -1'),
                                          (dict(fine_tune_lr=float('nan')), 'fine_tune_lr is nan'), (dict(starts=(0,)), 'starts is (0,)'), (dict(epochs=0), 'epochs is 0')])
 def test_a_plan_that_cannot_be_is_one_sentence(wrong, said):
     with pytest.raises(ValueError) as error: MtgrecConfig(**wrong)
@@ -52,7 +57,7 @@ def test_every_step_is_in_the_budget(backbone, tmp_path):
     "As many optimiser steps, over all candidates, as the protocol has epochs; whichever recommender it is"
     split, base = leave_one_out(shop()), replace(small, backbone=backbone)
     epoch = len(backbones[backbone][1](split.train, torch.zeros(31, 2, dtype=torch.long), base.batch_size))
-    for config in (base, replace(base, starts=(1, 2), epochs=6, candidates=1, n=2), replace(base, pretrain=False)):
+    for config in (base, replace(base, starts=(1, 2), epochs=6, candidates=1, n_tokenizers=2), replace(base, pretrain=False)):
         home = tmp_path/str(hash(config))
         pretraining, tried = _candidates_of(split, _prepare_many(shop(), config, home), config, home)
         steps = sum(r.steps for r in (pretraining, *(c.fitted.result for c in tried)) if r)
@@ -74,6 +79,103 @@ def test_unique_in_every_wording(policy, tmp_path):
     for ids, codes in zip(many.item_ids, many.codes):
         assert len(ids.table.unique(dim=0)) == 30
         if policy == 'suffix': assert torch.equal(ids.table[:, :2], codes)
+
+def test_the_difference_is_that_of_what_the_recommender_reads(tmp_path):
+    result = run(shop(), replace(small, policy='suffix'), tmp_path)
+    tables = [ids.table for ids in result.item_ids]
+    assert torch.equal(tables[-1], _prepare_many(shop(), replace(small, policy='suffix'), tmp_path).item_ids[-1].table)
+    for row in _wording_changes(result.codes, result.item_ids):
+        gap = row['interval']
+        pairs = [(tables[k][i], tables[k + gap][i]) for k in range(3 - gap) for i in range(30)]
+        assert row['identifier'] == pytest.approx(sum(bool((a != b).any()) for a, b in pairs)/len(pairs))
+        assert row['identifier'] >= row['any'] >= row['first']  # a suffix is added, and nothing else is touched
+
+@pytest.mark.parametrize('tokenizer', ('rqvae', 'rqvae++'))
+def test_neighbours_are_trained_at_a_rate_that_falls(tokenizer, tmp_path):
+    many = _prepare_many(shop(), replace(small, tokenizer=tokenizer), tmp_path/'named')
+    assert {t.fit_config.final for t in many.tokenizers} == {.15}
+    own = RQVAE(RQVAEConfig(hidden=(8,), latent=4, levels=2, K=8), FitConfig(epochs=8, batch_size=16, measure=0, final=.5))
+    assert _prepare_many(shop(), small, tmp_path/'own', own).tokenizers[0].fit_config.final == .5
+    assert make_tokenizer(RQVAETigerConfig(tokenizer='rqvae++')).fit_config.final == .15  # TIGER++, its rival
+
+# ---------------------------------------------------------------- one protocol
+
+def start_of(books, item_ids, config):
+    model = backbones[config.backbone][0](Vocabulary(item_ids.sizes), config.recommender(), config.seed)
+    return model.start_at_codewords(books, config.codeword_init, config.seed).t5.shared.weight.detach()
+
+@pytest.mark.parametrize('policy', ('suffix', 'reassign'))
+def test_pretraining_starts_at_the_codewords_as_its_rival_does(policy, tmp_path):
+    split, still = leave_one_out(shop()), replace(small, policy=policy, lr=1e-12, weight_decay=0.)
+    many = _prepare_many(shop(), still, tmp_path)
+    books = _codebooks_of(many.tokenizers[-1])
+    for config, where in ((still, 'pretraining'), (replace(still, pretrain=False), 'training')):
+        pretraining, tried = _candidates_of(split, many, config, tmp_path)
+        weights = weights_at(tmp_path/where, 3) if pretraining else dict(tried[0].fitted.model.named_parameters())
+        assert torch.allclose(weights['t5.shared.weight'], start_of(books, many.item_ids[-1], config), atol=1e-6)
+
+def test_without_pretraining_it_is_tiger(tmp_path):
+    split, config = leave_one_out(shop()), replace(small, pretrain=False)
+    many = _prepare_many(shop(), config, tmp_path)
+    _, (alone,) = _candidates_of(split, many, config, tmp_path)
+    rival = fit_recommender(split, many.item_ids[-1], config, None, RecommenderSpec(codebooks=_codebooks_of(many.tokenizers[-1])))
+    assert rival.result.curve == alone.fitted.result.curve
+    assert all(torch.equal(a, b) for a, b in zip(rival.model.parameters(), alone.fitted.model.parameters()))
+
+def test_the_rate_rises_for_as_many_epochs_in_every_part(tmp_path):
+    split, config = leave_one_out(shop()), replace(small, epochs=10, fine_tune_epochs=4, fine_tune_lr=small.lr, candidates=1)
+    many = _prepare_many(shop(), config, tmp_path)
+    pretraining, tried = _candidates_of(split, many, config, tmp_path)
+    _, alone = _candidates_of(split, many, replace(config, pretrain=False), tmp_path)
+    whole = [row['lr'] for row in alone[0].fitted.result.curve]
+    assert [row['lr'] for row in pretraining.curve] == pytest.approx(whole[:6]) and whole[0] < whole[1] == small.lr
+    assert [row['lr'] for row in tried[0].fitted.result.curve] == pytest.approx(whole[:4])
+
+# ---------------------------------------------------------------- curriculum and budgets
+
+@pytest.mark.parametrize('epochs', (8, 25, 50, 100, 200))
+def test_the_curriculum_looks_at_every_budget(epochs):
+    "Looks after fixed epochs never came in a run of fewer, and nothing said so"
+    config = MtgrecConfig(epochs=epochs)
+    assert list(accumulate(config.all_stages))[-1] < config.pretraining_epochs or epochs < 10
+    assert config.all_stages[0] < config.pretraining_epochs
+    assert MtgrecConfig(epochs=epochs, stages=(3, 4)).all_stages == (3, 4)
+
+def test_a_low_temperature_moves_the_probabilities(tmp_path):
+    split, short = leave_one_out(shop()), replace(small, epochs=8, candidates=1, stages=())
+    many = _prepare_many(shop(), short, tmp_path)
+    def reach(tau):
+        curve = mtgrec.pretrain(split, many.item_ids, replace(short, temperature=tau), tmp_path/str(tau)).curve
+        looks = [row['probabilities'] for row in curve if 'probabilities' in row]
+        return max(looks[0]) - min(looks[0])
+    found = [reach(tau) for tau in (.1, 1., 10.)]
+    assert found == sorted(found, reverse=True) and found[0] > .9 > .3 > found[2] > 0
+
+def test_pretraining_chooses_nothing(tmp_path):
+    "What a sweep compares is the validation of the weights that are kept"
+    config = replace(small, epochs=6, candidates=1, fine_tune_epochs=1, fine_tune_lr=.5)  # fine-tuning that destroys
+    result = run(shop(), config, tmp_path)
+    curve = json.loads((tmp_path/'curve.json').read_text())
+    assert best_validation(curve) == result.fitted.result.best
+    assert max(row['ndcg@10'] for row in curve if 'ndcg@10' in row) > result.fitted.result.best
+
+def test_runs_of_a_seed_share_their_tokenizers(tmp_path, monkeypatch):
+    fits, learn = [], RQVAE.learn
+    def counted(self, x, ids, out=None): fits.append((Path(out)/'config.json').exists()); return learn(self, x, ids, out)
+    monkeypatch.setattr(RQVAE, 'learn', counted)
+    config = replace(small, candidates=1, fine_tune_epochs=0, stages=())
+    (tmp_path/'pretrain-True_epochs-4_seed-0'/'identifiers.part').mkdir(parents=True)  # of a copy that was cut
+    rows = _sweep_recommenders(shop(), config, dict(pretrain=(True, False), epochs=(4, 6), seed=(0, 1)), tmp_path)
+    assert len(rows) == 8 and fits.count(False) == 2 and not list(tmp_path.rglob('*.part'))
+    tables = {s: {tuple(ItemIds.load(p/'identifiers'/'2').table.flatten().tolist()) for p in tmp_path.glob(f'*seed-{s}')} for s in (0, 1)}
+    assert [len(t) for t in tables.values()] == [1, 1] and tables[0] != tables[1]
+    spent = {(r['pretrain'], r['epochs']): len(json.loads((tmp_path/f"pretrain-{r['pretrain']}_epochs-{r['epochs']}_seed-0"/'curve.json').read_text())) for r in rows}
+    assert all(used == epochs for (_, epochs), used in spent.items())
+    alone = run(shop(), replace(config, epochs=4), tmp_path/'alone')
+    assert alone.metrics['ndcg@10'] == rows[0]['ndcg@10']
+    for name in ('n_tokenizers', 'policy', 'tokenizer'):
+        with pytest.raises(ValueError, match=rf'^the tokenizers depend on {name}, and these runs share theirs; use sweep\.$'):
+            _sweep_recommenders(shop(), config, {name: (getattr(config, name),)}, tmp_path/'no')
 
 # ---------------------------------------------------------------- switches
 
@@ -115,7 +217,7 @@ def test_the_same_seed_gives_the_same_everything(tmp_path):
 
 # ---------------------------------------------------------------- faults
 
-words = ['epochs=5', 'n=3', 'levels=2', 'codebook_size=8', 'tokenizer_epochs=12', 'text_dim=5', 'batch_size=16', 'candidates=2', 'fine_tune_epochs=1', 'stages=1,1',
+words = ['epochs=5', 'n_tokenizers=3', 'levels=2', 'codebook_size=8', 'tokenizer_epochs=12', 'text_dim=5', 'batch_size=16', 'candidates=2', 'fine_tune_epochs=1', 'stages=1,1',
          'sample=16', 'd_model=16', 'layers=1', 'validate_every=1', 'beams=10']
 
 @pytest.fixture(scope='module')

@@ -10,10 +10,13 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from shutil import copytree, rmtree
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..data.dataset import Dataset
@@ -21,21 +24,23 @@ from ..store.files import atomic_write, read_json
 from ..data.splits import Split
 from ..embed.table import EmbeddingTable
 from ..evaluate.full_ranking import Evaluation, Validation, summarise
+from ..figures import axes
 from ..ids.item_ids import ItemIds, _ids_file
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .protocol import FittedRecommender, ItemTokenizer, RecommenderSpec, Run
 from .protocol import backbones, finish_run, fit_recommender, _register_run
-from .tiger import RQVAETigerConfig, _coder_of, item_vectors, make_tokenizer, _unique_ids
+from .sweeps import _run_folder, draw_sweep, sweep
+from .tiger import RQVAETigerConfig, _codebooks_of, _coder_of, _final, item_vectors, make_tokenizer, _unique_ids
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
 from ..search.beam import beam_search
 from ..search.vote import vote
-from ..tokenize.epochs import last_epochs, independent_tokenizers
+from ..tokenize.epochs import _again, _changed, independent_tokenizers, last_epochs
 from ..tokenize.tokenizer import Tokenizer
 from ..train.curriculum import Curriculum, MixedSequences, MixedUserSequences
-from ..train.loop import Trainer, TrainResult, weights_at
+from ..train.loop import TrainConfig, Trainer, TrainResult, weights_at
 from ..train.scale_out import main_process_first
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #157dcab4
@@ -43,13 +48,13 @@ from ..train.scale_out import main_process_first
 class MtgrecConfig(RQVAETigerConfig):
     "TIGER's settings, and how several tokenizers take turns"
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
-    n: int = 10 # tokenizers; the paper has 15 to 25
+    n_tokenizers: int = 10 # tokenizers; the paper has 15 to 25
     candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
     fine_tune_epochs: int = 0 # of `epochs`, for each fine-tuning, which stops when validation does; 0: a quarter for all
     fine_tune_lr: float = 2e-3 # learning rate of those
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
-    stages: tuple = (50, 20, 20, 20) # epochs between looks at the influence: after epochs 50, 70, 90 and 110
-    temperature: float = 1. # of the curriculum
+    stages: tuple = () # epochs between looks at the influence; empty: a third of pre-training, then 2/15 three times
+    temperature: float = 1. # of the curriculum, to be chosen on validation; the paper tries .1 to 10
     sample: int = 1024 # examples per tokenizer for its influence
     curriculum: bool = True # False: tokenizers are drawn alike
     adjacent: bool = True # False: n tokenizers from other random starts, the paper's irrelevant ones
@@ -68,13 +73,17 @@ class MtgrecConfig(RQVAETigerConfig):
     def pretraining_epochs(self)->int: return self.epochs - self.fine_tuning_epochs*self.tries # what fine-tuning leaves
     @property
     def all_starts(self)->tuple: return self.starts or (self.pretraining_epochs,) # epochs to fine-tune from
+    @property
+    def all_stages(self)->tuple: # epochs between looks
+        e = self.pretraining_epochs
+        return self.stages or (max(1, e//3), *(max(1, 2*e//15),)*3)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #2c3ffc95
 def _check_plan(config:MtgrecConfig)->None:
     "A `ValueError` for a plan that cannot be carried out"
     c, left = config, config.pretraining_epochs
-    if c.n < 1: raise ValueError(f'n is {c.n}, expected 1 tokenizer or more; the default is {MtgrecConfig.n}.')
-    if not 1 <= c.candidates <= c.n: raise ValueError(f'candidates is {c.candidates}, expected 1 to n = {c.n}.')
+    if c.n_tokenizers < 1: raise ValueError(f'n_tokenizers is {c.n_tokenizers}, expected 1 tokenizer or more; the default is {MtgrecConfig.n_tokenizers}.')
+    if not 1 <= c.candidates <= c.n_tokenizers: raise ValueError(f'candidates is {c.candidates}, expected 1 to n_tokenizers = {c.n_tokenizers}.')
     if c.fine_tune_epochs < 0 or not c.fine_tune_lr > 0: raise ValueError(
         f'fine_tune_epochs is {c.fine_tune_epochs} and fine_tune_lr {c.fine_tune_lr}, expected 0 or more and more than 0.')
     if left < 1: raise ValueError(
@@ -101,24 +110,41 @@ def _prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to ke
                 )->_Many:
     "Embed once, tokenize n times, make each unique; what lies in the folder is not made again"
     start, place, dataset = time.time(), out/'identifiers', dataset.in_standard_order()
-    needed = [place/'seconds.json', *(_ids_file(place/str(k)) for k in range(config.n)),
+    needed = [place/'seconds.json', *(_ids_file(place/str(k)) for k in range(config.n_tokenizers)),
               *(out/'embeddings'/name for name in ('config.json', 'items.json', 'model.safetensors'))]
     done = all(path.exists() for path in needed)
     table = EmbeddingTable.load(out/'embeddings') if done else item_vectors(dataset, config, out)
     fit = last_epochs if config.adjacent else independent_tokenizers
-    epochs = fit(tokenizer or make_tokenizer(config, table), table, config.n, out/'tokenizer')
+    tokenizer = tokenizer or _again(make_tokenizer(config, table), final=_final)
+    epochs = fit(tokenizer, table, config.n_tokenizers, out/'tokenizer')
     if not done:
         table.save(out/'embeddings')
         made = [_unique_ids(t, table, config.policy, config.seed) for t in epochs]
         for k, ids in enumerate(_shared_sizes(made)): ids.save(place/str(k))
         atomic_write(place/'seconds.json', json.dumps(time.time() - start))
-    item_ids = [ItemIds.load(place/str(k)) for k in range(config.n)]
+    item_ids = [ItemIds.load(place/str(k)) for k in range(config.n_tokenizers)]
     return _Many(epochs.encode(table), item_ids, epochs[-1].health(table), epochs, read_json(place/'seconds.json',
         (int, float)))
 
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #f274e25c
+def _wording_changes(codes:Tensor, # n m l: of m items, by n tokenizers
+                     item_ids:Sequence[ItemIds] # n: the same, made unique
+                    )->list: # a dict for each interval, 1 to n-1
+    "Share of items whose first code, any code, or identifier differs between tokenizers so far apart (MTGRec, table 5)"
+    unique = _changed(torch.stack([ids.table for ids in item_ids]))
+    return [dict(row, identifier=after['any']) for row, after in zip(_changed(codes), unique)]
+
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #2b2966ae
+def _plan_of(config:MtgrecConfig, epochs:int)->TrainConfig:
+    "The protocol's training for a part of its epochs: where weights are averaged, the rate rises for as many as in the whole"
+    plan = config.training()
+    share = min(1., plan.warmup*config.epochs/epochs) if plan.average else plan.warmup
+    return replace(plan, epochs=epochs, warmup=share)
+
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
 def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
-             config:MtgrecConfig, out:str|Path # folder of the run; it holds the weights for `weights_at`
+             config:MtgrecConfig, out:str|Path, # folder of the run; it holds the weights for `weights_at`
+             codebooks:list|None=None # L K d each: where token embeddings start; None: by chance
             )->TrainResult:
     "One model on the identifiers of all tokenizers (MTGRec, curriculum recommender pre-training)"
     vocabulary, c = Vocabulary(item_ids[0].sizes), config
@@ -126,10 +152,11 @@ def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
     model, kind = backbones[c.backbone]
     mixed = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[kind]
     data = mixed(split.train, tables, c.batch_size, c.seed)
-    callback = [Curriculum(data, split.valid, c.stages, c.temperature, sample=c.sample)] if c.curriculum else []
-    plan = replace(c.training(), epochs=c.pretraining_epochs, patience=0)
+    callback = [Curriculum(data, split.valid, c.all_stages, c.temperature, sample=c.sample)] if c.curriculum else []
+    plan = replace(_plan_of(c, c.pretraining_epochs), patience=0)
     look = Validation(Trie(item_ids[-1]), split.valid)
     model = model(vocabulary, c.recommender(), c.seed)
+    if codebooks and c.codeword_init: model.start_at_codewords(codebooks, c.codeword_init, c.seed)
     return Trainer(model, data, plan, out, look, 'ndcg@10', *callback).keeping(c.all_starts).fit()
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1a670327
@@ -138,7 +165,7 @@ def fine_tune(weights:dict, # of `weights_at`
          out:str|Path|None=None # folder to continue in
         )->FittedRecommender:
     "A pre-trained model on the identifiers of one tokenizer (MTGRec, fine-tuning for item identification)"
-    plan = replace(config.training(), epochs=config.fine_tuning_epochs, lr=config.fine_tune_lr)
+    plan = replace(_plan_of(config, config.fine_tuning_epochs), lr=config.fine_tune_lr)
     return fit_recommender(split, item_ids, config, out, RecommenderSpec(weights=weights, training=plan))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #3995da1c
@@ -151,13 +178,15 @@ class _Candidate(NamedTuple):
 def _candidates_of(split:Split, many:_Many, config:MtgrecConfig, out:Path
                  )->tuple: # TrainResult of pre-training or None, list of Candidate
     "Pre-train, then fine-tune from every start on each of the latest tokenizers"
-    c, last = config, config.n - 1
-    if not c.pretrain: return None, [_Candidate(0, last, fit_recommender(split, many.item_ids[-1], c, out/'training'))]
-    pretraining = pretrain(split, many.item_ids, c, out/'pretraining')
+    c, last, books = config, config.n_tokenizers - 1, _codebooks_of(many.tokenizers[-1])
+    if not c.pretrain:
+        fitted = fit_recommender(split, many.item_ids[-1], c, out/'training', RecommenderSpec(codebooks=books))
+        return None, [_Candidate(0, last, fitted)]
+    pretraining = pretrain(split, many.item_ids, c, out/'pretraining', books)
     def tuned(start, k):
         weights = weights_at(out/'pretraining', start)
         return _Candidate(start, k, fine_tune(weights, split, many.item_ids[k], c, out/f'tuning-{start}-{k}'))
-    return pretraining, [tuned(start, k) for start in c.all_starts for k in range(c.n - c.candidates, c.n)]
+    return pretraining, [tuned(start, k) for start in c.all_starts for k in range(c.n_tokenizers - c.candidates, c.n_tokenizers)]
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #39962350
 class MtgrecResult(NamedTuple):
@@ -169,6 +198,7 @@ class MtgrecResult(NamedTuple):
     out: Path|None
     coder: ItemTokenizer|None
     codes: Tensor # n m l: before they were made unique
+    item_ids: list # n ItemIds: after
     tried: list # of Candidate
 
 def _joined_curve(pretraining:TrainResult|None, best:_Candidate)->FittedRecommender:
@@ -176,7 +206,8 @@ def _joined_curve(pretraining:TrainResult|None, best:_Candidate)->FittedRecommen
     if pretraining is None: return best.fitted
     result, start = best.fitted.result, best.start
     later = [dict(row, epoch=start + row['epoch']) for row in result.curve]
-    way = result._replace(curve=pretraining.curve[:start] + later, best_epoch=start + result.best_epoch)
+    first = [dict(row, pretraining=True) for row in pretraining.curve[:start]]
+    way = result._replace(curve=first + later, best_epoch=start + result.best_epoch)
     return best.fitted._replace(result=way)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #d2782cce
@@ -195,10 +226,48 @@ def run(dataset:Dataset, config:MtgrecConfig=MtgrecConfig(),
     seconds = many.seconds + sum(r.seconds for r in (pretraining, *(c.fitted.result for c in tried)) if r)
     coder = _coder_of(dataset, config, many.tokenizers[best.tokenizer])
     result = finish_run(job, _joined_curve(pretraining, best), many.health, seconds, coder)
-    return MtgrecResult(*result, many.codes, tried)
+    return MtgrecResult(*result, many.codes, many.item_ids, tried)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #d73ab439
 def evaluate_vote(tried:Sequence[_Candidate], split:Split, beams:int=50)->Evaluation:
     "What the candidates together answer to the test users (the published code of MTGRec)"
     answers = [beam_search(c.fitted.model, c.fitted.trie, split.test, beams) for c in tried]
     return summarise(vote(answers), split.test.targets)
+
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #10b2c340
+def _copy_identifiers(source:Path, out:Path)->None:
+    "What a run has made up to its identifiers, for another one that would make the same; whole or not at all"
+    for name in ('tokenizer', 'embeddings', 'identifiers'):
+        if (out/name).exists(): continue
+        rmtree(out/f'{name}.part', ignore_errors=True)
+        copytree(source/name, out/f'{name}.part')
+        (out/f'{name}.part').rename(out/name)
+
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #5d5a5d15
+_tokenizer_fields = ('text', 'text_dim', 'tokenizer', 'levels', 'codebook_size', 'tokenizer_epochs', 'policy', 'n',
+                     'adjacent')
+
+def _sweep_recommenders(dataset:Dataset, config:MtgrecConfig, # what every run shares
+                        grid:dict, out:str|Path # field -> the values it takes; a folder per run
+                       )->list: # of dicts, as of `sweep`
+    "A sweep whose runs of one seed share their tokenizers; ValueError for a field that these depend on"
+    grid, out = {**grid, 'seed': grid.get('seed', (config.seed,))}, Path(out)
+    other = next((name for name in grid if name in _tokenizer_fields), None)
+    if other: raise ValueError(f'the tokenizers depend on {other}, and these runs share theirs; use sweep.')
+    for s in grid['seed']: _prepare_many(dataset, replace(config, seed=s), out/f'tokenizers_seed-{s}')
+    for values in product(*grid.values()):
+        change = dict(zip(grid, values))
+        _copy_identifiers(out/f"tokenizers_seed-{change['seed']}", _run_folder(out, change))
+    return sweep(run, dataset, config, grid, out, 'mtgrec')
+
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #e9ceafca
+def _draw_budgets(rows:Sequence[dict], # of a sweep of `pretrain`, `epochs` and seeds
+                  title:str, metric:str='ndcg@10'):
+    "A metric against the whole budget, with and without pre-training; a point for every run"
+    ax = axes(title, 'epochs in all', metric, w=5, h=2.2)
+    for pretrain, name, colour in ((True, 'MTGRec', 'main'), (False, 'TIGER++', 'rival')):
+        mine = [r for r in rows if r['pretrain'] == pretrain]
+        draw_sweep(mine, 'epochs', metric, ax, colour=colour, label=name)
+    ax.set_xticks(sorted({r['epochs'] for r in rows}))
+    ax.legend()
+    return ax

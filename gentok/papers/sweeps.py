@@ -28,10 +28,23 @@ def _run_folder(out:str|Path, change:dict # field -> value
     words = ('-'.join(map(str, v)) if isinstance(v, (tuple, list)) else str(v) for v in change.values())
     return Path(out)/'_'.join(f'{k}-{w}' for k, w in zip(change, words)).replace('/', '-')
 
+# %% ../../nbs/11_papers/06_sweeps.ipynb #6006435f
 def best_validation(curve:list, # of dicts, as in `curve.json`
                     metric:str='ndcg@10')->float:
-    "The largest validation of a run; NaN if there was none"
-    return max((row[metric] for row in curve if metric in row), default=float('nan'))
+    "The largest validation of the weights that a run may keep; NaN if there was none"
+    return max((row[metric] for row in _judged(curve, metric)), default=float('nan'))
+
+def _judged(curve:Sequence[dict], metric:str)->list: # of dicts
+    "The validated epochs whose weights may be kept: of a run in two parts, those of the second"
+    return [row for row in curve if metric in row and not row.get('pretraining')]
+
+# %% ../../nbs/11_papers/06_sweeps.ipynb #5e797d25
+def _best_value(rows:Sequence[dict], # of `sweep`
+                key:str, metric:str='valid'):
+    "The value of a swept setting that validates best, in the mean over the runs that have it"
+    values = dict.fromkeys(r[key] for r in rows)
+    mean = {v: np.mean([r[metric] for r in rows if r[key] == v]) for v in values}
+    return max(values, key=lambda v: np.nan_to_num(mean[v], nan=-np.inf))
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #5ee6e19e
 def _finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None: # the numbers of a run
@@ -43,10 +56,11 @@ def _finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None
 def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
           dataset:Dataset, config:Protocol, # what every run shares
           grid:dict[str, Sequence], # field -> the values it takes; 'seed' is one of them
-          out:str|Path # a folder per run
+          out:str|Path, # a folder per run
+          method:str|None=None # whose runs these are; None: that of the module
          )->list: # of dicts: the values, metrics, validation, minutes
     "Run a method once for every combination of values"
-    rows, method, grid = [], run.__module__.split('.')[-1], {**grid, 'seed': grid.get('seed', (0,))}
+    rows, method, grid = [], method or run.__module__.split('.')[-1], {**grid, 'seed': grid.get('seed', (0,))}
     for values in product(*grid.values()):
         change = dict(zip(grid, values))
         changed, folder = replace(config, **change), _run_folder(out, change)
@@ -58,7 +72,8 @@ def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
 # %% ../../nbs/11_papers/06_sweeps.ipynb #c09585a4
 def draw_sweep(rows:Sequence[dict], # of `sweep`
                key:str, metric:str='valid', ax='', # of `gentok.figures.axes`, or the title of a new picture
-               log:bool=False # the horizontal axis
+               log:bool=False, # the horizontal axis
+               colour:str='main', label:str|None=None # of the line
               ):
     "A metric against the swept setting"
     values = list(dict.fromkeys(r[key] for r in rows))
@@ -67,8 +82,8 @@ def draw_sweep(rows:Sequence[dict], # of `sweep`
     at = dict(zip(values, values if numbers else range(len(values))))
     means = [np.mean([r[metric] for r in rows if r[key] == v]) for v in values]
     ax = axes(ax, key, metric, w=4, h=2) if isinstance(ax, str) else ax
-    ax.plot(list(at.values()), means, color=palette['main'])
-    ax.plot([at[r[key]] for r in rows], [r[metric] for r in rows], 'o', color=palette['main'], alpha=.6)
+    ax.plot(list(at.values()), means, color=palette[colour], label=label)
+    ax.plot([at[r[key]] for r in rows], [r[metric] for r in rows], 'o', color=palette[colour], alpha=.6)
     if log and numbers: ax.set_xscale('log')
     if log or not numbers: ax.set_xticks(list(at.values()), [str(v) for v in at])
     return ax
@@ -78,7 +93,7 @@ def convergence(curve:Sequence[dict], # of dicts with 'epoch'
                 metric:str='ndcg@10', near:float=.01 # of the best
                )->dict: # 'epoch', 'of' all epochs, 'best'
     "When a run had reached nearly what it ever reached; ValueError if it was never validated"
-    seen = [row for row in curve if metric in row]
+    seen = _judged(curve, metric)
     if not seen: raise ValueError(f'no epoch has {metric!r}, expected one or more; set validate_every.')
     best = max(row[metric] for row in seen)
     epoch = next(row['epoch'] for row in seen if row[metric] >= (1 - near)*best)

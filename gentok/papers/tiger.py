@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +64,8 @@ class RQVAETigerConfig(TigerConfig):
     codebook_size: int = 256 # K
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #ac5d6fed
+_final = .15 # of the learning rate is left in the last epoch of an 'rqvae++', so that neighbouring epochs agree as MTGRec's do
+
 def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it will be fitted on, if it is there
                   )->Tokenizer: # not fitted
     "The tokenizer that the configuration names, whitening to at most 128 directions; ValueError for an unknown one"
@@ -72,7 +74,7 @@ def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it 
     fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs))
     scale = 0 if config.text == 'sasrec' else None  # its vectors are so short that all codes would be near
     known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=scale), fit),
-             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), fit),
+             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), replace(fit, final=_final)),
              'kmeans': lambda: ResidualKMeans(**shape), 'random': lambda: RandomTokenizer(**shape)}
     if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
     return known[config.tokenizer]()

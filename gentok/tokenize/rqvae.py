@@ -6,7 +6,7 @@
 __all__ = ['RQVAEConfig', 'FitConfig', 'RQVAE']
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #9bf3f5b5
-import hashlib, json
+import hashlib, json, math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,11 +74,14 @@ class FitConfig:
     select: str = 'last' # which epoch to use: the 'last', or that of fewest 'collisions'
     measure: int = 20 # epochs between measurements of the collision rate; 0: never
     warm: int = 0 # of the epochs, how many the autoencoder learns alone, before the codebooks are placed
+    final: float = 1. # share of lr in the last epoch, where it falls along a cosine; 1: constant, as in the papers
     def __post_init__(self):
         object.__setattr__(self, 'save_at', tuple(self.save_at))
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
         _at_least(0, weight_decay=self.weight_decay, keep_last=self.keep_last, measure=self.measure, warm=self.warm)
         if not self.lr > 0: raise ValueError(f'lr is {self.lr}; give a positive step, 1e-3 is usual.')
+        if not 0 < self.final <= 1: raise ValueError(
+            f'final is {self.final}, expected a share of lr, more than 0 and at most 1; 1 keeps the rate constant.')
         _one_of(('adamw', 'adagrad'), optimizer=self.optimizer)
         _one_of(('last', 'collisions'), select=self.select)
         if self.select == 'collisions' and not (self.measure and self.epochs//self.measure*self.measure > self.warm):
@@ -250,6 +253,15 @@ def optimizer_of(self:RQVAE)->torch.optim.Optimizer:
     kind = dict(adamw=torch.optim.AdamW, adagrad=torch.optim.Adagrad)[c.optimizer]
     return kind(self.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
 
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #97e06074
+@patch
+def rate(self:RQVAE, epoch:int # from 1
+        )->float:
+    "The learning rate of an epoch: constant, or along a cosine down to `final` of it"
+    c = self.fit_config
+    left = .5*(1 + math.cos(math.pi*(epoch - 1)/max(1, c.epochs - 1)))
+    return c.lr*(c.final + (1 - c.final)*left)
+
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #dcb56e46
 @patch
 def train_epoch(self:RQVAE,
@@ -280,8 +292,9 @@ def _digest_of(x:Tensor, # n d
 @patch
 def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict: # n d, n -> plain JSON
     "All that the numbers of a run depend on: to go on, a run must agree in it"
-    free = {'epochs', 'every', 'keep_last', 'save_at', *(() if self.fit_config.warm else ('warm',))}
-    settings = asdict(self.config) | {k: v for k, v in asdict(self.fit_config).items() if k not in free}
+    c = self.fit_config
+    free = {'every', 'keep_last', 'save_at'} | (set() if c.warm else {'warm'}) | ({'epochs', 'final'} if c.final == 1 else set())
+    settings = asdict(self.config) | {k: v for k, v in asdict(c).items() if k not in free}
     found = dict(tokenizer=type(self).__name__, **settings, data=f'{len(x):,} items, {_digest_of(x, ids)}')
     return json.loads(json.dumps(found))
 
@@ -350,6 +363,7 @@ def learn(self:RQVAE,
     with _run_log('tokenizer', out, self.history, done < epochs) as log:
         for epoch in _progress(done + 1, epochs, self.history):
             if 1 < epoch == self.fit_config.warm + 1: self.settle(inputs, optimizer)
+            for group in optimizer.param_groups: group['lr'] = self.rate(epoch)
             record = dict(epoch=epoch, **self.train_epoch(inputs, optimizer, epoch))
             self.history.append(self.measured(record, inputs, bool(log)))
             log(self.history[-1])
