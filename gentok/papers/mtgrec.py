@@ -32,7 +32,8 @@ from ..ids.vocabulary import Vocabulary
 from .protocol import FittedRecommender, ItemTokenizer, RecommenderSpec, Run
 from .protocol import backbones, finish_run, fit_recommender, _register_run
 from .sweeps import _run_folder, draw_sweep, sweep
-from .tiger import RQVAETigerConfig, _codebooks_of, _coder_of, _final, item_vectors, make_tokenizer, _unique_ids
+from .tiger import RQVAETigerConfig, _codebooks_of, _coder_of, _final, _unique_ids
+from .tiger import item_vectors, make_tokenizer
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
 from ..search.beam import beam_search
@@ -50,7 +51,7 @@ class MtgrecConfig(RQVAETigerConfig):
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
     n_tokenizers: int = 10 # tokenizers; the paper has 15 to 25
     candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
-    fine_tune_epochs: int = 0 # of `epochs`, for each fine-tuning, which stops when validation does; 0: a quarter for all
+    fine_tune_epochs: int = 0 # of `epochs`, for each fine-tuning, at most; 0: a quarter for all
     fine_tune_lr: float = 2e-3 # learning rate of those
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
     stages: tuple = () # epochs between looks at the influence; empty: a third of pre-training, then 2/15 three times
@@ -68,7 +69,8 @@ class MtgrecConfig(RQVAETigerConfig):
     @property
     def tries(self)->int: return self.candidates*max(1, len(self.starts)) # fine-tunings
     @property
-    def fine_tuning_epochs(self)->int: return self.fine_tune_epochs or max(1, self.epochs//(4*max(1, self.tries))) # of each
+    def fine_tuning_epochs(self)->int: # of each
+        return self.fine_tune_epochs or max(1, self.epochs//(4*max(1, self.tries)))
     @property
     def pretraining_epochs(self)->int: return self.epochs - self.fine_tuning_epochs*self.tries # what fine-tuning leaves
     @property
@@ -138,7 +140,7 @@ def _wording_changes(codes:Tensor, # n m l: of m items, by n tokenizers
 def _plan_of(config:MtgrecConfig, epochs:int)->TrainConfig:
     "The protocol's training for a part of its epochs: where weights are averaged, the rate rises for as many as in the whole"
     plan = config.training()
-    share = min(1., plan.warmup*config.epochs/epochs) if plan.average else plan.warmup
+    share = min(1., plan.warmup*config.epochs/epochs) if plan.ema_decay else plan.warmup
     return replace(plan, epochs=epochs, warmup=share)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
@@ -186,7 +188,8 @@ def _candidates_of(split:Split, many:_Many, config:MtgrecConfig, out:Path
     def tuned(start, k):
         weights = weights_at(out/'pretraining', start)
         return _Candidate(start, k, fine_tune(weights, split, many.item_ids[k], c, out/f'tuning-{start}-{k}'))
-    return pretraining, [tuned(start, k) for start in c.all_starts for k in range(c.n_tokenizers - c.candidates, c.n_tokenizers)]
+    latest = range(c.n_tokenizers - c.candidates, c.n_tokenizers)
+    return pretraining, [tuned(start, k) for start in c.all_starts for k in latest]
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #39962350
 class MtgrecResult(NamedTuple):
@@ -244,8 +247,8 @@ def _copy_identifiers(source:Path, out:Path)->None:
         (out/f'{name}.part').rename(out/name)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #5d5a5d15
-_tokenizer_fields = ('text', 'text_dim', 'tokenizer', 'levels', 'codebook_size', 'tokenizer_epochs', 'policy', 'n',
-                     'adjacent')
+_tokenizer_fields = ('text', 'text_dim', 'tokenizer', 'levels', 'codebook_size', 'tokenizer_epochs', 'policy',
+                     'n_tokenizers', 'adjacent')
 
 def _sweep_recommenders(dataset:Dataset, config:MtgrecConfig, # what every run shares
                         grid:dict, out:str|Path # field -> the values it takes; a folder per run

@@ -38,7 +38,7 @@ def _judged(curve:Sequence[dict], metric:str)->list: # of dicts
     "The validated epochs whose weights may be kept: of a run in two parts, those of the second"
     return [row for row in curve if metric in row and not row.get('pretraining')]
 
-# %% ../../nbs/11_papers/06_sweeps.ipynb #5e797d25
+# %% ../../nbs/11_papers/06_sweeps.ipynb #b8015d76
 def _best_value(rows:Sequence[dict], # of `sweep`
                 key:str, metric:str='valid'):
     "The value of a swept setting that validates best, in the mean over the runs that have it"
