@@ -138,7 +138,7 @@ def _wording_changes(codes:Tensor, # n m l: of m items, by n tokenizers
 def _plan_of(config:MtgrecConfig, epochs:int)->TrainConfig:
     "The protocol's training for a part of its epochs: where weights are averaged, the rate rises for as many as in the whole"
     plan = config.training()
-    share = min(1., plan.warmup*config.epochs/epochs) if plan.average else plan.warmup
+    share = min(1., plan.warmup*config.epochs/epochs) if plan.ema_decay else plan.warmup
     return replace(plan, epochs=epochs, warmup=share)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
