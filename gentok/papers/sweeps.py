@@ -30,8 +30,9 @@ def _run_folder(out:str|Path, change:dict # field -> value
 
 def best_validation(curve:list, # of dicts, as in `curve.json`
                     metric:str='ndcg@10')->float:
-    "The largest validation of a run; NaN if there was none"
-    return max((row[metric] for row in curve if metric in row), default=float('nan'))
+    "The largest validation of a run, of its last stage if it has several; NaN if there was none"
+    last = [row for row in curve if row.get('stage') == curve[-1].get('stage')]
+    return max((row[metric] for row in last if metric in row), default=float('nan'))
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #5ee6e19e
 def _finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None: # the numbers of a run
