@@ -173,28 +173,6 @@ def rebuilt(self:JointModel, latent:Tensor)->Tensor: # b d -> b d
     t = self.tokenizer
     return t.decoder(straight_through(latent, sum_of_codewords(t.quantizer, t.quantizer.encode(latent))))
 
-# %% ../../nbs/11_papers/04_etegrec.ipynb #7342c554
-@torch.no_grad()
-def _code_entropy(pair:JointModel, batch:tuple # of `TargetSequences`
-                 )->tuple: # l, l: of the items' choices, and of their histories'
-    "Mean entropy of the distributions that SIA compares, in nats; log K where all codes are equally near"
-    *batch, targets = batch
-    history = pair.recommender['to_latent'](pair.recommender['model'].target_states(*batch).history)
-    both = (pair.tokenizer.quantizer.distances(z) for z in (pair.tokenizer.encoder(pair.items[targets]), history))
-    return tuple(-(p.exp()*p).sum(-1).mean(0) for p in (code_log_probabilities(d, pair.config.sign) for d in both))
-
-def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
-                     )->dict: # name of a term -> lengths on the tokenizer's encoder and on the recommender
-    "How hard each term pulls, not weighted, with both awake"
-    was, parts = (pair.turn, pair.epoch), (pair.tokenizer.encoder, pair.recommender['model'])
-    pair.turn, pair.epoch = 'tokenizer+recommender', pair.config.quiet + 1
-    terms = pair.requires_grad_(True).terms(*batch)
-    pair.turn, pair.epoch = was
-    def length(term, part):
-        found = torch.autograd.grad(term, list(part.parameters()), retain_graph=True, allow_unused=True)
-        return float(sum(g.square().sum() for g in found if g is not None)**.5)
-    return {name: [length(term, part) for part in parts] for name, term in terms.items()}
-
 # %% ../../nbs/11_papers/04_etegrec.ipynb #bd4bf313
 def _joint_model(split:Split, prepared:TokenizedCatalogue,
                  config:EtegrecConfig)->tuple: # Together, TargetSequences, Refresh
@@ -221,6 +199,28 @@ def _train_jointly(split:Split, prepared:TokenizedCatalogue, config:EtegrecConfi
     trainer = Trainer(together, data, plan, out, judge, callback=callback)
     result = trainer.fit()
     return trainer.bare.eval(), refresh.make(trainer.bare), result
+
+# %% ../../nbs/11_papers/04_etegrec.ipynb #7342c554
+@torch.no_grad()
+def _code_entropy(pair:JointModel, batch:tuple # of `TargetSequences`
+                 )->tuple: # l, l: of the items' choices, and of their histories'
+    "Mean entropy of the distributions that SIA compares, in nats; log K where all codes are equally near"
+    *batch, targets = batch
+    history = pair.recommender['to_latent'](pair.recommender['model'].target_states(*batch).history)
+    both = (pair.tokenizer.quantizer.distances(z) for z in (pair.tokenizer.encoder(pair.items[targets]), history))
+    return tuple(-(p.exp()*p).sum(-1).mean(0) for p in (code_log_probabilities(d, pair.config.sign) for d in both))
+
+def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
+                     )->dict: # name of a term -> lengths on the tokenizer's encoder and on the recommender
+    "How hard each term pulls, not weighted, with both awake"
+    was, parts = (pair.turn, pair.epoch), (pair.tokenizer.encoder, pair.recommender['model'])
+    pair.turn, pair.epoch = 'tokenizer+recommender', pair.config.quiet + 1
+    terms = pair.requires_grad_(True).terms(*batch)
+    pair.turn, pair.epoch = was
+    def length(term, part):
+        found = torch.autograd.grad(term, list(part.parameters()), retain_graph=True, allow_unused=True)
+        return float(sum(g.square().sum() for g in found if g is not None)**.5)
+    return {name: [length(term, part) for part in parts] for name, term in terms.items()}
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #2610bc92
 class EtegrecResult(NamedTuple):
