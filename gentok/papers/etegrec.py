@@ -44,6 +44,7 @@ from ..train.scale_out import first_process
 class EtegrecConfig(PaperConfig):
     "TIGER's settings, and how the two learn together"
     text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
+    tokenizer_epochs: int = 3000 # of the tokenizer alone, before: until its loss is flat
     cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
     tune_epochs: int = 0 # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
     tune_lr: float = 5e-4 # learning rate of those
@@ -67,6 +68,8 @@ class EtegrecConfig(PaperConfig):
     def order(self)->tuple: # of `AlternatingOptimization`
         "An epoch of the tokenizer, then the recommender's; or both at once"
         return ('tokenizer', *['recommender']*(self.cycle - 1)) if self.alternate else ('tokenizer+recommender',)*self.cycle
+    @property
+    def whiten(self)->int: return 0 # one scale for all vectors: SQ has to hold its own beside the alignments
     @property
     def recommender_epochs(self)->int: # in which the recommender learns, together and alone
         "What the tokenizer's turns leave of `epochs`"
@@ -113,6 +116,12 @@ class TargetSequences(Sequences):
 class _TargetUserSequences(TargetSequences, UserSequences):
     "The same for whole users, all of whose items but the first are targets"
 
+# %% ../../nbs/11_papers/04_etegrec.ipynb #e29f2861
+def _variance(z:Tensor # n d
+             )->Tensor: # scalar
+    "Mean variance of all directions"
+    return (z - z.mean(0)).square().mean().clamp(min=1e-12)
+
 # %% ../../nbs/11_papers/04_etegrec.ipynb #550f2ec0
 class JointModel(nn.Module):
     "A tokenizer, a recommender, and what each learns in its turn (ETEGRec, equations 17 and 18)"
@@ -130,6 +139,7 @@ class JointModel(nn.Module):
         self.tokenizer = tokenizer
         self.recommender = nn.ModuleDict(dict(model=model, to_latent=to_latent, to_item=to_item))
         self.register_buffer('items', items)
+        self.register_buffer('temperature', _variance(tokenizer.encoder(items).detach()))
         self.config, self.turn, self.epoch = c, 'tokenizer+recommender', 1
 
     def forward(self, *batch:Tensor)->Tensor: # as `TargetSequences` gives it -> scalar
@@ -158,9 +168,14 @@ def alignments(self:JointModel, states:_TargetStates, # n targets
     latent = t.encoder(self.items[rows])
     if c.sia:
         sequence = self.recommender['to_latent'](states.history[once])
-        found['SIA'] = sequence_item_alignment(*map(t.quantizer.distances, (latent, sequence)), c.sign)
+        found['SIA'] = sequence_item_alignment(self.distances(latent), self.distances(sequence), c.sign)
     if c.psa: found['PSA'] = preference_semantic_alignment(self.rebuilt(latent), self.preferences(states)[once])
     return found
+
+@patch
+def distances(self:JointModel, latent:Tensor)->Tensor: # b d -> b l k
+    "Squared distances to all codewords, in units of the latents' variance"
+    return self.tokenizer.quantizer.distances(latent)/self.temperature
 
 @patch
 def preferences(self:JointModel, states:_TargetStates)->Tensor: # n targets -> n d
@@ -207,7 +222,7 @@ def _code_entropy(pair:JointModel, batch:tuple # of `TargetSequences`
     "Mean entropy of the distributions that SIA compares, in nats; log K where all codes are equally near"
     *batch, targets = batch
     history = pair.recommender['to_latent'](pair.recommender['model'].target_states(*batch).history)
-    both = (pair.tokenizer.quantizer.distances(z) for z in (pair.tokenizer.encoder(pair.items[targets]), history))
+    both = (pair.distances(z) for z in (pair.tokenizer.encoder(pair.items[targets]), history))
     return tuple(-(p.exp()*p).sum(-1).mean(0) for p in (code_log_probabilities(d, pair.config.sign) for d in both))
 
 def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
@@ -221,6 +236,17 @@ def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
         found = torch.autograd.grad(term, list(part.parameters()), retain_graph=True, allow_unused=True)
         return float(sum(g.square().sum() for g in found if g is not None)**.5)
     return {name: [length(term, part) for part in parts] for name, term in terms.items()}
+
+# %% ../../nbs/11_papers/04_etegrec.ipynb #74bbf023
+def _flat_since(history:list, # of `RQVAE`: a dict for each epoch
+                window:int=200, change:float=.02 # epochs; share
+               )->int|None: # epoch; None: it is not flat
+    "The first epoch from which the mean loss of a window stays near that of the window before, to the end"
+    loss = torch.tensor([row['reconstruction'] + row['quantisation'] for row in history])
+    means = loss.double().unfold(0, window, 1).mean(1) if len(loss) >= window else loss[:0]
+    moved = (means[window:]/means[:-window] - 1).abs() > change
+    last = int(moved.nonzero()[-1]) + 1 if moved.any() else 0 # the last that moved
+    return None if last >= len(moved) else 2*window + last
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #2610bc92
 class EtegrecResult(NamedTuple):
