@@ -177,12 +177,41 @@ def test_both_alignments_reach_encoder_and_recommender(backbone):
         for part, own in enumerate(('SQ', 'REC')): assert pull[term][part] > .01*pull[own][part] > 0, (term, own, pull)
 
 @both
-def test_unscaled_vectors_would_silence_the_first(backbone):
-    "What the scale is for: as they are, all codes are equally near and the alignment of their distances says a hundredth"
-    loud, quiet = (_gradient_lengths(*scales(backbone, whiten)) for whiten in (0, None))
-    for part in (0, 1): assert quiet['SIA'][part] < .05*loud['SIA'][part]
-    dull, sharp = (_code_entropy(*scales(backbone, whiten))[0][0]/torch.tensor(16.).log() for whiten in (None, 0))
+def test_as_in_the_paper_unscaled_vectors_silence_the_first(backbone):
+    "Read as they are, without a unit for distances, all codes are equally near and the alignment says a hundredth"
+    (loud, batch), (quiet, same_batch) = scales(backbone, 0), scales(backbone, None)
+    quiet.temperature.fill_(1.)
+    sharp, dull = (_code_entropy(pair, b)[0][0]/torch.tensor(16.).log() for pair, b in ((loud, batch), (quiet, same_batch)))
     assert sharp < .9 and dull > .99
+    strong, weak = _gradient_lengths(loud, batch)['SIA'], _gradient_lengths(quiet, same_batch)['SIA']
+    assert all(w < .05*l for w, l in zip(weak, strong))
+
+@pytest.mark.parametrize('growth', (1/32, 8., 32.))
+def test_the_choice_is_as_soft_however_long_the_latents_have_grown(growth):
+    "The same tokenizer with longer latents, as a longer pre-training leaves them"
+    (pair, batch), (grown, _) = scales('decoder', 0), scales('decoder', 0)
+    t = grown.tokenizer
+    with torch.no_grad():
+        for p in (t.encoder[-1].weight, t.encoder[-1].bias, *(book.weight for book in t.quantizer.codebooks)): p.mul_(growth)
+        t.decoder[0].weight.div_(growth)
+    again = etegrec.JointModel(t, grown.recommender['model'], grown.items, grown.config).eval()
+    assert torch.equal(t.quantizer.encode(t.encoder(pair.items)), pair.tokenizer.quantizer.encode(pair.tokenizer.encoder(pair.items)))
+    soft, found = (_code_entropy(p, batch)[0]/torch.tensor(16.).log() for p in (pair, again))
+    torch.testing.assert_close(found, soft, rtol=1e-3, atol=1e-4)
+    assert ((soft > .02) & (soft < .95)).all(), soft
+
+def test_vectors_of_texts_are_scaled_too():
+    assert make_tokenizer(small).config.whiten == make_tokenizer(replace(small, text='sasrec')).config.whiten == 0
+    assert make_tokenizer(tiger.TigerConfig(tokenizer='rqvae')).config.whiten is None
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(.5, 2), min_size=1, max_size=40), st.integers(1, 6), st.floats(.01, .3))
+def test_flat_by_plain_loops(losses, window, change):
+    def moved(e): return abs(sum(losses[e-window:e])/sum(losses[e-2*window:e-window]) - 1) > change
+    ends = range(2*window, len(losses) + 1)
+    wanted = next((e for e in ends if not any(moved(f) for f in range(e, len(losses) + 1))), None)
+    found = etegrec._flat_since([dict(reconstruction=x, quantisation=0.) for x in losses], window, change)
+    assert found == wanted
 
 @both
 def test_rivals_have_the_same_recommender_start_and_budget(backbone, tmp_path, monkeypatch):
