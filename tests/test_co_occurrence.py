@@ -12,7 +12,7 @@ from gentok.data.splits import hold_out, _training_items
 from gentok.data.toyshop import toyshop
 from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment, co_occurrences, _concat_positives, _gather_rows,
                                            info_nce, _neighbours, _training_entries)
-from gentok.train.scale_out import processes_here
+from gentok.train.scale_out import process_state
 from two import torchrun
 
 def shop(histories, n=None):
@@ -194,7 +194,7 @@ def steps(rows, gather, parallel=False):
 
 def each_its_share(folder):
     "Called in both processes: every way to share eight rows, and the gather without its gradient"
-    state = processes_here()
+    state = process_state()
     assert state.num_processes == 2
     for name, (a, b) in shares.items():
         rows = torch.arange(a) if state.process_index == 0 else torch.arange(a, a + b)

@@ -20,7 +20,7 @@ from gentok.train.loop import Trainer
 from test_train import PowerCut, same
 from two import torchrun
 
-small = EtegrecConfig(text='lsa', text_dim=8, levels=2, codebook_size=32, tokenizer_epochs=10, epochs=7, tune_epochs=2, cycle=2, quiet=1, d_model=16, layers=1,
+small = EtegrecConfig(text='lsa', text_dim=8, levels=2, codebook_size=32, tokenizer_epochs=10, epochs=7, fine_tune_epochs=2, cycle=2, alignment_warmup=1, d_model=16, layers=1,
                       batch_size=32, tokenizer_lr=1e-3, sia=.1, psa=.1, beams=10)
 
 both = pytest.mark.parametrize('backbone', ('decoder', 't5'))
@@ -31,13 +31,13 @@ def shop(): return toyshop(n_items=30, n_users=40, domains=1)[0]
 def test_a_plan_is_possible_or_one_sentence(epochs, cycle, tune, alternate):
     possible = cycle >= 2 and epochs - (tune or max(1, epochs//4)) >= cycle
     if not possible:
-        with pytest.raises(ValueError, match=r'^[^.]*\.$'): EtegrecConfig(epochs=epochs, cycle=cycle, tune_epochs=tune, alternate=alternate)
+        with pytest.raises(ValueError, match=r'^[^.]*\.$'): EtegrecConfig(epochs=epochs, cycle=cycle, fine_tune_epochs=tune, alternate=alternate)
         return
-    plan = EtegrecConfig(epochs=epochs, cycle=cycle, tune_epochs=tune, alternate=alternate)
-    assert len(plan.order) == cycle and plan.joint_epochs + plan.tuning_epochs == epochs and plan.tuning_epochs in (tune, max(1, epochs//4))
+    plan = EtegrecConfig(epochs=epochs, cycle=cycle, fine_tune_epochs=tune, alternate=alternate)
+    assert len(plan.order) == cycle and plan.joint_epochs + plan.fine_tuning_epochs == epochs and plan.fine_tuning_epochs in (tune, max(1, epochs//4))
     assert plan.order.count('tokenizer') == (1 if alternate else 0)
     turns = [plan.order[e % cycle] for e in range(plan.joint_epochs)]
-    assert plan.recommender_epochs == plan.tuning_epochs + sum('recommender' in t for t in turns)
+    assert plan.recommender_epochs == plan.fine_tuning_epochs + sum('recommender' in t for t in turns)
 
 def test_no_optimiser_can_shrink_the_items(tmp_path):
     split, strong = leave_one_out(shop()), replace(small, weight_decay=.9)
@@ -88,7 +88,7 @@ def test_switches(change, tmp_path):
     assert len(result.fitted.item_ids.table.unique(dim=0)) == 30
     turns = [row['turn'] for row in result.fitted.result.curve if 'turn' in row]
     if not change.get('alternate', True): assert set(turns) == {'tokenizer+recommender'}
-    assert len(result.fitted.result.curve) == small.joint_epochs + (small.tune_epochs if change.get('end_to_end', True) else small.recommender_epochs)
+    assert len(result.fitted.result.curve) == small.joint_epochs + (small.fine_tune_epochs if change.get('end_to_end', True) else small.recommender_epochs)
 
 def test_no_code_is_moved_by_hand_while_both_learn(tmp_path):
     "A turn moves codes by its gradient; a code that few targets use stays where it is"
@@ -151,7 +151,7 @@ def test_what_a_target_is_aligned_with_knows_nothing_of_it():
 
 @both
 def test_the_loss_is_finite_and_falls(backbone, tmp_path):
-    plan = replace(small, backbone=backbone, epochs=14, lr=5e-3, average=0., dropout=0., sia=1e-3, psa=1e-3)
+    plan = replace(small, backbone=backbone, epochs=14, lr=5e-3, ema_decay=0., dropout=0., sia=1e-3, psa=1e-3)
     curve = _train_jointly(leave_one_out(shop()), tokenize_catalogue(shop(), plan, tmp_path), plan)[2].curve
     assert all(row['loss'] == row['loss'] and row['loss'] < 1e3 for row in curve)
     losses = [row['loss'] for row in curve if row.get('turn') == 'recommender']
@@ -215,7 +215,7 @@ def test_flat_by_plain_loops(losses, window, change):
 
 @both
 def test_rivals_have_the_same_recommender_start_and_budget(backbone, tmp_path, monkeypatch):
-    plan, begun = replace(small, backbone=backbone, epochs=4, tune_epochs=1), {}
+    plan, begun = replace(small, backbone=backbone, epochs=4, fine_tune_epochs=1), {}
     init = Trainer.__init__
     def watched(self, model, data, config, out=None, *rest, **more):
         whole = getattr(model, 'recommender', dict(model=model))['model']
@@ -235,7 +235,7 @@ def test_rivals_have_the_same_recommender_start_and_budget(backbone, tmp_path, m
 
 def leave(out, name):
     plan, folder = replace(small, weight_decay=0.), f'{out}/{name}-prepared'
-    prepared = etegrec.first_process(lambda: tokenize_catalogue(shop(), plan, folder), folder)
+    prepared = etegrec.main_process_first(lambda: tokenize_catalogue(shop(), plan, folder), folder)
     pair, ids, result = _train_jointly(leave_one_out(shop()), prepared, plan)
     save_file({**{k: v.contiguous().clone() for k, v in pair.state_dict().items() if v.dtype.is_floating_point}, 'ids': ids.table.clone(),
                'curve': torch.tensor([row['loss'] for row in result.curve])}, f'{out}/{name}-{os.environ.get("RANK", "0")}.safetensors')

@@ -15,7 +15,7 @@ from gentok.papers.etegrec_figures import _AlignmentDistances, _at_start, _close
 from gentok.papers.tiger import tokenize_catalogue
 from gentok.train.alignment import preference_semantic_alignment
 
-small = EtegrecConfig(text='lsa', text_dim=8, levels=2, codebook_size=32, tokenizer_epochs=10, epochs=4, tune_epochs=2, cycle=2, quiet=0, d_model=16, layers=1,
+small = EtegrecConfig(text='lsa', text_dim=8, levels=2, codebook_size=32, tokenizer_epochs=10, epochs=4, fine_tune_epochs=2, cycle=2, alignment_warmup=0, d_model=16, layers=1,
                       batch_size=32, tokenizer_lr=1e-3, sia=0., psa=1., beams=10)
 
 def shop(): return toyshop(n_items=30, n_users=60, domains=1)[0]

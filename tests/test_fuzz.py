@@ -110,7 +110,7 @@ odd_words = ['', ' ', '-', '--', '---', '=', '--=', '-=1', '-1', '0', '1', '1.5'
              '\U0001f600', '\x00', '1\x002', 'x'*300, 'x'*5000, '9'*5000, ','*5000, '10,'*3000, '('*3000, 'nowhere', 'no/where', 'no/such/model', 'm', 'm/', './m', 'shop', 'goods', 'empty', 'shop/items.csv', 'm/model.safetensors', 'm/config.json',
              'm/items.json', 'histories.csv', 'lists.jsonl', 'some.csv', 'new.csv', 'new.csv/', 'some.csv/x', 'a.parquet', 'a.csv', 'a.', '.csv', '.parquet', '/dev/null', '/dev/null/x', '.', 'loop', 'loop/x', 'pipe', 'https://example.org/m', 'file:///m',
              '-h', '--help', '-k', '-k3', '-k=3', '-kk', '--json', '--json=1', '--no-json', '--no-unseen', '--out', '--model', '--version', '-v', '-p001', '--history', 'time >', 'time > (select 1)', "item = 'x", 'nothing > 1', '1', 'user', 'user,user', 'text,text', 'item']
-work = ('--epochs', '--tokenizer-epochs', '--tune-epochs', '--candidates', '--n', '--n-tokenizers') # as many as are asked for: no slip, and no end
+work = ('--epochs', '--tokenizer-epochs', '--fine-tune-epochs', '--candidates', '--n', '--n-tokenizers') # as many as are asked for: no slip, and no end
 amounts = '99999999999999999999 2147483648 9223372036854775807 9223372036854775808 1e3'.split() + ['9'*5000]
 
 def pick(rng, things): return things[int(rng.integers(len(things)))]

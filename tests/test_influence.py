@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gentok.train.influence import _adam_direction, adam_influence, _even_batches, influence_share, influences, _mean_gradient
+from gentok.train.influence import _adam_direction, adam_influence, _even_batches, influence_overhead, influences, _mean_gradient
 from gentok.train.influence import _measuring, _moments_of, rank_agreement, _shared_out
 from gentok.ids.sequences import Sequences
 from gentok.train.loop import TrainConfig, Trainer
@@ -161,7 +161,7 @@ def test_gradient_of_a_mixture_is_the_mean():
 def test_the_share_is_measured_and_the_trainer_put_back():
     trainer, train, valid = problem()
     before, step = {k: t.clone() for k, t in trainer.tensors().items()}, trainer.progress.step
-    cost = influence_share(trainer, train, valid, epochs=20, sample=16, repeats=3, steps=2)
+    cost = influence_overhead(trainer, train, valid, epochs=20, sample=16, repeats=3, steps=2)
     assert cost.share == pytest.approx(cost.seconds_influence/cost.seconds_training) and cost.low <= cost.spearman <= cost.high
     assert all(torch.equal(t, before[k]) for k, t in trainer.tensors().items()) and trainer.progress.step == step
 

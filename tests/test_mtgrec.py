@@ -23,7 +23,7 @@ from gentok.papers.mtgrec import MtgrecConfig, _Many, _candidates_of, _prepare_m
 from gentok.tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from two import torchrun
 
-small = MtgrecConfig(n=3, levels=2, codebook_size=8, tokenizer_epochs=12, text_dim=8, epochs=5, batch_size=64, candidates=2, tune_epochs=1, stages=(1, 1),
+small = MtgrecConfig(n_tokenizers=3, levels=2, codebook_size=8, tokenizer_epochs=12, text_dim=8, epochs=5, batch_size=64, candidates=2, fine_tune_epochs=1, stages=(1, 1),
                      sample=16, d_model=16, layers=1, validate_every=1, beams=10)
 
 def shop(): return toyshop(n_items=30, n_users=40, domains=1)[0]
@@ -34,15 +34,15 @@ def left(result): return {k: v for k, v in result.metrics.items() if k != 'secon
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 6))
-def test_a_plan_never_exceeds_its_budget(epochs, candidates, tune_epochs, starts, n):
+def test_a_plan_never_exceeds_its_budget(epochs, candidates, fine_tune_epochs, starts, n):
     tries = candidates*max(1, starts)
-    settings = dict(epochs=epochs, candidates=candidates, tune_epochs=tune_epochs, n=n, starts=(1,)*starts)
-    if candidates > n or epochs <= tries*tune_epochs:
+    settings = dict(epochs=epochs, candidates=candidates, fine_tune_epochs=fine_tune_epochs, n=n, starts=(1,)*starts)
+    if candidates > n or epochs <= tries*fine_tune_epochs:
         with pytest.raises(ValueError, match=r'^[^.]*\.$'): MtgrecConfig(**settings)
-    else: assert MtgrecConfig(**settings).pretraining_epochs + tries*tune_epochs == epochs
+    else: assert MtgrecConfig(**settings).pretraining_epochs + tries*fine_tune_epochs == epochs
 
-@pytest.mark.parametrize('wrong, said', [(dict(n=0), 'n is 0'), (dict(candidates=0), 'candidates is 0'), (dict(tune_epochs=-1), 'tune_epochs is -1'),
-                                         (dict(tune_lr=float('nan')), 'tune_lr is nan'), (dict(starts=(0,)), 'starts is (0,)'), (dict(epochs=0), 'epochs is 0')])
+@pytest.mark.parametrize('wrong, said', [(dict(n_tokenizers=0), 'n_tokenizers is 0'), (dict(candidates=0), 'candidates is 0'), (dict(fine_tune_epochs=-1), 'fine_tune_epochs is -1'),
+                                         (dict(fine_tune_lr=float('nan')), 'fine_tune_lr is nan'), (dict(starts=(0,)), 'starts is (0,)'), (dict(epochs=0), 'epochs is 0')])
 def test_a_plan_that_cannot_be_is_one_sentence(wrong, said):
     with pytest.raises(ValueError) as error: MtgrecConfig(**wrong)
     assert said in str(error.value) and str(error.value).endswith('.')
@@ -52,7 +52,7 @@ def test_every_step_is_in_the_budget(backbone, tmp_path):
     "As many optimiser steps, over all candidates, as the protocol has epochs; whichever recommender it is"
     split, base = leave_one_out(shop()), replace(small, backbone=backbone)
     epoch = len(backbones[backbone][1](split.train, torch.zeros(31, 2, dtype=torch.long), base.batch_size))
-    for config in (base, replace(base, starts=(1, 2), epochs=6, candidates=1, n=2), replace(base, pretrain=False)):
+    for config in (base, replace(base, starts=(1, 2), epochs=6, candidates=1, n_tokenizers=2), replace(base, pretrain=False)):
         home = tmp_path/str(hash(config))
         pretraining, tried = _candidates_of(split, _prepare_many(shop(), config, home), config, home)
         steps = sum(r.steps for r in (pretraining, *(c.fitted.result for c in tried)) if r)
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_everything(tmp_path):
 
 # ---------------------------------------------------------------- faults
 
-words = ['epochs=5', 'n=3', 'levels=2', 'codebook_size=8', 'tokenizer_epochs=12', 'text_dim=5', 'batch_size=16', 'candidates=2', 'tune_epochs=1', 'stages=1,1',
+words = ['epochs=5', 'n_tokenizers=3', 'levels=2', 'codebook_size=8', 'tokenizer_epochs=12', 'text_dim=5', 'batch_size=16', 'candidates=2', 'fine_tune_epochs=1', 'stages=1,1',
          'sample=16', 'd_model=16', 'layers=1', 'validate_every=1', 'beams=10']
 
 @pytest.fixture(scope='module')

@@ -126,8 +126,8 @@ def test_items_known_by_behaviour_cannot_be_new(shop):
     rec = gentok.fit('tiger', shop, text='sasrec', **{k: v for k, v in tiny.items() if k != 'text_dim'})
     with pytest.raises(ValueError, match='knows its items by behaviour'): rec.update(pl.DataFrame(dict(item=['new'], text=['x'])))
 
-@pytest.mark.parametrize('method, more', [('mtgrec', dict(n=2, tune_epochs=1, stages=(1,))), ('etegrec', dict(text='lsa', cycle=2, epochs=3, tune_epochs=1)),
-    ('unitok', dict(tokenizer_warm=10)), ('utgrec', dict(width=16, tokenizer_epochs=4, tuning_epochs=1, tokenizer_warm=2, patch=0, pretraining=False))])
+@pytest.mark.parametrize('method, more', [('mtgrec', dict(n_tokenizers=2, fine_tune_epochs=1, stages=(1,))), ('etegrec', dict(text='lsa', cycle=2, epochs=3, fine_tune_epochs=1)),
+    ('unitok', dict(tokenizer_warm=10)), ('utgrec', dict(width=16, tokenizer_epochs=4, fine_tuning_epochs=1, tokenizer_warm=2, patch=0, pretraining=False))])
 def test_every_method_takes_new_items(shop, method, more, tmp_path):
     given = {k: v for k, v in {**tiny, **more}.items() if k in gentok.config_of(method).__dataclass_fields__}
     rec = gentok.fit(method, shop, tmp_path, **given)

@@ -50,7 +50,7 @@ def validate(model, process, processes):
     model.eval()
     with torch.no_grad(): return {'n': len(index), 'score': -model(*data.batch(index)).item()*len(index)}
 
-config = TrainConfig(epochs=20, batch_size=16, lr=.02, patience=30, validate_every=3, precision='float32', checkpoint_seconds=0, average=.9)
+config = TrainConfig(epochs=20, batch_size=16, lr=.02, patience=30, validate_every=3, precision='float32', checkpoint_seconds=0, ema_decay=.9)
 short = replace(config, epochs=4, validate_every=1)
 
 def train(out, config=config, kind=Trainer):

@@ -18,7 +18,7 @@ from gentok.tokenize.utgrec_parts import _content_of, _two_groups
 from two import torchrun
 
 small = LightConfig(width=16, heads=2, text_layers=0, image_layers=0, joint_layers=1, max_tokens=8, size=16, patch=8)
-sizes, plan = UTGRecTokenizerConfig(sizes=(4, 6), width=8, patch=8, codes=20.), UTGRecFitConfig(epochs=3, batch_size=10, warm=4, lr=3e-3)
+sizes, plan = UTGRecTokenizerConfig(sizes=(4, 6), width=8, patch=8, codebook_weight=20.), UTGRecFitConfig(epochs=3, batch_size=10, warm=4, lr=3e-3)
 shops = toyshop(n_items=10, n_users=30, domains=3)
 vectors = TextEncoder('lsa', 6).fit([t for s in shops for t in s.catalogue.text])
 tables = {s.name: _items_of(s.catalogue, vectors.embed(s.catalogue)) for s in shops}
@@ -104,7 +104,7 @@ def test_another_run_does_not_go_on(items, near, tmp_path):
     one = replace(plan, epochs=1, warm=1)
     UTGRecTokenizer(sizes, one, small).fit(items, tmp_path, near)
     for said, other, table in (('encoder', UTGRecTokenizer(sizes, one, replace(small, dropout=.2)), items),
-                               ('codes', UTGRecTokenizer(replace(sizes, codes=1.), one, small), items),
+                               ('codes', UTGRecTokenizer(replace(sizes, codebook_weight=1.), one, small), items),
                                ('items', UTGRecTokenizer(sizes, one, small), items[::-1])):
         with pytest.raises(ValueError, match=f'a run with {said}'): other.fit(table, tmp_path, near)
 
@@ -147,7 +147,7 @@ def test_pictures_may_be_missing(items, near):
 @pytest.mark.parametrize('changes, names', [
     (dict(mu=0), ['text', 'picture', 'codes', 'text of neighbour', 'picture of neighbour']),
     (dict(eta=0), ['text', 'picture', 'codes', 'alignment']), (dict(patch=0), ['text', 'codes', 'text of neighbour', 'alignment']),
-    (dict(alpha=0, codes=0), ['text', 'text of neighbour', 'alignment']), (dict(eta=0, mu=0, alpha=0, codes=0), ['text'])])
+    (dict(alpha=0, codebook_weight=0), ['text', 'text of neighbour', 'alignment']), (dict(eta=0, mu=0, alpha=0, codebook_weight=0), ['text'])])
 def test_what_weighs_nothing_is_not_computed(items, changes, names, monkeypatch):
     t, calls = made(items, **changes), []
     forward = t.encoder.forward
@@ -202,7 +202,7 @@ def test_the_loss_is_what_the_terms_say(items):
     def terms(**weights):
         t.config = replace(sizes, **weights)
         return t.losses(own, other, torch.Generator().manual_seed(3))
-    one, two = terms(), terms(alpha=6., codes=40., mu=.02)
+    one, two = terms(), terms(alpha=6., codebook_weight=40., mu=.02)
     for name, factor in (('text', 1), ('codes', 2), ('alignment', 2)): assert torch.allclose(two[name], factor*one[name])
     assert torch.allclose(one['codes'], 20*t.quantizer(t.residuals(items[:6])).loss, rtol=1e-4)
 
@@ -211,7 +211,7 @@ def test_the_loss_is_what_the_terms_say(items):
 def test_tuning_leaves_E_and_moves_W(fitted, tmp_path):
     table, positives = new_domain()
     before = {name: t.clone() for name, t in fitted.state_dict().items()}
-    tuned = fitted.tune(table, plan, tmp_path, positives)
+    tuned = fitted.fine_tune(table, plan, tmp_path, positives)
     again = UTGRecTokenizer.from_pretrained(tmp_path)
     assert all(torch.equal(t, before[name]) for name, t in fitted.state_dict().items())
     for t in (tuned, again):
@@ -223,22 +223,22 @@ def test_tuning_leaves_E_and_moves_W(fitted, tmp_path):
 def test_full_fine_tuning_moves_E_of_a_frozen_one_too(fitted, tmp_path):
     table, positives = new_domain()
     one = replace(plan, epochs=1)
-    free = fitted.tune(table, one, positives=positives, frozen=False)
+    free = fitted.fine_tune(table, one, positives=positives, frozen=False)
     assert all(not torch.equal(a.E, b.E) for a, b in zip(free.quantizer.books, fitted.quantizer.books))
-    frozen = fitted.tune(table, one, positives=positives)
-    thawed = frozen.tune(table, one, tmp_path, positives, frozen=False)
+    frozen = fitted.fine_tune(table, one, positives=positives)
+    thawed = frozen.fine_tune(table, one, tmp_path, positives, frozen=False)
     assert all(not torch.equal(a.E, b.E) and not a.frozen for a, b in zip(thawed.quantizer.books, frozen.quantizer.books))
     assert same(UTGRecTokenizer.from_pretrained(tmp_path), thawed)
 
 def test_tuning_goes_on_where_it_was_killed(fitted, tmp_path):
     table, positives = new_domain()
-    whole = fitted.tune(table, plan, positives=positives)
-    fitted.tune(table, plan, tmp_path/'done', positives)
+    whole = fitted.fine_tune(table, plan, positives=positives)
+    fitted.fine_tune(table, plan, tmp_path/'done', positives)
     shutil.copytree(tmp_path/'done'/'training', tmp_path/'cut'/'training')
     shutil.rmtree(tmp_path/'cut'/'training'/'step-0000000003')
-    rest = fitted.tune(table, plan, tmp_path/'cut', positives)
+    rest = fitted.fine_tune(table, plan, tmp_path/'cut', positives)
     assert same(rest, whole) and rest.history == whole.history
-    with pytest.raises(ValueError, match='a run with weights'): whole.tune(table, plan, tmp_path/'cut', positives)
+    with pytest.raises(ValueError, match='a run with weights'): whole.fine_tune(table, plan, tmp_path/'cut', positives)
 
 # ---------------------------------------------------------------- what is refused
 
@@ -251,9 +251,9 @@ def test_refused_in_one_sentence(fitted, items, near):
                        (lambda: UTGRecTokenizer(sizes, replace(plan, warm=999), small).fit(items, positives=near), 'nothing would ever be quantised'),
                        (lambda: UTGRecTokenizer(sizes, plan, small).encode(items), 'not been fitted'),
                        (lambda: UTGRecTokenizer(replace(sizes, levels=4), plan, fitted.encoder).fit(items, positives=near), '3 states'),
-                       (lambda: fitted.encode(plain), 'items_of'), (lambda: fitted.tune(items, plan), 'co_occurrences'),
+                       (lambda: fitted.encode(plain), 'items_of'), (lambda: fitted.fine_tune(items, plan), 'co_occurrences'),
                        (lambda: fitted.decode(torch.tensor([[9, 0, 0]])), 'outside'), (lambda: UTGRecTokenizerConfig(sizes=(1, 2, 3, 4)), 'one for each level'),
-                       (lambda: UTGRecTokenizerConfig(levels=1), 'at least 2'), (lambda: UTGRecFitConfig(fall='off'), 'linear')):
+                       (lambda: UTGRecTokenizerConfig(levels=1), 'at least 2'), (lambda: UTGRecFitConfig(lr_decay='off'), 'linear')):
         with pytest.raises(ValueError, match=said) as e: call()
         assert '\n' not in str(e.value)
 
@@ -312,7 +312,7 @@ def leave(folder, n=20, **changes):
     if n < 20: shared, near = shared[:n], Positives(torch.arange(n), torch.arange(n + 1))
     c, f = replace(sizes, patch=0, **changes), replace(plan, epochs=4, batch_size=7, revive=False)
     t = UTGRecTokenizer(c, f, replace(small, dropout=0.)).across().fit(shared, f'{folder}/first', near)
-    new = t.tune(*new_domain()[:1], replace(f, epochs=2), f'{folder}/second', new_domain()[1])
+    new = t.fine_tune(*new_domain()[:1], replace(f, epochs=2), f'{folder}/second', new_domain()[1])
     losses = torch.tensor([[row['text'], row['alignment'], row['codes']] for row in [*t.history, *new.history]])
     save_file({'losses': losses, **{f'{name}/{key}': v.float().contiguous() for name, m in (('first', t), ('second', new)) for key, v in m.state_dict().items()}}, f'{folder}/{k}.safetensors')
 

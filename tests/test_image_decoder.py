@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from gentok.tokenize.picture_decoder import PictureDecoder, _hidden_patches
+from gentok.tokenize.image_decoder import ImageDecoder, _hidden_patches
 from gentok.tokenize.text_decoder import _BidirectionalLayer
 
 # ---------------------------------------------------------------- what is hidden
@@ -32,7 +32,7 @@ def test_shares_that_cannot_be():
 # ---------------------------------------------------------------- the decoder
 
 def made(share=1., seed=0, b=4, p=9):
-    decoder, draw = PictureDecoder(_BidirectionalLayer(16, 4, 2), 5, share).double(), torch.Generator().manual_seed(seed)
+    decoder, draw = ImageDecoder(_BidirectionalLayer(16, 4, 2), 5, share).double(), torch.Generator().manual_seed(seed)
     for w in decoder.parameters(): w.data = .5*torch.randn(w.shape, generator=draw, dtype=w.dtype)
     states, latents = (torch.randn(s, generator=draw, dtype=torch.float64) for s in ((b, 3, 16), (b, p, 5)))
     return decoder, states, latents, torch.tensor([True, False, True, True])
@@ -93,7 +93,7 @@ def test_hidden_patches_differ_by_their_place():
 
 def test_start():
     torch.manual_seed(0)
-    decoder = PictureDecoder(_BidirectionalLayer(512, 4, 2))
+    decoder = ImageDecoder(_BidirectionalLayer(512, 4, 2))
     assert decoder.patch.weight.shape == (512, 16) and abs(decoder.mask.std() - .02) < .002
     assert abs(decoder.patch.weight.std() - .02) < .002 and not decoder.patch.bias.any()
 
@@ -109,7 +109,7 @@ def test_sizes_that_do_not_fit(states, latents):
     with pytest.raises(ValueError, match=r'give \(b, l, 16\) and \(b, p, 5\)'): made()[0](torch.randn(states), torch.randn(latents))
 
 def test_half_precision():
-    decoder, (states, latents) = PictureDecoder(_BidirectionalLayer(16, 4, 2), 5), torch.randn(2, 4, 6, 16).unbind()
+    decoder, (states, latents) = ImageDecoder(_BidirectionalLayer(16, 4, 2), 5), torch.randn(2, 4, 6, 16).unbind()
     latents = latents[..., :5]
     z = decoder(states, latents).z
     with torch.autocast('cpu', dtype=torch.bfloat16): mixed = decoder(states, latents).z
