@@ -104,7 +104,7 @@ def test_another_run_does_not_go_on(items, near, tmp_path):
     one = replace(plan, epochs=1, warm=1)
     UTGRecTokenizer(sizes, one, small).fit(items, tmp_path, near)
     for said, other, table in (('encoder', UTGRecTokenizer(sizes, one, replace(small, dropout=.2)), items),
-                               ('codes', UTGRecTokenizer(replace(sizes, codebook_weight=1.), one, small), items),
+                               ('codebook_weight', UTGRecTokenizer(replace(sizes, codebook_weight=1.), one, small), items),
                                ('items', UTGRecTokenizer(sizes, one, small), items[::-1])):
         with pytest.raises(ValueError, match=f'a run with {said}'): other.fit(table, tmp_path, near)
 

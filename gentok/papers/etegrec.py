@@ -17,21 +17,23 @@ from torch import Tensor, nn
 
 from ..data.dataset import Dataset
 from ..store.files import _tensor_digest
-from ..data.splits import Split
+from ..data.splits import Examples, Split
 from ..evaluate.full_ranking import Evaluation, Validation
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import fine_tune
-from .protocol import FittedRecommender, ItemTokenizer, finish_run, fit_recommender, start_run
-from .tiger import RQVAETigerConfig, TokenizedCatalogue, _coder_of, tokenize_catalogue, _unique_ids
+from .protocol import FittedRecommender, ItemTokenizer, RecommenderSpec
+from .protocol import backbones, finish_run, fit_recommender, start_run
+from .tiger import RQVAETigerConfig, TokenizedCatalogue, _codebooks_of, _coder_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
-from ..recommend.t5 import GenerativeRecommender, RecommenderConfig, _initialise_normal, _tied_names
+from ..recommend.decoder_only import UserSequences
+from ..recommend.t5 import RecommenderConfig, SemanticIDModel, _TargetStates, _initialise_normal, _tied_names
 from ..tokenize.rqvae import RQVAE
 from ..tokenize.tokenizer import sum_of_codewords
-from ..train.alignment import preference_semantic_alignment, sequence_item_alignment
+from ..train.alignment import code_log_probabilities, preference_semantic_alignment, sequence_item_alignment
 from ..train.alternating import _IdentifierRefresh, AlternatingOptimization
 from ..train.loop import Trainer
 from ..train.preference_semantic import _first_occurrence
@@ -41,8 +43,8 @@ from ..train.scale_out import main_process_first
 @dataclass(frozen=True)
 class EtegrecConfig(RQVAETigerConfig):
     "TIGER's settings, and how the two learn together"
-    backbone: str = 't5' # its alignments read an encoder beside a decoder, so there is no other
     text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
+    tokenizer_epochs: int = 3000 # of the tokenizer alone, before: until its loss is flat
     cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
     fine_tune_epochs: int = 0 # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
     fine_tune_lr: float = 5e-4 # learning rate of those
@@ -66,16 +68,21 @@ class EtegrecConfig(RQVAETigerConfig):
     def order(self)->tuple: # of `AlternatingOptimization`
         "An epoch of the tokenizer, then the recommender's; or both at once"
         return ('tokenizer', *['recommender']*(self.cycle - 1)) if self.alternate else ('tokenizer+recommender',)*self.cycle
+    @property
+    def whiten(self)->int: return 0 # one scale for all vectors: SQ has to hold its own beside the alignments
+    @property
+    def recommender_epochs(self)->int: # in which the recommender learns, together and alone
+        "What the tokenizer's turns leave of `epochs`"
+        return AlternatingOptimization(self.order).had('recommender', self.joint_epochs) + self.fine_tuning_epochs
     def recommender(self)->RecommenderConfig:
-        "The protocol's sizes, with a softmax per level and matrices of one spread"
-        return replace(super().recommender(), per_level=True, spread=.02)
+        "The protocol's; a T5 has a softmax per level and matrices of one spread, as published"
+        found = super().recommender()
+        return replace(found, per_level=True, spread=.02) if self.backbone == 't5' else found
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #13a23630
 def _check_plan(config:EtegrecConfig)->None:
     "A `ValueError` for a plan that cannot be carried out"
     c = config
-    if c.backbone != 't5': raise ValueError(
-        f"backbone is {c.backbone!r}, expected 't5': ETEGRec aligns what an encoder makes of the history with what its decoder wants.")
     if c.cycle < 2: raise ValueError(f'cycle is {c.cycle}, expected 2 or more: an epoch of the tokenizer and at least one of the recommender.')
     if c.fine_tune_epochs < 0 or c.joint_epochs < c.cycle: raise ValueError(
         f'of {c.epochs} epochs {c.fine_tuning_epochs} are for the end, which leaves {c.joint_epochs} for learning together, expected {c.cycle} or more; '
@@ -87,60 +94,93 @@ def _check_plan(config:EtegrecConfig)->None:
     if c.sign not in (-1, 1): raise ValueError(f'sign is {c.sign}, expected -1, or +1 as in the published code.')
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #c0585e6c
+def _targets_of(examples:Examples, index:Tensor, # b: example numbers
+               counts:Tensor|None=None # of every example: how many items at its end are targets; None: one
+              )->Tensor: # n: rows of the catalogue, those of an example from the oldest on
+    "The items that some examples teach"
+    n, last = torch.ones_like(index) if counts is None else counts[index], examples.stop[index]
+    within = torch.arange(int(n.sum())) - (n.cumsum(0) - n).repeat_interleave(n)
+    return examples.items[(last - n + 1).repeat_interleave(n) + within]
+
+# %% ../../nbs/11_papers/04_etegrec.ipynb #efbd6726
 class TargetSequences(Sequences):
     "Batches that also say which items their targets are; their tokens may change between epochs"
-    def batch(self, index:Tensor)->tuple: # inputs b t, labels b l, targets b
+    counts = None # one target for each example
+    def batch(self, index:Tensor)->tuple: # inputs b t, labels b l, (counts b,) targets n
         "The tokens of some examples, and their targets"
-        return *super().batch(index), self.examples.items[self.examples.stop[index]]
+        return *super().batch(index), _targets_of(self.examples, index, self.counts)
     @property
     def digest(self)->str: # of the histories alone
-        return _tensor_digest(self.examples.items, self.examples.start, self.examples.stop)
+        return _tensor_digest(self.examples.items, self.examples.start, self.examples.stop, self.counts)
+
+class _TargetUserSequences(TargetSequences, UserSequences):
+    "The same for whole users, all of whose items but the first are targets"
+
+# %% ../../nbs/11_papers/04_etegrec.ipynb #e29f2861
+def _variance(z:Tensor # n d
+             )->Tensor: # scalar
+    "Mean variance of all directions"
+    return (z - z.mean(0)).square().mean().clamp(min=1e-12)
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #550f2ec0
 class JointModel(nn.Module):
     "A tokenizer, a recommender, and what each learns in its turn (ETEGRec, equations 17 and 18)"
     def __init__(self, tokenizer:RQVAE, # fitted
-                 model:GenerativeRecommender, items:Tensor, # n d: what the tokenizer encodes
+                 model:SemanticIDModel, # either backbone
+                 items:Tensor, # n d: what the tokenizer encodes
                  config:EtegrecConfig):
         super().__init__()
         width, c = model.config.d_model, config
         with torch.random.fork_rng():
             torch.manual_seed(c.seed)
             sizes = tokenizer.quantizer.dim, items.shape[1]
-            to_latent, to_item = (_initialise_normal(nn.Linear(width, n), model.config.spread) for n in sizes)
+            to_latent, to_item = (_initialise_normal(nn.Linear(width, n), .02) for n in sizes)
         for part in (to_latent, to_item): nn.init.zeros_(part.bias)
         self.tokenizer = tokenizer
         self.recommender = nn.ModuleDict(dict(model=model, to_latent=to_latent, to_item=to_item))
         self.register_buffer('items', items)
+        self.register_buffer('temperature', _variance(tokenizer.encoder(items).detach()))
         self.config, self.turn, self.epoch = c, 'tokenizer+recommender', 1
 
-    def forward(self, inputs:Tensor, labels:Tensor, targets:Tensor)->Tensor: # b t, b l, b -> scalar
+    def forward(self, *batch:Tensor)->Tensor: # as `TargetSequences` gives it -> scalar
         "The loss of whoever learns"
-        aligned = self.epoch > self.config.alignment_warmup and (self.config.sia or self.config.psa)
-        states = self.recommender['model'].states(inputs, labels) if aligned or 'recommender' in self.turn else None
-        once, loss, t = _first_occurrence(targets), 0., self.tokenizer
-        if 'recommender' in self.turn: loss = self.recommender['model'].written(states.decoder, labels)
+        weights = dict(SIA=self.config.sia, PSA=self.config.psa)
+        return sum(weights.get(name, 1.)*term for name, term in self.terms(*batch).items())
+
+    def terms(self, *batch:Tensor)->dict[str, Tensor]: # as above -> scalars, not weighted
+        "What counts in this turn and epoch: REC and SQ of whoever learns, and both alignments"
+        *batch, targets = batch
+        c, model, t, found = self.config, self.recommender['model'], self.tokenizer, {}
+        aligned, once = self.epoch > c.alignment_warmup and (c.sia or c.psa), _first_occurrence(targets)
+        states = model.target_states(*batch) if aligned or 'recommender' in self.turn else None
+        if 'recommender' in self.turn: found['REC'] = model.written(states.hidden.flatten(0, 1), states.labels)
         rows = targets[once]
-        if 'tokenizer' in self.turn: loss = loss + sum(t.losses(self.items[rows], rows).values())
-        return loss + self.alignment(inputs, states, once, rows) if aligned else loss
+        if 'tokenizer' in self.turn: found['SQ'] = sum(t.losses(self.items[rows], rows).values())
+        return found | self.alignments(states, once, rows) if aligned else found
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #47b7fe5b
 @patch
-def alignment(self:JointModel, inputs:Tensor, states, once:Tensor, rows:Tensor)->Tensor: # b t, of b, u, u -> scalar
-    "Both alignments, weighted"
-    c, part = self.config, self.recommender
-    seen = (inputs[once] >= part['model'].vocabulary.offsets[0])[..., None]  # codes, neither padding nor the end
-    mean = (states.encoder[once]*seen).sum(1)/seen.sum(1)
-    latent = self.tokenizer.encoder(self.items[rows])
-    near = [self.tokenizer.quantizer.distances(z) for z in (latent, part['to_latent'](mean))]
-    total = c.sia*sequence_item_alignment(*near, c.sign) if c.sia else 0.
-    if not c.psa: return total
-    return total + c.psa*preference_semantic_alignment(self.rebuilt(latent), self.preferences(states, once))
+def alignments(self:JointModel, states:_TargetStates, # n targets
+               once:Tensor, rows:Tensor # u: places among the n, and their items
+              )->dict[str, Tensor]: # scalars, not weighted
+    "Those of the alignments that have a weight: SIA (equation 15), PSA (equation 16)"
+    c, t, found = self.config, self.tokenizer, {}
+    latent = t.encoder(self.items[rows])
+    if c.sia:
+        sequence = self.recommender['to_latent'](states.history[once])
+        found['SIA'] = sequence_item_alignment(self.distances(latent), self.distances(sequence), c.sign)
+    if c.psa: found['PSA'] = preference_semantic_alignment(self.rebuilt(latent), self.preferences(states)[once])
+    return found
 
 @patch
-def preferences(self:JointModel, states, rows:Tensor)->Tensor: # of `GenerativeRecommender.states`, b -> b d
-    "What the decoder wants before it has written anything, as wide as items"
-    return self.recommender['to_item'](states.decoder.unflatten(0, (len(states.encoder), -1))[rows, 0])
+def distances(self:JointModel, latent:Tensor)->Tensor: # b d -> b l k
+    "Squared distances to all codewords, in units of the latents' variance"
+    return self.tokenizer.quantizer.distances(latent)/self.temperature
+
+@patch
+def preferences(self:JointModel, states:_TargetStates)->Tensor: # n targets -> n d
+    "What the recommender wants before it has written anything, as wide as items"
+    return self.recommender['to_item'](states.hidden[:, 0])
 
 @patch
 def rebuilt(self:JointModel, latent:Tensor)->Tensor: # b d -> b d
@@ -152,11 +192,13 @@ def rebuilt(self:JointModel, latent:Tensor)->Tensor: # b d -> b d
 def _joint_model(split:Split, prepared:TokenizedCatalogue,
                  config:EtegrecConfig)->tuple: # Together, TargetSequences, Refresh
     "A fitted tokenizer, a new recommender, and the identifiers that both begin with"
-    vocabulary, p = Vocabulary(prepared.item_ids.sizes), prepared
+    vocabulary, p, (kind, reads) = Vocabulary(prepared.item_ids.sizes), prepared, backbones[config.backbone]
     for book in p.tokenizer.quantizer.codebooks: book.revival = None  # a turn moves codes by its gradient alone
-    model = GenerativeRecommender(vocabulary, config.recommender(), config.seed)
+    model = kind(vocabulary, config.recommender(), config.seed)
+    if config.codeword_init: model.start_at_codewords(_codebooks_of(p.tokenizer), config.codeword_init, config.seed)
     with torch.no_grad(): together = JointModel(p.tokenizer, model, p.tokenizer.inputs(p.table.matrix), config)
-    data = TargetSequences(split.train, item_tokens(p.item_ids, vocabulary), config.batch_size, config.seed)
+    reads = {Sequences: TargetSequences, UserSequences: _TargetUserSequences}[reads]
+    data = reads(split.train, item_tokens(p.item_ids, vocabulary), config.batch_size, config.seed)
     def made(pair): return _unique_ids(pair.tokenizer, p.table, config.policy, config.seed)
     return together, data, _IdentifierRefresh(data, made).take(p.item_ids)
 
@@ -173,6 +215,39 @@ def _train_jointly(split:Split, prepared:TokenizedCatalogue, config:EtegrecConfi
     result = trainer.fit()
     return trainer.bare.eval(), refresh.make(trainer.bare), result
 
+# %% ../../nbs/11_papers/04_etegrec.ipynb #7342c554
+@torch.no_grad()
+def _code_entropy(pair:JointModel, batch:tuple # of `TargetSequences`
+                 )->tuple: # l, l: of the items' choices, and of their histories'
+    "Mean entropy of the distributions that SIA compares, in nats; log K where all codes are equally near"
+    *batch, targets = batch
+    history = pair.recommender['to_latent'](pair.recommender['model'].target_states(*batch).history)
+    both = (pair.distances(z) for z in (pair.tokenizer.encoder(pair.items[targets]), history))
+    return tuple(-(p.exp()*p).sum(-1).mean(0) for p in (code_log_probabilities(d, pair.config.sign) for d in both))
+
+def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
+                     )->dict: # name of a term -> lengths on the tokenizer's encoder and on the recommender
+    "How hard each term pulls, not weighted, with both awake"
+    was, parts = (pair.turn, pair.epoch), (pair.tokenizer.encoder, pair.recommender['model'])
+    pair.turn, pair.epoch = 'tokenizer+recommender', pair.config.alignment_warmup + 1
+    terms = pair.requires_grad_(True).terms(*batch)
+    pair.turn, pair.epoch = was
+    def length(term, part):
+        found = torch.autograd.grad(term, list(part.parameters()), retain_graph=True, allow_unused=True)
+        return float(sum(g.square().sum() for g in found if g is not None)**.5)
+    return {name: [length(term, part) for part in parts] for name, term in terms.items()}
+
+# %% ../../nbs/11_papers/04_etegrec.ipynb #74bbf023
+def _flat_since(history:list, # of `RQVAE`: a dict for each epoch
+                window:int=200, change:float=.02 # epochs; share
+               )->int|None: # epoch; None: it is not flat
+    "The first epoch from which the mean loss of a window stays near that of the window before, to the end"
+    loss = torch.tensor([row['reconstruction'] + row['quantisation'] for row in history])
+    means = loss.double().unfold(0, window, 1).mean(1) if len(loss) >= window else loss[:0]
+    moved = (means[window:]/means[:-window] - 1).abs() > change
+    last = int(moved.nonzero()[-1]) + 1 if moved.any() else 0 # the last that moved
+    return None if last >= len(moved) else 2*window + last
+
 # %% ../../nbs/11_papers/04_etegrec.ipynb #2610bc92
 class EtegrecResult(NamedTuple):
     "What a run leaves: the fields of `Result`, and what led to it"
@@ -187,10 +262,12 @@ class EtegrecResult(NamedTuple):
 
 def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds, config:EtegrecConfig,
                       out:Path)->FittedRecommender:
-    "The recommender alone: on from what it has learnt, or from the beginning"
-    if not config.end_to_end: return fit_recommender(split, item_ids, config, out/'alone')
-    weights = {k: v for k, v in pair.recommender['model'].state_dict().items() if k not in _tied_names(pair.recommender['model'])}
-    return fine_tune(weights, split, item_ids, config, out/'tuning')
+    "The recommender alone: on from what it has learnt, or a new one for as many epochs in all"
+    model, c = pair.recommender['model'], config
+    weights = {k: v for k, v in model.state_dict().items() if k not in _tied_names(model)}
+    if c.end_to_end: return fine_tune(weights, split, item_ids, c, out/'tuning')
+    plan = replace(c.training(), epochs=c.recommender_epochs)
+    return fit_recommender(split, item_ids, c, out/'alone', RecommenderSpec(training=plan, codebooks=_codebooks_of(pair.tokenizer)))
 
 def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues
@@ -203,7 +280,7 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
     prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config, out), out)
     pair, item_ids, result = _train_jointly(split, prepared, config, out/'together')
     fitted = _tune_recommender(split, pair, item_ids, config, out)
-    later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch']) for row in fitted.result.curve]
+    later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch'], stage='alone') for row in fitted.result.curve]
     way = fitted.result._replace(curve=result.curve + later)
     seconds, health = prepared.seconds + result.seconds + fitted.result.seconds, pair.tokenizer.health(prepared.table)
     coder = _coder_of(job.dataset, config, pair.tokenizer)

@@ -55,7 +55,7 @@ def _alignment_distances(pair:JointModel, # of a run
     batch = batch_tokens(examples, everyone, item_tokens(item_ids, model.vocabulary))
     items, own = examples.targets.unique(return_inverse=True)
     semantics = pair.rebuilt(pair.tokenizer.encoder(pair.items[items]))
-    preferences = pair.preferences(model.states(*batch), everyone)
+    preferences = pair.preferences(model.target_states(*batch))
     pair.train(was)
     return _AlignmentDistances(semantics, preferences, items, own)
 

@@ -209,7 +209,7 @@ def _joined_curve(pretraining:TrainResult|None, best:_Candidate)->FittedRecommen
     if pretraining is None: return best.fitted
     result, start = best.fitted.result, best.start
     later = [dict(row, epoch=start + row['epoch']) for row in result.curve]
-    first = [dict(row, pretraining=True) for row in pretraining.curve[:start]]
+    first = [dict(row, stage='pretraining') for row in pretraining.curve[:start]]
     way = result._replace(curve=first + later, best_epoch=start + result.best_epoch)
     return best.fitted._replace(result=way)
 

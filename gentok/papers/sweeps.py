@@ -35,10 +35,10 @@ def best_validation(curve:list, # of dicts, as in `curve.json`
     return max((row[metric] for row in _judged(curve, metric)), default=float('nan'))
 
 def _judged(curve:Sequence[dict], metric:str)->list: # of dicts
-    "The validated epochs whose weights may be kept: of a run in two parts, those of the second"
-    return [row for row in curve if metric in row and not row.get('pretraining')]
+    "The validated epochs whose weights may be kept: of a run in several stages, those of the last"
+    return [row for row in curve if metric in row and row.get('stage') == curve[-1].get('stage')]
 
-# %% ../../nbs/11_papers/06_sweeps.ipynb #b8015d76
+# %% ../../nbs/11_papers/06_sweeps.ipynb #a6abadbc
 def _best_value(rows:Sequence[dict], # of `sweep`
                 key:str, metric:str='valid'):
     "The value of a swept setting that validates best, in the mean over the runs that have it"

@@ -53,6 +53,10 @@ class TigerConfig(Protocol):
             if not 1 <= value <= most: raise ValueError(
                 f'{name} is {value}, expected 1 {"or more" if most == math.inf else f"to {most:,}"}; the default is {default}.')
 
+    @property
+    def whiten(self)->int|None: # of `RQVAEConfig`: SASRec's vectors are so short that all codes would be near
+        "How an RQ-VAE reads the vectors"
+        return 0 if self.text == 'sasrec' else None
     def sketch(self)->Tokenizer:
         "The tokenizer that would be fitted; ValueError where there is none"
         return make_tokenizer(self)
@@ -72,8 +76,7 @@ def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it 
     whiten = min(128, principal_axes(table.matrix).rank() if table else config.text_dim)
     shape = dict(K=config.codebook_size, levels=config.levels, seed=config.seed)
     fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs))
-    scale = 0 if config.text == 'sasrec' else None  # its vectors are so short that all codes would be near
-    known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=scale), fit),
+    known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=config.whiten), fit),
              'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), replace(fit, final=_final)),
              'kmeans': lambda: ResidualKMeans(**shape), 'random': lambda: RandomTokenizer(**shape)}
     if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')

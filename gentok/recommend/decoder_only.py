@@ -22,7 +22,7 @@ from ..ids.vocabulary import Vocabulary
 from ..fast.forward import _ForwardPass, _causal_bias, _split_heads, _tied_logits
 from ..fast.rows import _Group, _stretches
 from ..fast.cached_decoding import CachedDecoder, _attend, _encoder_layer, _near_scores, _near_values
-from .t5 import SemanticIDModel, RecommenderConfig
+from .t5 import SemanticIDModel, RecommenderConfig, _TargetStates
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #dfb58acc
 def _in_blocks(inputs:Tensor, # b t: histories as `batch_tokens` makes them, the start token behind the last item
@@ -58,12 +58,12 @@ def _counted(tokens:Tensor, # b t
     return code & (place <= v.L*counts[:, None])
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #55526dca
-def _block_logits(t5:nn.Module, # T5EncoderModel
+def _block_states(t5:nn.Module, # T5EncoderModel
                  tokens:Tensor, # b t: in blocks, padded on the right
                  here:Tensor, # b t: bool, where the next token is a target
                  p:float # dropout
-                )->Tensor: # n v: of the n positions
-    "What would be written after some of the tokens, each seeing none behind it"
+                )->Tensor: # n d: of the n positions, after the last norm
+    "The states of some of the tokens, each seeing none behind it"
     run, (b, t), stack = _ForwardPass(t5, p), tokens.shape, t5.encoder
     x, bias = run.open(tokens.flatten()), _causal_bias(stack.block[0].layer[0].SelfAttention, t)
     plan = _stretches([_Group(0, b, t)], run.most)
@@ -71,7 +71,12 @@ def _block_logits(t5:nn.Module, # T5EncoderModel
         x = run.look(x, block.layer[0], bias, plan)
         if block is stack.block[-1]: x = x[here.flatten()]
         x = run.feed(x, block.layer[1])
-    return _tied_logits(run.close(x, stack.final_layer_norm), run.embedding)
+    return run.close(x, stack.final_layer_norm)
+
+def _block_logits(t5:nn.Module, tokens:Tensor, here:Tensor, p:float # as in `_block_states`
+                 )->Tensor: # n v
+    "What would be written after some of the tokens"
+    return _tied_logits(_block_states(t5, tokens, here, p), t5.shared.weight)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #7d876d8e
 class DecoderOnly(SemanticIDModel):
@@ -91,11 +96,17 @@ class DecoderOnly(SemanticIDModel):
                 counts:Tensor|None=None # b: how many items, the target among them, are learned; None for the target
                )->Tensor: # scalar: mean cross-entropy
         "The training loss"
+        states = self.target_states(inputs, labels, counts)
+        return self.written(states.hidden.flatten(0, 1), states.labels)
+
+    def target_states(self, inputs:Tensor, labels:Tensor, counts:Tensor|None=None # b t, b l, b: as above
+                     )->_TargetStates: # n d, n l d, n l: of all that are learned, a user's oldest first
+        "What it knows before it writes each code of each target"
         v = self.vocabulary
         tokens = _with_answer(_in_blocks(inputs, v), labels, v)
         here = _counted(tokens, torch.ones_like(tokens[:, 0]) if counts is None else counts, v)[:, 1:]
-        logits = _block_logits(self.t5, tokens[:, :-1], here, self.dropout)
-        return self.loss(logits, tokens[:, 1:][here])
+        hidden = _block_states(self.t5, tokens[:, :-1], here, self.dropout).unflatten(0, (-1, v.L))
+        return _TargetStates(hidden[:, 0], hidden, tokens[:, 1:][here].view(-1, v.L))
 
     def cached_decoder(self)->CachedDecoder:
         "The weights laid out for search, as they are now"

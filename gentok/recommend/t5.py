@@ -9,6 +9,7 @@ __all__ = ['RecommenderConfig', 'SemanticIDModel', 'GenerativeRecommender', 'loa
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,14 @@ class SemanticIDModel(nn.Module):
         "Mean cross-entropy, smoothed in training only"
         return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing if self.training else 0.)
 
+    def written(self, hidden:Tensor, labels:Tensor)->Tensor: # (b l) d, b l -> scalar
+        "The loss of writing the target after these states"
+        table, v = self.t5.shared.weight, self.vocabulary
+        if not self.config.per_level: return self.loss(_tied_logits(hidden, table), labels.flatten())
+        levels = enumerate(hidden.view(*labels.shape, -1).unbind(1))
+        parts = [self.loss(F.linear(h, table[v.level_slice(l)]), labels[:, l] - v.offsets[l]) for l, h in levels]
+        return torch.stack(parts).mean()
+
     def __repr__(self):
         n = sum(p.numel() for p in self.parameters())
         return f'{type(self).__name__}({self.depth}, d_model={self.config.d_model}, {n:,} weights, {self.vocabulary})'
@@ -95,20 +104,26 @@ class GenerativeRecommender(SemanticIDModel):
         before = torch.cat([torch.full_like(labels[:, :1], self.vocabulary.start), labels[:, :-1]], 1)
         return _t5_states(self.t5, inputs, before, self.vocabulary.pad, self.dropout)
 
-    def written(self, hidden:Tensor, labels:Tensor)->Tensor: # (b l) d, b l -> scalar
-        "The loss of writing the target after these states"
-        table, v = self.t5.shared.weight, self.vocabulary
-        if not self.config.per_level: return self.loss(_tied_logits(hidden, table), labels.flatten())
-        levels = enumerate(hidden.view(*labels.shape, -1).unbind(1))
-        parts = [self.loss(F.linear(h, table[v.level_slice(l)]), labels[:, l] - v.offsets[l]) for l, h in levels]
-        return torch.stack(parts).mean()
-
     def cached_decoder(self)->CachedDecoder:
         "The weights laid out for search, as they are now"
         return CachedDecoder(self)
 
     @property
     def depth(self)->str: return f'T5 {self.config.num_layers}+{self.config.num_layers}' # as shown by `repr`
+
+# %% ../../nbs/06_recommend/01_t5.ipynb #b348f937
+class _TargetStates(NamedTuple):
+    "What a recommender makes of the history of each target"
+    history: Tensor # n d: in one vector
+    hidden: Tensor # n l d: before each code of the target is written
+    labels: Tensor # n l: the target's tokens
+
+@patch
+def target_states(self:GenerativeRecommender, inputs:Tensor, labels:Tensor)->_TargetStates: # b t, b l
+    "The mean of the encoder's states over the codes of each history, and the states of the decoder"
+    states, v = self.states(inputs, labels), self.vocabulary
+    code = ((inputs >= v.offsets[0]) & (inputs < v.offsets[-1] + v.sizes[-1]))[..., None]
+    return _TargetStates((states.encoder*code).sum(1)/code.sum(1), states.decoder.view(*labels.shape, -1), labels)
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #61633437
 @patch
