@@ -41,7 +41,7 @@ def left(result): return {k: v for k, v in result.metrics.items() if k != 'secon
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 6))
 def test_a_plan_never_exceeds_its_budget(epochs, candidates, fine_tune_epochs, starts, n):
     tries = candidates*max(1, starts)
-    settings = dict(epochs=epochs, candidates=candidates, fine_tune_epochs=fine_tune_epochs, n=n, starts=(1,)*starts)
+    settings = dict(epochs=epochs, candidates=candidates, fine_tune_epochs=fine_tune_epochs, n_tokenizers=n, starts=(1,)*starts)
     if candidates > n or epochs <= tries*fine_tune_epochs:
         with pytest.raises(ValueError, match=r'^[^.]*\.$'): MtgrecConfig(**settings)
     else: assert MtgrecConfig(**settings).pretraining_epochs + tries*fine_tune_epochs == epochs
@@ -153,7 +153,7 @@ def test_a_low_temperature_moves_the_probabilities(tmp_path):
 
 def test_pretraining_chooses_nothing(tmp_path):
     "What a sweep compares is the validation of the weights that are kept"
-    config = replace(small, epochs=6, candidates=1, fine_tune_epochs=1, fine_tune_lr=.5)  # fine-tuning that destroys
+    config = replace(small, epochs=6, candidates=1, fine_tune_epochs=1, fine_tune_lr=3., weight_decay=0., ema_decay=0.)  # fine-tuning that destroys
     result = run(shop(), config, tmp_path)
     curve = json.loads((tmp_path/'curve.json').read_text())
     assert best_validation(curve) == result.fitted.result.best
