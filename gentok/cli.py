@@ -440,8 +440,8 @@ class _Demo(_Words):
 def _demo_settings()->_Offer:
     "TIGER with a budget of minutes on two cores"
     from gentok.papers.tiger import TigerConfig
-    return _Offer(TigerConfig('t5', 16, 64, 3e-3, dropout=.1, d_model=64, layers=2, codeword_init=0, ema_decay=0, patience=0,
-                              text_dim=64, tokenizer='rqvae', codebook_size=16, tokenizer_epochs=600))
+    return _Offer(TigerConfig('t5', 16, 64, 3e-3, dropout=.1, d_model=64, layers=2, codeword_init=0, ema_decay=0,
+                              patience=0, text_dim=64, tokenizer='rqvae', codebook_size=16, tokenizer_epochs=600))
 
 # %% ../nbs/12_cli.ipynb #0b0cc1a0
 def _demo(asked:_Demo)->dict: # what `--json` prints

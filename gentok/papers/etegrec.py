@@ -26,7 +26,8 @@ from ..ids.vocabulary import Vocabulary
 from .mtgrec import fine_tune
 from .protocol import FittedRecommender, ItemTokenizer, RecommenderSpec
 from .protocol import backbones, finish_run, fit_recommender, start_run
-from .tiger import RQVAETigerConfig, TokenizedCatalogue, _codebooks_of, _coder_of, tokenize_catalogue, _unique_ids
+from .tiger import RQVAETigerConfig, TokenizedCatalogue, _codebooks_of
+from .tiger import _coder_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
@@ -267,7 +268,8 @@ def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds, config:Ete
     weights = {k: v for k, v in model.state_dict().items() if k not in _tied_names(model)}
     if c.end_to_end: return fine_tune(weights, split, item_ids, c, out/'tuning')
     plan = replace(c.training(), epochs=c.recommender_epochs)
-    return fit_recommender(split, item_ids, c, out/'alone', RecommenderSpec(training=plan, codebooks=_codebooks_of(pair.tokenizer)))
+    start = RecommenderSpec(training=plan, codebooks=_codebooks_of(pair.tokenizer))
+    return fit_recommender(split, item_ids, c, out/'alone', start)
 
 def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
         out:str|Path|None=None # run again with the same folder after an interruption: it continues

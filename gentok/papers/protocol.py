@@ -55,8 +55,8 @@ class Protocol:
     label_smoothing: float = 0. # of the labels
     d_model: int = 128 # width of the recommender
     layers: int = 4 # of the decoder; of each of the two stacks of a T5
-    codeword_init: float = .7 # share of the token embeddings that starts from the tokenizer's codewords; 0: all by chance
-    ema_decay: float = .999 # decay of the running mean of weights that is judged; 0: none, and the rate falls to the end
+    codeword_init: float = .7 # share of the token embeddings that starts from the tokenizer's codewords; 0: none
+    ema_decay: float = .999 # of the running mean of weights that is judged; 0: none, and the rate falls to the end
     patience: int = 4 # validations without a better NDCG@10 before stopping; 0 never stops
     validate_every: int = 4 # epochs
     beams: int = 50 # of the test; validation uses 20

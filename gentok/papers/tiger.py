@@ -26,7 +26,8 @@ from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
 from ..ids.collisions import _in_rows, resolve, _standard_turns
 from ..ids.item_ids import ItemIds, _ids_file, random_ids
-from .protocol import ItemTokenizer, Protocol, RecommenderSpec, Result, finish_run, fit_recommender, start_run
+from .protocol import ItemTokenizer, Protocol, RecommenderSpec, Result, finish_run
+from .protocol import fit_recommender, start_run
 from ..quantize.experts import _codes_by_expert
 from ..quantize.health import CodebookHealth
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
@@ -154,7 +155,8 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
     return TokenizedCatalogue(table, tokenizer, item_ids, tokenizer.health(table), seconds)
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #1cc502d4
-def _coder_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer)->ItemTokenizer|None: # None: behaviour is no text
+def _coder_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer
+             )->ItemTokenizer|None: # None: behaviour is no text
     "What gives an item that comes later its codes"
     if config.text == 'sasrec': return None
     return ItemTokenizer(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)

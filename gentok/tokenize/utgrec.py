@@ -152,7 +152,8 @@ def losses(self:UTGRecTokenizer, own:_Content, other:_Content|None, # of items, 
     _, codewords, loss = self.quantizer(prefix_residual(h))
     states = self.states(codewords)
     terms = self.decoded(states, own, generator)
-    if c.codebook_weight: terms['codes'] = c.codebook_weight*loss*self.group.shares(torch.tensor(len(h), device=h.device))[0]
+    if c.codebook_weight:
+        terms['codes'] = c.codebook_weight*loss*self.group.shares(torch.tensor(len(h), device=h.device))[0]
     if c.eta: terms |= {f'{k} of neighbour': c.eta*v for k, v in self.decoded(states, other, generator).items()}
     if not c.mu: return terms
     near = self.vectors_in_code_space(other.inputs)

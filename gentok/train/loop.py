@@ -39,7 +39,7 @@ class TrainConfig:
     lr: float = 1e-3 # at the top of the schedule
     weight_decay: float = .05 # of AdamW
     warmup: float = .05 # share of all steps in which the rate rises
-    ema_decay: float = 0. # decay of the running mean of the weights that is judged and kept; 0: none, and the rate falls
+    ema_decay: float = 0. # of the running mean of the weights that is judged and kept; 0: none, and the rate falls
     clip: float = 1. # largest norm of the gradient
     patience: int = 0 # validations without a better one before stopping; 0 never stops
     validate_every: int = 1 # epochs
