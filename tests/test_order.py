@@ -130,7 +130,7 @@ def same_answers(a, b, histories, folders):
 
 runs = dict(tiger=(tiger.run, small), suffix=(tiger.run, replace(small, tokenizer='kmeans', policy='suffix')),
             mtgrec=(mtgrec.run, mtgrec.MtgrecConfig(**{**asdict(small), 'epochs': 3, 'tokenizer': 'rqvae'}, n_tokenizers=2, fine_tune_epochs=1, stages=(1,), sample=16)),
-            etegrec=(etegrec.run, etegrec.EtegrecConfig(**{**asdict(small), 'codebook_size': 16, 'text': 'lsa', 'epochs': 3, 'backbone': 't5', 'tokenizer': 'rqvae'}, cycle=2, fine_tune_epochs=1, quiet=0)),
+            etegrec=(etegrec.run, etegrec.EtegrecConfig(**{**asdict(small), 'codebook_size': 16, 'text': 'lsa', 'epochs': 3, 'tokenizer': 'rqvae'}, cycle=2, fine_tune_epochs=1, alignment_warmup=0)),
             unitok=(unitok.run, unitok.UnitokConfig(**{**asdict(small), 'tokenizer': 'unitok'}, tokenizer_warm=1)),
             utgrec=(utgrec.run, utgrec.UtgrecConfig(**{**asdict(small), 'tokenizer': 'utgrec', 'levels': 3, 'tokenizer_epochs': 2}, pretraining=False, width=16, patch=0, tokenizer_batch=20, tokenizer_warm=2)))
 
