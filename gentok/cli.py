@@ -41,6 +41,11 @@ def _number(kind:type, # int or float
     except (ValueError, OverflowError): pass
     raise ValueError(f'{text[:60]!r} is no {"whole" if kind is int else "finite"} number; write it like {kind(3)}.')
 
+def _folder(text:str)->Path:
+    "A folder whose name can be said on one line"
+    if not re.search(r'[\x00-\x1f\x7f\x85\u2028\u2029]', text): return Path(text)
+    raise ValueError(f'{text[:60]!r} has a line break or another control character; choose another folder.')
+
 def _at_least_one(text:str)->int:
     "A whole number above zero"
     if text.isdecimal() and (value := _number(int, text)) > 0: return value
@@ -71,7 +76,7 @@ _Switch = Annotated[bool, FlagCreatePairsOff, _unset]
 _File = Annotated[Path|None, _spec('FILE', Path), _unset]
 _Ids = Annotated[str|None, _spec('IDS', str), _unset]
 _Name = Annotated[str|None, _spec('NAME', str), _unset]
-_Out = Annotated[Path, _spec('DIR', Path)]
+_Out = Annotated[Path, _spec('DIR', _folder)]
 
 # %% ../nbs/12_cli.ipynb #f98666d7
 class _Settings:

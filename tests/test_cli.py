@@ -601,6 +601,7 @@ def test_the_data_of_another_model(ask, trained, shop, tmp_path):
 
 slips = {'no command': [], 'unknown command': ['train'], 'unknown method': ['run', 'lion', '{shop}', '--out', '{out}'],
          'no --out': ['run', 'tiger', '{shop}'], 'k of nought': ['recommend', '--model', 'm', '--history', '1', '-k', '0'],
+         'a folder of two lines': ['run', 'tiger', '{shop}', '--out', 'one\ntwo'],
          'a split that is none': ['evaluate', '--model', 'm', '{shop}', '--split', 'train'],
          'beams of nought': ['evaluate', '--model', 'm', '{shop}', '--beams', '0'], 'unknown word': ['demo', '--fast']}
 

@@ -202,6 +202,11 @@ def test_a_folder_of_hugging_face_alone(tmp_path):
     assert ids(data) == ab and text(data) == {'a': 'red', 'b': 'blue'}
     assert ids(load(put(tmp_path/'e', **{'data-00000-of-00001.arrow': log_frame, **hf_info}))) == ab
 
+@pytest.mark.parametrize('twice', (dict(user='user', item='user'), dict(item='time'), dict(user='item')))
+def test_two_roles_share_no_column(tmp_path, twice):
+    (tmp_path/'interactions.csv').write_text('user,item,time\n' + ''.join(f'u{u},i{i},{i}\n' for u in range(3) for i in range(5)))
+    with pytest.raises(ValueError, match=r'line 1: \w+ and \w+ are both column \w+, expected a column for each; name another\.$'): load(tmp_path, **twice)
+
 def test_a_missing_shard_is_named(tmp_path):
     files = dict(published['shards'][0])
     files.pop('train-00001-of-00003.parquet')

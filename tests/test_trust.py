@@ -300,6 +300,11 @@ def test_an_output_folder_may_be_a_link(tmp_path):
     with _locked(tmp_path/'out'): pass
     assert (tmp_path/'out').is_symlink() and sorted(p.name for p in (tmp_path/'disk').iterdir()) == ['config.json', 'model.safetensors', 'step-0000000001']
 
+def test_a_file_in_the_place_of_a_checkpoint_is_replaced(tmp_path):
+    (tmp_path/'step-0000000002').write_text('not a folder')
+    made = save_checkpoint(tmp_path, Checkpoint(2, dict(w=torch.ones(3)), {}))
+    assert read_checkpoint(made).step == 2 and [p.name for p in tmp_path.iterdir()] == ['step-0000000002']
+
 def test_a_checkpoint_that_is_a_link_is_replaced(tmp_path):
     (tmp_path/'theirs').mkdir()
     (tmp_path/'theirs'/'x').touch()

@@ -127,6 +127,8 @@ def _log_rows(found:_Found)->tuple[pl.DataFrame, list[str]]:
     missing = [r for r in ('user', 'item', 'time') if not names[r]] + ['rating']*(format.min_rating is not None and not names['rating'])
     if missing: raise ValueError(f'{table.path}, line 1: no column {" or ".join(getattr(format, r) or r for r in missing)} among {", ".join(columns)}; '
                                  f'expected user, item, time, so add or rename it, or say {missing[0]}=\'…\'.')
+    twice = [r for r, c in names.items() if c and list(names.values()).count(c) > 1]
+    if twice: raise ValueError(f'{table.path}, line 1: {" and ".join(twice)} are both column {names[twice[0]]}, expected a column for each; name another.')
     lists = [c for c in columns if c.endswith('_list')]
     if lists: raise ValueError(f'{table.path}: column {lists[0]} holds whole histories, made by a split of somebody else; give the log itself, one interaction a row.')
     if format.min_rating is None: del names['rating']

@@ -45,10 +45,10 @@ def _outdated(paths:list, # of Path, oldest first
     return until[:-keep] + paths[len(until):]
 
 # %% ../../nbs/12_store/02_checkpoints.ipynb #2e68fdac
-def _take_away(path:Path # a folder, or a link to one
+def _take_away(path:Path # a folder, a link to one, or a file in its place
              ):
     "Remove a folder with all that is in it; of a link, the link alone"
-    if path.is_symlink(): path.unlink()
+    if path.is_symlink() or path.is_file(): path.unlink()
     else: shutil.rmtree(path, ignore_errors=True)
 
 def save_checkpoint(folder:str|Path, # made if missing
@@ -63,8 +63,8 @@ def save_checkpoint(folder:str|Path, # made if missing
     digest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for old in folder.glob('.step-*.part'): _take_away(old)
     _write_together(part, {**files, 'digest.json': _json_text(digest)})
-    _take_away(final)
-    os.rename(part, final)
+    try: _take_away(final); os.rename(part, final)
+    except OSError: _take_away(part); raise
     _sync_folder(folder)
     for old in _outdated(_checkpoint_paths(folder), final.name, keep): _take_away(old)
     return final
