@@ -464,7 +464,7 @@ def _demo(asked:_Demo)->dict: # what `--json` prints
         print('2 of 2: the same with random identifiers', file=sys.stderr)
         control = run(shop, replace(config, tokenizer='random'), asked.out/'random').metrics
         rows = [dict(name='Random identifiers', **_pick_metrics(control))]
-        whole = Run('TIGER', shop.in_standard_order(), config, asked.out)
+        whole = Run('TIGER', shop.in_canonical_order(), config, asked.out)
         limit = _write_result(ours._replace(out=asked.out), whole, rows)[-1]
     return dict(ours.metrics, random=_pick_metrics(control), limit=_pick_metrics(limit),
                 share_of_limit=ours.metrics['ndcg@10']/limit['ndcg@10'], report=str(asked.out/'report.html'))

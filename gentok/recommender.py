@@ -35,7 +35,8 @@ from .evaluate.full_ranking import rank_unseen, searcher, _seen_by
 from .evaluate.significance import paired_t_test
 from .ids.collisions import extend
 from .ids.trie import Trie
-from .papers.protocol import FittedRecommender, ItemTokenizer, Result, _data_print, load_fitted, save_fitted
+from .papers.protocol import FittedRecommender, TokenizationPipeline, Result
+from .papers.protocol import _data_print, load_fitted, save_fitted
 from .search.beam import _as_examples
 from .store.files import atomic_write, read_json
 from .store.names import _among
@@ -92,10 +93,10 @@ class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recomm
                   pipeline_tag='other'):
     "A trained recommender with its items"
     def __init__(self, fitted:FittedRecommender, catalogue:Catalogue, # rows of its identifiers
-                 coder:ItemTokenizer|None=None, # for `update`; None where items are known by behaviour
+                 pipeline:TokenizationPipeline|None=None, # for `update`; None where items are known by behaviour
                  about:dict|None=None, # plain JSON: 'run' (method, data, config) and 'metrics'
                  retired:Sequence=()): # ids of items that are read in histories and not recommended
-        self.fitted, self.catalogue, self.coder = fitted, catalogue, coder
+        self.fitted, self.catalogue, self.pipeline = fitted, catalogue, pipeline
         self.about, self.retired = dict(about or {}), tuple(map(str, retired))
         self._row = {str(i): row for row, i in enumerate(catalogue.ids)}
 
@@ -105,7 +106,7 @@ class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recomm
         run = read_json(result.out/'run.json', dict) if result.out else dict(
             method=method, data=_data_print(dataset), config=json.loads(json.dumps(result.metrics['config'])))
         about = dict(run=run, metrics=result.metrics)
-        return cls(result.fitted, dataset.in_standard_order().catalogue, result.coder, about)
+        return cls(result.fitted, dataset.in_canonical_order().catalogue, result.pipeline, about)
     @classmethod
     def from_pretrained(cls, model:str|Path,
                         # a folder that `fit`, gentok run or `save_pretrained` left, or user/name on the hub
@@ -349,10 +350,10 @@ def _items_from(items:Catalogue|pl.DataFrame|str|Path # a frame has columns item
     if 'item' not in columns or text is None: raise ValueError(f'the items have columns {", ".join(columns)}; expected item and text, so rename them.')
     return Catalogue(columns['item'], text, titles=columns.get('title'))
 
-def _codewords_of(coder:ItemTokenizer)->list[Tensor]: # K d for each level, or none
+def _codewords_of(pipeline:TokenizationPipeline)->list[Tensor]: # K d for each level, or none
     "The codewords of a tokenizer that has one book for each level"
-    books = [book.weight.detach() for book in getattr(getattr(coder.tokenizer, 'quantizer', None), 'codebooks', ())]
-    return books if tuple(map(len, books)) == tuple(coder.tokenizer.sizes) else []
+    books = [book.weight.detach() for book in getattr(getattr(pipeline.tokenizer, 'quantizer', None), 'codebooks', ())]
+    return books if tuple(map(len, books)) == tuple(pipeline.tokenizer.sizes) else []
 
 @patch
 def update(self:Recommender, items:Catalogue|pl.DataFrame|str|Path=(), # new ones; those that are known keep their codes
@@ -366,15 +367,15 @@ def update(self:Recommender, items:Catalogue|pl.DataFrame|str|Path=(), # new one
     fresh = [row for row, i in enumerate(catalogue.ids) if str(i) not in self._row]
     back = {str(i) for i in catalogue.ids}
     if fresh:
-        if self.coder is None: raise ValueError(
-            'this model knows its items by behaviour, which new ones have not, expected a method that reads texts; fit one with text=lsa.')
+        if self.pipeline is None: raise ValueError(
+            'this model knows its items by behaviour, which new ones have not, expected a method that reads texts; fit one with --text-encoder lsa (text in Python).')
         new = catalogue._take(fresh)
         new.ids = [kind(i) for i in new.ids]
-        item_ids = extend(item_ids, self.coder.codes(new), new.ids, _codewords_of(self.coder))
+        item_ids = extend(item_ids, self.pipeline.codes(new), new.ids, _codewords_of(self.pipeline))
         old = old._take(range(len(old)))._with(new)
         old.ids = [kind(i) for i in old.ids]
     fitted = self.fitted._replace(item_ids=item_ids, trie=Trie(item_ids)) if fresh else self.fitted
-    return Recommender(fitted, old, self.coder, self.about, sorted(gone - back))
+    return Recommender(fitted, old, self.pipeline, self.about, sorted(gone - back))
 
 # %% ../nbs/12_recommender.ipynb #65cce835
 _card_text = '''---
@@ -425,7 +426,7 @@ def generate_model_card(self:Recommender, *args, **kwargs)->ModelCard:
 @patch
 def _save_pretrained(self:Recommender, save_directory:Path)->None:
     save_fitted(self.fitted, self.catalogue, save_directory, self.retired)
-    if self.coder: self.coder.save(save_directory/'coder')
+    if self.pipeline: self.pipeline.save(save_directory/'pipeline')
     for name, value in self.about.items(): atomic_write(save_directory/f'{name}.json', json.dumps(value, indent=1))
 
 @patch(cls_method=True)
@@ -437,7 +438,7 @@ def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None, c
         model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
             local_files_only=local_files_only, token=token))
     fitted, catalogue = load_fitted(folder)
-    coder = ItemTokenizer.load(folder/'coder') if (folder/'coder').is_dir() else None
+    pipeline = TokenizationPipeline.load(folder/'pipeline') if (folder/'pipeline').is_dir() else None
     there = [name for name in ('run', 'metrics') if (folder/f'{name}.json').exists()]
     kinds = dict(run=dict(method=str, data=dict, config=dict), metrics={})
     about = {name: read_json(folder/f'{name}.json', dict, **kinds[name]) for name in there}
@@ -446,4 +447,4 @@ def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None, c
     if odd: raise ValueError(f'{folder}/metrics.json has {str(about["metrics"][odd])[:40]!r} as {odd}, expected a number; put back a copy of the file.')
     retired = read_json(folder/'items.json', dict).get('retired', [])
     if not isinstance(retired, list): raise ValueError(f'{folder}/items.json has {str(retired)[:40]!r} as retired, expected a list; put back a copy of the file.')
-    return cls(fitted, catalogue, coder, about, retired)
+    return cls(fitted, catalogue, pipeline, about, retired)

@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_and_a_finished_run_is_read(tmp_path):
     assert torch.equal(one.fitted.item_ids.table, read.fitted.item_ids.table)
     with pytest.raises(ValueError, match='holds a run with sia='): run(shop(), replace(small, sia=.2), tmp_path)
 
-@pytest.mark.parametrize('change', (dict(sia=0.), dict(psa=0.), dict(sia=0., psa=0.), dict(alternate=False), dict(end_to_end=False), dict(sign=1), dict(tokenizer='rqvae++'), dict(backbone='t5')))
+@pytest.mark.parametrize('change', (dict(sia=0.), dict(psa=0.), dict(sia=0., psa=0.), dict(alternate=False), dict(end_to_end=False), dict(sia_sign=1), dict(tokenizer='rqvae++'), dict(backbone='t5')))
 def test_switches(change, tmp_path):
     result = run(shop(), replace(small, **change), tmp_path)
     assert 0 <= result.metrics['ndcg@10'] <= 1 and result.metrics['invalid_rate'] == 0

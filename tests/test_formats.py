@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from gentok.data.columns import _clean, _encode, _sentence, standard_order, _times
+from gentok.data.columns import _clean, _encode, _sentence, canonical_order, _times
 from gentok.data.formats import load, report
 from gentok.data.interactions import _drop_repeats, _gather, _histories, _in_order, k_core, _keep_first
 from gentok.data.dataset import Catalogue
@@ -192,7 +192,7 @@ def test_a_folder_and_its_table_of_interactions_give_the_same(tmp_path, name):
 def test_rows_are_in_standard_order_and_files_beside_are_named(tmp_path, name):
     files, asked, *_ = published[name]
     data = load(put(tmp_path/'d', **files), **asked)
-    for names in (data.catalogue.ids, data.histories.users): assert (standard_order(names) == np.arange(len(names))).all()
+    for names in (data.catalogue.ids, data.histories.users): assert (canonical_order(names) == np.arange(len(names))).all()
     for beside in ('users.dat', 'u.user', 'links.csv', 'customers.csv', 'user_features.csv', 'category_tree.csv', 'entity_embedding.vec', 'shop.user'):
         if beside in files: assert beside in report(data) or ' more' in report(data)
 
@@ -504,7 +504,7 @@ def test_steps_of_the_log_against_loops(rows, k, origin):
     rows = [(str(u), str(i), t*(origin or 1)) for u, i, t in rows]
     log = _in_order(log_of(rows))
     people = list(log.users)
-    assert people == [people[r] for r in standard_order(people)]
+    assert people == [people[r] for r in canonical_order(people)]
     ordered = sorted(rows, key=lambda r: (people.index(r[0]), r[2]))
     assert told(log) == ordered
     seen = set()

@@ -107,7 +107,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, here):
     out, err, code = gentok(hub, here, 'push', '--model', 'm', 'ann/crockery')
     assert code == 0 and '--model ann/crockery' in out, err
     kept = hub.repos['ann/crockery']
-    assert {'README.md', 'model.safetensors', 'items.json', 'config.json', 'coder/tokenizer/model.safetensors'} <= set(kept), sorted(kept)
+    assert {'README.md', 'model.safetensors', 'items.json', 'config.json', 'pipeline/tokenizer/model.safetensors'} <= set(kept), sorted(kept)
     assert kept['model.safetensors'] == (here/'m'/'model.safetensors').read_bytes()  # through the LFS road
     assert b'from_pretrained' in kept['README.md'] and hub.large
     there, err, code = gentok(hub, here, 'recommend', '--history', '10,15', '-k', '3', '--json', '--model', 'ann/crockery', token=None)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gentok.data.columns import standard_order
+from gentok.data.columns import canonical_order
 from gentok.data.dataset import Catalogue, Dataset
 from gentok.data.formats import load
 from gentok.data.toyshop import toyshop
@@ -84,7 +84,7 @@ def test_a_matrix_is_fitted_as_it_stands():
         def learn(self, x, ids, out=None): seen.append((x, ids)); super().learn(x, ids, out)
     Watch(levels=1, K=4).fit(x)
     assert torch.equal(seen[0][0], x) and list(seen[0][1]) == list(range(50))
-    ordered = vectors(50)[standard_order(vectors(50).ids).tolist()]
+    ordered = vectors(50)[canonical_order(vectors(50).ids).tolist()]
     Watch(levels=1, K=4).fit(ordered)
     assert seen[1][0] is ordered.matrix  # not copied
 
@@ -180,7 +180,7 @@ def written(folder, shop, seed=None, texts=None):
 def test_from_files(shops, tmp_path):
     a, b = (load(written(tmp_path/str(k)/'shop', shops[0], seed)) for k, seed in enumerate((None, 4)))
     assert a.catalogue.ids == b.catalogue.ids and a.catalogue.text == b.catalogue.text and torch.equal(a.histories.items, b.histories.items)
-    assert a.in_standard_order() is a and a.digest() == b.digest()
+    assert a.in_canonical_order() is a and a.digest() == b.digest()
     config = replace(small, tokenizer='kmeans', policy='suffix')
     one, two = (tiger.run(d, config, tmp_path/f'out{k}') for k, d in enumerate((a, b)))
     same_answers(one, two, [a.catalogue.ids[:3], a.catalogue.ids[7:9]], [tmp_path/'out0', tmp_path/'out1'])
@@ -216,7 +216,7 @@ def test_other_domains_are_part_of_a_run(shops, tmp_path):
     written(paths[1], shops[1], texts=['mug', *shops[1].catalogue.text[1:]])
     with pytest.raises(ValueError, match='holds a run on other data'): unitok.run(load(paths[0]), config, tmp_path/'out')
 
-def place_in_order(found): found.put(standard_order([f'i{n}' for n in range(100)]).tolist())
+def place_in_order(found): found.put(canonical_order([f'i{n}' for n in range(100)]).tolist())
 
 def test_a_forked_process_may_ask_for_the_order():
     "Polars computes in threads, and a process that was forked has none of them"
@@ -227,5 +227,5 @@ def test_a_forked_process_may_ask_for_the_order():
     found = context.Queue()
     child = context.Process(target=place_in_order, args=(found,))
     child.start()
-    try: assert found.get(timeout=1800) == standard_order([f'i{n}' for n in range(100)]).tolist()
+    try: assert found.get(timeout=1800) == canonical_order([f'i{n}' for n in range(100)]).tolist()
     finally: child.kill()

@@ -20,7 +20,7 @@ from gentok.papers.unitok import _by_name
 from gentok.papers.utgrec import UtgrecConfig, ablations, _pretrain_tokenizer, _mix_domains, run, run_tiger_m, run_transfer, _tokenizer_of
 from two import torchrun
 
-tiny = UtgrecConfig(text_dim=8, codebook_size=8, width=16, patch=0, tokenizer_epochs=3, tokenizer_batch=20, tokenizer_warm=2, fine_tuning_epochs=2,
+tiny = UtgrecConfig(text_dim=8, codebook_size=8, width=16, patch=0, tokenizer_epochs=3, tokenizer_batch=20, tokenizer_warm=2, tokenizer_fine_tune_epochs=2,
                     pretraining_epochs=2, epochs=1, validate_every=1, d_model=8, layers=1, batch_size=64, beams=10)
 
 def bare(dataset): # without pictures, which take time
@@ -178,7 +178,7 @@ def written(shop, folder):
 @pytest.mark.filterwarnings('ignore:.*left their prefix')
 def test_from_the_command_line(shops, tmp_path, capsys):
     folders = [written(shop, tmp_path/shop.name) for shop in shops]
-    sizes = ('text_dim', 'codebook_size', 'width', 'patch', 'tokenizer_epochs', 'tokenizer_batch', 'tokenizer_warm', 'fine_tuning_epochs',
+    sizes = ('text_dim', 'codebook_size', 'width', 'patch', 'tokenizer_epochs', 'tokenizer_batch', 'tokenizer_warm', 'tokenizer_fine_tune_epochs',
              'pretraining_epochs', 'epochs', 'validate_every', 'd_model', 'layers', 'beams')
     asked = [x for name in sizes for x in (f'--{name.replace("_", "-")}', str(getattr(tiny, name)))]
     def gentok(out, *more): return cli.main(['run', 'utgrec', str(folders[2]), '--out', str(tmp_path/out), *asked, *more])
@@ -226,7 +226,7 @@ def test_with_a_qwen_and_an_autoencoder(tmp_path):
     from gentok.tokenize.latents import _small_kl
     pair = toyshop(n_items=6, n_users=12, domains=2)
     small_qwen(tmp_path/'qwen', [t for d in pair for t in d.catalogue.text], width=64, layers=1), _small_kl(tmp_path/'kl')
-    config = replace(tiny, encoder=str(tmp_path/'qwen'), autoencoder=str(tmp_path/'kl'), patch=16, tokenizer_epochs=1, tokenizer_batch=8, tokenizer_warm=0, fine_tuning_epochs=1)
+    config = replace(tiny, encoder=str(tmp_path/'qwen'), autoencoder=str(tmp_path/'kl'), patch=16, tokenizer_epochs=1, tokenizer_batch=8, tokenizer_warm=0, tokenizer_fine_tune_epochs=1)
     done = run_transfer(pair[:1], pair[1], config, tmp_path/'run')
     tokenizer = utgrec.UTGRecTokenizer.from_pretrained(tmp_path/'run'/'tokenizer')
     assert type(tokenizer.encoder).__name__ == 'QwenEncoder' and tokenizer.frozen and tokenizer.history == []

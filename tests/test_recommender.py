@@ -47,11 +47,11 @@ def test_the_block_of_the_first_page(shop, tmp_path):
     for place in ('tiger', 'copy'): assert 'tiger on tiles' in (tmp_path/place/'README.md').read_text()
 
 def test_a_run_folder_is_a_model(shop, folder, rec):
-    assert rec.about['run']['method'] == 'tiger' and rec.coder is not None
+    assert rec.about['run']['method'] == 'tiger' and rec.pipeline is not None
     assert rec.evaluate(shop)['recall@10'] == pytest.approx(rec.about['metrics']['recall@10'])
 
 def test_scores_are_those_of_the_evaluation(shop, rec):
-    split = leave_one_out(shop.in_standard_order())
+    split = leave_one_out(shop.in_canonical_order())
     found = evaluate(rec.fitted.model, rec.fitted.trie, split.test).ranked
     asked = [[rec.catalogue.ids[r] for r in h.tolist()] for h in split.test.histories()]
     frame = rec.recommend(asked, k=10, batch_size=37)
@@ -108,7 +108,7 @@ def test_ids_stay_of_one_kind(shop, rec, tmp_path):
     assert again.codes(7) == new.codes('7') and {type(i) for i in again.catalogue.ids} == {str}
 
 def test_pictures_and_columns_stay_through_an_update(shop, rec):
-    own = gentok.Recommender(rec.fitted, shop.in_standard_order().catalogue, rec.coder)
+    own = gentok.Recommender(rec.fitted, shop.in_canonical_order().catalogue, rec.pipeline)
     new = own.update(pl.DataFrame(dict(item=['new'], text=[shop.catalogue.text[0]])))
     old = own.catalogue
     assert len(new.catalogue.images) == len(old) + 1 and new.catalogue.images[len(old)] is None
@@ -136,7 +136,7 @@ def test_items_known_by_behaviour_cannot_be_new(shop):
     with pytest.raises(ValueError, match='knows its items by behaviour'): rec.update(pl.DataFrame(dict(item=['new'], text=['x'])))
 
 @pytest.mark.parametrize('method, more', [('mtgrec', dict(n_tokenizers=2, fine_tune_epochs=1, stages=(1,))), ('etegrec', dict(text='lsa', cycle=2, epochs=3, fine_tune_epochs=1)),
-    ('unitok', dict(tokenizer_warm=10)), ('utgrec', dict(width=16, tokenizer_epochs=4, fine_tuning_epochs=1, tokenizer_warm=2, patch=0, pretraining=False))])
+    ('unitok', dict(tokenizer_warm=10)), ('utgrec', dict(width=16, tokenizer_epochs=4, tokenizer_fine_tune_epochs=1, tokenizer_warm=2, patch=0, pretraining=False))])
 def test_every_method_takes_new_items(shop, method, more, tmp_path):
     given = {k: v for k, v in {**tiny, **more}.items() if k in gentok.config_of(method).__dataclass_fields__}
     rec = gentok.fit(method, shop, tmp_path, **given)

@@ -42,7 +42,7 @@ def gather() -> Run:
     import gentok
     from gentok.data.splits import leave_one_out
     from gentok.data.toyshop import _traits
-    shop = gentok.toyshop(n_items=100, n_users=500).in_standard_order()
+    shop = gentok.toyshop(n_items=100, n_users=500).in_canonical_order()
     rec = gentok.fit('tiger', shop, tokenizer='rqvae', codebook_size=16, levels=3, policy='suffix', tokenizer_epochs=150,
                      text_dim=32, epochs=30, batch_size=128, d_model=32, layers=1, lr=5e-3)
     test, ids = leave_one_out(shop).test, shop.catalogue.ids

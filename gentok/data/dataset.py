@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-from .columns import _joined, standard_order, _texts
+from .columns import _joined, canonical_order, _texts
 
 # %% ../../nbs/01_data/02_dataset.ipynb #2923e349
 def _check_catalogue(ids:list, text:list, images:Sequence|None, titles:list|None):
@@ -252,9 +252,9 @@ def _check_rows(histories:Histories, n:int):
 
 # %% ../../nbs/01_data/02_dataset.ipynb #6368f9cf
 @patch
-def in_standard_order(self:Dataset)->Dataset: # itself where it is in that order already
+def in_canonical_order(self:Dataset)->Dataset: # itself where it is in that order already
     "The same items and histories, with rows that no order of the data decides"
-    order = standard_order(self.catalogue.ids)
+    order = canonical_order(self.catalogue.ids)
     if (order == np.arange(len(order))).all(): return self
     other = copy(self)
     other.truth = None # it speaks of the old rows

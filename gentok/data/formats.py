@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from .columns import (_ImageFiles, _Odd, _encode, _id_text, _joined, _paths, _pictures, _prices,
-                                 standard_order, _texts, _times)
+                                 canonical_order, _texts, _times)
 from .dataset import Catalogue, Dataset
 from ..store.files import read_json, _read_text
 from .interactions import (Interactions, _drop_repeats, _first_users, _gather, _histories, _in_order, k_core,
@@ -398,7 +398,7 @@ def _load_found(found:_Found)->Dataset:
         unused[found.log.path.name] = [c for c in rest if items or c not in frame.columns]
     if found.items:
         frame, unused[found.items.path.name] = _item_rows(found, removed)
-    if log is None or not frame[' id'].equals(log.items): frame = frame[standard_order(frame[' id'])]
+    if log is None or not frame[' id'].equals(log.items): frame = frame[canonical_order(frame[' id'])]
     if log is not None:
         before = _described(log, frame[' id'], found, removed)
         log = _filtered(before, found, removed)

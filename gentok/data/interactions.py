@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from .columns import _places, standard_order
+from .columns import _places, canonical_order
 from .dataset import Catalogue, Histories
 
 # %% ../../nbs/01_data/07_interactions.ipynb #0a837410
@@ -31,7 +31,7 @@ class Interactions(NamedTuple):
 def _gather(user:tuple, item:tuple, time:np.ndarray)->Interactions: # two results of `_encode` (t and the ids); t
     "The log of three columns; users and items in standard order"
     def sorted_codes(codes, names):
-        order = standard_order(names)
+        order = canonical_order(names)
         return names.gather(order), np.argsort(order).astype(np.uint32)[codes]
     with ThreadPoolExecutor() as pool: (users, u), (items, i) = pool.map(sorted_codes, *zip(user, item))
     return Interactions(users, items, u, i, np.asarray(time))

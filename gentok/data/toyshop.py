@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
-from .columns import standard_order
+from .columns import canonical_order
 from .dataset import Catalogue, Dataset, Histories
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #0b0ff976
@@ -327,7 +327,7 @@ def _open(name:str, n_items:int, n_users:int, seed:int) -> Dataset:
     text, titles = _describe(name, values, edition, rng)
     images = _Pictures(name, values, rng.normal(scale=6, size=n_items))
     ids = [f'{name}-{i:04}' for i in range(n_items)]
-    catalogue = Catalogue([ids[i] for i in standard_order(ids)], text, images, name, titles)
+    catalogue = Catalogue([ids[i] for i in canonical_order(ids)], text, images, name, titles)
     truth = _write_truth(values, n_users, rng)
     users = [f'{name}-u{u:04}' for u in range(n_users)]
     dataset = Dataset(name, catalogue, Histories(users, *_shopping(truth, rng)))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.columns import standard_order
+from ..data.columns import canonical_order
 from .item_ids import ItemIds, _check_codes, _key_columns, _smallest, _sort_rows
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #08228839
@@ -238,7 +238,7 @@ def _standard_turns(ids:Sequence|None, # n; None: the order of the rows
     "The standard order of the items' ids"
     if ids is None: return torch.arange(n)
     if len(ids) != n: raise ValueError(f'{len(ids)} ids for {n} items; give one for each, in the order of the codes.')
-    return torch.tensor(standard_order(ids).astype('int64'))
+    return torch.tensor(canonical_order(ids).astype('int64'))
 
 def _in_rows(item_ids:ItemIds, # of items in some order
             order:Tensor # n: that order, rows

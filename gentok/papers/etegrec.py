@@ -24,10 +24,10 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import fine_tune
-from .protocol import FittedRecommender, ItemTokenizer, RecommenderSpec
+from .protocol import FittedRecommender, TokenizationPipeline, RecommenderSpec
 from .protocol import backbones, finish_run, fit_recommender, start_run
 from .tiger import RQVAETigerConfig, TokenizedCatalogue, _codebooks_of
-from .tiger import _coder_of, tokenize_catalogue, _unique_ids
+from .tiger import _pipeline_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
@@ -53,7 +53,7 @@ class EtegrecConfig(RQVAETigerConfig):
     alignment_warmup: int = 4 # epochs at the start in which neither alignment counts
     sia: float = 1e-4 # mu, weight of the sequence-item alignment; 0 switches it off
     psa: float = 3e-4 # lambda, weight of the preference-semantic alignment; 0 switches it off
-    sign: int = -1 # of the distances in the first; +1 as in the published code
+    sia_sign: int = -1 # of the distances in its softmax; +1 as in the published code
     alternate: bool = True # False: both learn in every epoch
     end_to_end: bool = True # False: a new recommender on the identifiers that came out
 
@@ -92,7 +92,7 @@ def _check_plan(config:EtegrecConfig)->None:
         f'tokenizer {c.tokenizer!r} has no gradient to learn by; choose rqvae.')
     for name in ('sia', 'psa', 'alignment_warmup'):
         if getattr(c, name) < 0: raise ValueError(f'{name} is {getattr(c, name)}, expected 0 or more; 0 switches it off.')
-    if c.sign not in (-1, 1): raise ValueError(f'sign is {c.sign}, expected -1, or +1 as in the published code.')
+    if c.sia_sign not in (-1, 1): raise ValueError(f'sia_sign is {c.sia_sign}, expected -1, or +1 as in the published code.')
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #c0585e6c
 def _targets_of(examples:Examples, index:Tensor, # b: example numbers
@@ -169,7 +169,7 @@ def alignments(self:JointModel, states:_TargetStates, # n targets
     latent = t.encoder(self.items[rows])
     if c.sia:
         sequence = self.recommender['to_latent'](states.history[once])
-        found['SIA'] = sequence_item_alignment(self.distances(latent), self.distances(sequence), c.sign)
+        found['SIA'] = sequence_item_alignment(self.distances(latent), self.distances(sequence), c.sia_sign)
     if c.psa: found['PSA'] = preference_semantic_alignment(self.rebuilt(latent), self.preferences(states)[once])
     return found
 
@@ -224,7 +224,7 @@ def _code_entropy(pair:JointModel, batch:tuple # of `TargetSequences`
     *batch, targets = batch
     history = pair.recommender['to_latent'](pair.recommender['model'].target_states(*batch).history)
     both = (pair.distances(z) for z in (pair.tokenizer.encoder(pair.items[targets]), history))
-    return tuple(-(p.exp()*p).sum(-1).mean(0) for p in (code_log_probabilities(d, pair.config.sign) for d in both))
+    return tuple(-(p.exp()*p).sum(-1).mean(0) for p in (code_log_probabilities(d, pair.config.sia_sign) for d in both))
 
 def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
                      )->dict: # name of a term -> lengths on the tokenizer's encoder and on the recommender
@@ -257,7 +257,7 @@ class EtegrecResult(NamedTuple):
     fitted: FittedRecommender # its curve is that of both stages, one after the other
     health: CodebookHealth # of the tokenizer's codes, at the end
     out: Path|None
-    coder: ItemTokenizer|None # None where items are known by behaviour
+    pipeline: TokenizationPipeline|None # None where items are known by behaviour
     first_ids: ItemIds # of the tokenizer alone
     pair: JointModel
 
@@ -285,5 +285,6 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
     later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch'], stage='alone') for row in fitted.result.curve]
     way = fitted.result._replace(curve=result.curve + later)
     seconds, health = prepared.seconds + result.seconds + fitted.result.seconds, pair.tokenizer.health(prepared.table)
-    coder = _coder_of(job.dataset, config, pair.tokenizer)
-    return EtegrecResult(*finish_run(job, fitted._replace(result=way), health, seconds, coder), prepared.item_ids, pair)
+    pipeline = _pipeline_of(job.dataset, config, pair.tokenizer)
+    done = finish_run(job, fitted._replace(result=way), health, seconds, pipeline)
+    return EtegrecResult(*done, prepared.item_ids, pair)

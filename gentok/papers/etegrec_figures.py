@@ -64,7 +64,7 @@ def _at_start(dataset:Dataset, config:EtegrecConfig,
              out:str|Path # folder of a run
             )->tuple: # Together, ItemIds
     "The pair and the identifiers with which a run began"
-    prepared, dataset = tokenize_catalogue(dataset, config, out), dataset.in_standard_order()
+    prepared, dataset = tokenize_catalogue(dataset, config, out), dataset.in_canonical_order()
     return _joint_model(leave_one_out(dataset), prepared, config)[0].eval(), prepared.item_ids
 
 # %% ../../nbs/11_papers/08_etegrec_figures.ipynb #20b195b1

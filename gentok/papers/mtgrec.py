@@ -29,10 +29,10 @@ from ..ids.item_ids import ItemIds, _ids_file
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
-from .protocol import FittedRecommender, ItemTokenizer, RecommenderSpec, Run
+from .protocol import FittedRecommender, TokenizationPipeline, RecommenderSpec, Run
 from .protocol import backbones, finish_run, fit_recommender, _register_run
 from .sweeps import _run_folder, draw_sweep, sweep
-from .tiger import RQVAETigerConfig, _codebooks_of, _coder_of, _final, _unique_ids
+from .tiger import RQVAETigerConfig, _codebooks_of, _pipeline_of, _final, _unique_ids
 from .tiger import item_vectors, make_tokenizer
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
@@ -111,7 +111,7 @@ def _prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to ke
                  tokenizer:Tokenizer|None=None # trained in epochs; None: the one that the configuration names
                 )->_Many:
     "Embed once, tokenize n times, make each unique; what lies in the folder is not made again"
-    start, place, dataset = time.time(), out/'identifiers', dataset.in_standard_order()
+    start, place, dataset = time.time(), out/'identifiers', dataset.in_canonical_order()
     needed = [place/'seconds.json', *(_ids_file(place/str(k)) for k in range(config.n_tokenizers)),
               *(out/'embeddings'/name for name in ('config.json', 'items.json', 'model.safetensors'))]
     done = all(path.exists() for path in needed)
@@ -199,7 +199,7 @@ class MtgrecResult(NamedTuple):
     fitted: FittedRecommender # its curve is that of pre-training and fine-tuning, one after the other
     health: CodebookHealth # of the last tokenizer's codes
     out: Path|None
-    coder: ItemTokenizer|None
+    pipeline: TokenizationPipeline|None
     codes: Tensor # n m l: before they were made unique
     item_ids: list # n ItemIds: after
     tried: list # of Candidate
@@ -221,14 +221,14 @@ def run(dataset:Dataset, config:MtgrecConfig=MtgrecConfig(),
     "MTGRec from a data set to its numbers on every test user (Zheng et al. 2025)"
     if out is None:
         with TemporaryDirectory() as folder: return run(dataset, config, folder, tokenizer)._replace(out=None)
-    dataset, given = dataset.in_standard_order(), dict(tokenizer=tokenizer.settings) if tokenizer else {}
+    dataset, given = dataset.in_canonical_order(), dict(tokenizer=tokenizer.settings) if tokenizer else {}
     job = Run('MTGRec', dataset, config, _register_run(out, 'mtgrec', asdict(config) | given, dataset))
     many = main_process_first(lambda: _prepare_many(dataset, config, job.out, tokenizer), job.out)
     pretraining, tried = _candidates_of(job.split, many, config, job.out)
     best = max(tried, key=lambda c: c.fitted.result.best)
     seconds = many.seconds + sum(r.seconds for r in (pretraining, *(c.fitted.result for c in tried)) if r)
-    coder = _coder_of(dataset, config, many.tokenizers[best.tokenizer])
-    result = finish_run(job, _joined_curve(pretraining, best), many.health, seconds, coder)
+    pipeline = _pipeline_of(dataset, config, many.tokenizers[best.tokenizer])
+    result = finish_run(job, _joined_curve(pretraining, best), many.health, seconds, pipeline)
     return MtgrecResult(*result, many.codes, many.item_ids, tried)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #d73ab439

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['backbones', 'Protocol', 'FittedRecommender', 'RecommenderSpec', 'fit_recommender', 'save_fitted', 'load_fitted',
-           'baseline_rows', 'Run', 'ItemTokenizer', 'Result', 'finish_run', 'start_run']
+           'baseline_rows', 'Run', 'TokenizationPipeline', 'Result', 'finish_run', 'start_run']
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4085c1fa
 import json
@@ -213,7 +213,7 @@ class Run:
         "The folder of a stage"
         return self.out/name if self.out else None
 
-class ItemTokenizer(NamedTuple):
+class TokenizationPipeline(NamedTuple):
     "What gives an item its codes, also one that comes later: a text encoder and a tokenizer, both fitted"
     encoder: TextEncoder
     tokenizer: Tokenizer
@@ -226,7 +226,7 @@ class ItemTokenizer(NamedTuple):
         self.encoder.save(Path(folder)/'encoder')
         self.tokenizer.save_pretrained(Path(folder)/'tokenizer')
     @classmethod
-    def load(cls, folder:str|Path)->'ItemTokenizer': # written by `save`
+    def load(cls, folder:str|Path)->'TokenizationPipeline': # written by `save`
         "Read both"
         return cls(TextEncoder.load(Path(folder)/'encoder'), Tokenizer.from_pretrained(Path(folder)/'tokenizer'))
 
@@ -237,7 +237,7 @@ class Result(NamedTuple):
     fitted: FittedRecommender
     health: CodebookHealth # of the codes, before they were made unique
     out: Path|None
-    coder: ItemTokenizer|None = None # None where items are known by behaviour, which new ones have not
+    pipeline: TokenizationPipeline|None = None # None where items are known by behaviour, which new ones have not
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #5a565406
 def _example_cases(dataset:Dataset, split:Split, evaluation:Evaluation, # of split.test
@@ -265,13 +265,13 @@ def _write_report(path:str|Path, run:Run, result:Result,
 # %% ../../nbs/11_papers/00_protocol.ipynb #20e7b378
 def finish_run(run:Run, fitted:FittedRecommender, health:CodebookHealth, # of the codes, before they were made unique
                seconds:float, # that the run took so far
-               coder:ItemTokenizer|None=None # for items that come later
+               pipeline:TokenizationPipeline|None=None # for items that come later
               )->Result:
     "Evaluate a recommender on every test user, and write what a run leaves"
     start = time.time()
     evaluation = evaluate(fitted.model, fitted.trie, run.split.test, run.config.beams)
     metrics = _metrics_record(evaluation, fitted.item_ids, asdict(run.config), seconds + time.time() - start)
-    result = Result(metrics, evaluation, fitted, health, run.out, coder)
+    result = Result(metrics, evaluation, fitted, health, run.out, pipeline)
     if run.out and process_state().is_main_process: _write_result(result, run)
     return result
 
@@ -281,7 +281,7 @@ def _write_result(result:Result, run:Run, rows:list=() # of rivals, for the repo
     "The model's folder, the curve, the report, and last `metrics.json`"
     out = result.out
     save_fitted(result.fitted, run.dataset.catalogue, out)
-    if result.coder: result.coder.save(out/'coder')
+    if result.pipeline: result.pipeline.save(out/'pipeline')
     atomic_write(out/'curve.json', json.dumps(result.fitted.result.curve))
     table = [dict(name=run.name, **_pick_metrics(result.metrics)), *rows, *baseline_rows(run.dataset, run.split)]
     _write_report(out/'report.html', run, result, table)
@@ -292,7 +292,7 @@ def _write_result(result:Result, run:Run, rows:list=() # of rivals, for the repo
 def _data_print(dataset:Dataset)->dict: # plain JSON
     "A data set by its content: the digest is that of all items, texts and interactions, in any order of the items"
     return dict(name=dataset.name, items=len(dataset.catalogue), interactions=len(dataset.histories.items),
-                digest=dataset.in_standard_order().digest())
+                digest=dataset.in_canonical_order().digest())
 
 def _fingerprint(method:str, config:dict, dataset:Dataset,
                 others:Sequence[Dataset]=() # that the method also learns from
@@ -346,6 +346,6 @@ def start_run(name:str, # of the method, for people
               others:Sequence[Dataset]=() # that the method also learns from
              )->Run:
     "A run that begins, or goes on in its folder; ValueError if that holds another"
-    dataset = dataset.in_standard_order()
+    dataset = dataset.in_canonical_order()
     out = _register_run(out, name.lower(), asdict(config), dataset, others) if out else None
     return Run(name, dataset, config, out)

@@ -26,7 +26,7 @@ def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec f
                    config:SASRecConfig=SASRecConfig() # whose seed is replaced
                   )->dict: # name -> list of Evaluation on the test users, one for each seed that it draws by
     "Most popular, text neighbours, SASRec and its neighbours, by the split that every method has"
-    dataset = dataset.in_standard_order()
+    dataset = dataset.in_canonical_order()
     split, catalogue = leave_one_out(dataset), dataset.catalogue
     test = split.test
     def judged(ranked): return summarise(ranked, test.targets)

@@ -26,7 +26,7 @@ from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
 from ..ids.collisions import _in_rows, resolve, _standard_turns
 from ..ids.item_ids import ItemIds, _ids_file, random_ids
-from .protocol import ItemTokenizer, Protocol, RecommenderSpec, Result, finish_run
+from .protocol import TokenizationPipeline, Protocol, RecommenderSpec, Result, finish_run
 from .protocol import fit_recommender, start_run
 from ..quantize.experts import _codes_by_expert
 from ..quantize.health import CodebookHealth
@@ -141,7 +141,7 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
             out:str|Path|None=None # folder to keep the stages in
            )->TokenizedCatalogue:
     "Embed, tokenize, make unique; rows in standard order"
-    dataset = dataset.in_standard_order()
+    dataset = dataset.in_canonical_order()
     start, out = time.time(), Path(out) if out else None
     stages = 'embeddings/config.json', 'embeddings/items.json', 'embeddings/model.safetensors', 'identifiers/seconds.json'
     done = out and all((out/name).exists() for name in stages)
@@ -155,11 +155,11 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
     return TokenizedCatalogue(table, tokenizer, item_ids, tokenizer.health(table), seconds)
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #1cc502d4
-def _coder_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer
-             )->ItemTokenizer|None: # None: behaviour is no text
+def _pipeline_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer
+             )->TokenizationPipeline|None: # None: behaviour is no text
     "What gives an item that comes later its codes"
     if config.text == 'sasrec': return None
-    return ItemTokenizer(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)
+    return TokenizationPipeline(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)
 
 def _codebooks_of(tokenizer:Tokenizer)->list|None: # L K d each; None: codes have no vectors, or experts of their own
     "The codewords of every level, where a code means the same vector for all items"
@@ -174,5 +174,5 @@ def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
     prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config, job.out), job.out)
     start = RecommenderSpec(codebooks=_codebooks_of(prepared.tokenizer))
     fitted = fit_recommender(job.split, prepared.item_ids, config, job.folder('training'), start)
-    seconds, coder = prepared.seconds + fitted.result.seconds, _coder_of(job.dataset, config, prepared.tokenizer)
-    return finish_run(job, fitted, prepared.health, seconds, coder)
+    seconds, pipeline = prepared.seconds + fitted.result.seconds, _pipeline_of(job.dataset, config, prepared.tokenizer)
+    return finish_run(job, fitted, prepared.health, seconds, pipeline)

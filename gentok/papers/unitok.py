@@ -21,7 +21,7 @@ from ..store.runs import _one_of
 from ..embed.table import EmbeddingTable, _concat_domains
 from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
-from .protocol import ItemTokenizer, Result, finish_run, fit_recommender, start_run
+from .protocol import TokenizationPipeline, Result, finish_run, fit_recommender, start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, _unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class _Tokens(NamedTuple):
 
 def _ordered(datasets:dict[str, Dataset])->dict: # name -> Dataset
     "The same data sets with their rows in standard order"
-    return {name: d.in_standard_order() for name, d in datasets.items()}
+    return {name: d.in_canonical_order() for name, d in datasets.items()}
 
 def _by_name(datasets:Sequence[Dataset])->dict: # name -> Dataset, rows in standard order
     "Data sets by their names; ValueError if two have the same"
@@ -148,9 +148,9 @@ def _recommend(dataset:Dataset, tokens:_Tokens, config:UnitokConfig,
     table, tokenizer = tokens.tables[job.dataset.name], tokens.tokenizers[job.dataset.name]
     def unique(): return _unique_ids(tokenizer, table, c.policy, c.seed)
     fitted = fit_recommender(job.split, _cached_ids(unique, job.folder('identifiers')), c, job.folder('training'))
-    seconds, coder = tokens.seconds + fitted.result.seconds, ItemTokenizer(tokens.encoder, tokenizer)
+    seconds, pipeline = tokens.seconds + fitted.result.seconds, TokenizationPipeline(tokens.encoder, tokenizer)
     job = replace(job, name=dict(unitok='UniTok', own='RQ-VAE per domain', shared='One RQ-VAE for all')[c.tokenizer])
-    return finish_run(job, fitted, tokenizer.health(table), seconds, coder)
+    return finish_run(job, fitted, tokenizer.health(table), seconds, pipeline)
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #1ae42a75
 def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=None)->Result:

@@ -29,7 +29,7 @@ from ..ids.collisions import resolve
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import item_tokens
 from ..ids.vocabulary import Vocabulary
-from .protocol import ItemTokenizer, RecommenderSpec, Result
+from .protocol import TokenizationPipeline, RecommenderSpec, Result
 from .protocol import backbones, finish_run, fit_recommender, start_run
 from .tiger import TigerConfig, _cached_ids, _encoder_of, make_tokenizer, _unique_ids
 from .unitok import _by_name, _cached_seconds, _check_spread, _fit_domains, _ordered
@@ -54,7 +54,7 @@ class TransferPlan(TigerConfig):
     tokenizer_lr: float = 3e-3 # a light encoder's, a Qwen2-VL's is 3e-4; a third of it on the target, as in the paper
     tokenizer_warm: int = 300 # steps before anything is quantised
     tokenizer_dropout: float = 0. # in a light encoder, and on the way to code space
-    fine_tuning_epochs: int = 20 # of the tokenizer on the target
+    tokenizer_fine_tune_epochs: int = 20 # of the tokenizer on the target
     pretraining_epochs: int = 15 # of the recommender on the other domains
     pretraining_lr: float = 3e-3 # learning rate of that
 
@@ -78,14 +78,14 @@ class UtgrecConfig(TransferPlan):
     codebook_weight: float = 200. # lambda, of the codebooks' loss
     mu: float = .01 # of the alignment of items taken together; 0: none
     eta: float = .03 # of the reconstruction of items taken together; 0: none
-    tokenizer_fine_tuning: str = 'frozen' # on the target: E stays | 'full': it learns, too | 'none': nothing does
+    tokenizer_fine_tuning: str = 'frozen_codebook' # on the target: all but E | 'full': E, too | 'none'
     recommender_pretraining: bool = True # False: the recommender starts on the target
     pretraining_examples: int = 0 # of each domain, drawn once, of which the recommender is pre-trained; 0: all
     pretraining: bool = True # False: nothing is learnt from other domains
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of(('frozen', 'full', 'none'), tokenizer_fine_tuning=self.tokenizer_fine_tuning)
+        _one_of(('frozen_codebook', 'full', 'none'), tokenizer_fine_tuning=self.tokenizer_fine_tuning)
         _at_least(0, pretraining_examples=self.pretraining_examples)
         self.sketch()
 
@@ -209,11 +209,11 @@ class _Target(NamedTuple):
 
 def _tune_tokenizer(dataset:Dataset, learnt:_PretrainedTokenizer, config:UtgrecConfig, out:Path|None=None)->_Target:
     "Tune the tokenizer on the target, and write its identifiers (UTGRec, item tokenizer fine-tuning)"
-    dataset = dataset.in_standard_order()
+    dataset = dataset.in_canonical_order()
     start, c, tokenizer = time.time(), config, learnt.tokenizer
     items = _items_of(dataset.catalogue, learnt.encoder.embed(dataset.catalogue))
     if c.pretraining and c.tokenizer_fine_tuning != 'none':
-        plan, frozen = _fit_plan(c, c.fine_tuning_epochs, 1/3), c.tokenizer_fine_tuning == 'frozen'
+        plan, frozen = _fit_plan(c, c.tokenizer_fine_tune_epochs, 1/3), c.tokenizer_fine_tuning == 'frozen_codebook'
         tokenizer = tokenizer.fine_tune(items, plan, out and out/'tokenizer', co_occurrences(dataset), frozen)
     def ids(): return _cached_ids(lambda: _resolve_codes(tokenizer, items, c.seed), out and out/'identifiers')
     item_ids = main_process_first(ids, out)
@@ -244,8 +244,8 @@ def run_transfer(datasets:Sequence[Dataset], # the other domains
     start = RecommenderSpec(vocabulary=_vocabulary_of(found.tokenizer), weights=weights)
     fitted = fit_recommender(job.split, found.item_ids, c, job.folder('training'), start)
     seconds = learnt.seconds + found.seconds + fitted.result.seconds + (first.seconds if first else 0)
-    coder = ItemTokenizer(learnt.encoder, found.tokenizer)
-    return finish_run(job, fitted, found.tokenizer.health(found.items), seconds, coder)
+    pipeline = TokenizationPipeline(learnt.encoder, found.tokenizer)
+    return finish_run(job, fitted, found.tokenizer.health(found.items), seconds, pipeline)
 
 def run(dataset:Dataset, config:UtgrecConfig=UtgrecConfig(), out:str|Path|None=None)->Result:
     "UTGRec (Zheng et al. 2025) on one data set, pre-trained on `others`; run again with the same folder, it continues"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
 from ..store.files import read_folder, write_folder
-from ..data.columns import standard_order
+from ..data.columns import canonical_order
 from ..embed.table import EmbeddingTable
 from ..quantize.health import CodebookHealth, health as health_of
 from ..quantize.residual import ResidualQuantizer
@@ -67,7 +67,7 @@ def _as_table(table:EmbeddingTable|Tensor)->EmbeddingTable:
 def _table_order(table:EmbeddingTable|Tensor)->Tensor: # n: rows
     "The rows in the standard order of their ids; those of a matrix, which has none, as they stand"
     if not isinstance(table, EmbeddingTable): return torch.arange(len(table))
-    return torch.from_numpy(standard_order(table.ids).astype(np.int64))
+    return torch.from_numpy(canonical_order(table.ids).astype(np.int64))
 
 @patch
 def fit(self:Tokenizer,
