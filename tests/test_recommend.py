@@ -38,6 +38,14 @@ def reference(model, inputs, labels):
     seen = (inputs != model.vocabulary.pad).long()
     return model.t5(input_ids=inputs, attention_mask=seen, decoder_input_ids=shifted(model, labels)).logits.log_softmax(-1)
 
+@pytest.mark.parametrize('name, value', (('num_heads', ''), ('d_model', 16.5), ('dropout', 'x'), ('per_level', 1), ('num_layers', True), ('spread', [])))
+def test_a_size_of_another_kind_is_one_sentence(name, value, tmp_path):
+    model = recommender()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    (tmp_path/'config.json').write_text(json.dumps(dict(config, recommender=dict(config['recommender'], **{name: value}))))
+    with pytest.raises(ValueError, match=rf'config\.json has .* as {name}, expected a value like .*; put back a copy\.$'): type(model).from_pretrained(tmp_path)
+
 @few
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 99), st.integers(1, 4))
 def test_the_own_pass_equals_transformers(sizes, layers, seed, prefixes):

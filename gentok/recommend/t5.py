@@ -177,9 +177,16 @@ def from_pretrained(cls:SemanticIDModel, folder:str|Path # written by `save_pret
     if unknown: raise ValueError(
         f'{folder}: the recommender has unknown keys {unknown}, expected those of RecommenderConfig; '
         'load it with the version of gentok that saved it.')
+    if odd := _odd_size(sizes): raise ValueError(
+        f'{folder}/config.json has {str(sizes[odd])[:40]!r} as {odd}, expected a value like {getattr(RecommenderConfig, odd)!r}; put back a copy.')
     model = cls(Vocabulary.from_config(config.get('vocabulary', {})), RecommenderConfig(**sizes))
     load_weights(model, weights, folder)
     return model.eval()
+
+def _odd_size(sizes:dict)->str|None: # fields of `RecommenderConfig`
+    "The first setting whose value is of another kind than its default"
+    def kinds(usual): return (type(usual),) if isinstance(usual, int) else (int, float, type(usual))
+    return next((name for name, value in sizes.items() if type(value) not in kinds(getattr(RecommenderConfig, name))), None)
 
 def load_weights(model:nn.Module, weights:dict, # name -> Tensor
                  source:str|Path # named in the message
