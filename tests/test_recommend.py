@@ -42,8 +42,8 @@ def reference(model, inputs, labels):
 def test_a_size_of_another_kind_is_one_sentence(name, value, tmp_path):
     model = recommender()
     model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps(dict(config, recommender=dict(config['recommender'], **{name: value}))))
+    config, weights = read_folder(tmp_path)
+    write_folder(tmp_path, dict(config, recommender=dict(config['recommender'], **{name: value})), weights)
     with pytest.raises(ValueError, match=rf'config\.json has .* as {name}, expected a value like .*; put back a copy\.$'): type(model).from_pretrained(tmp_path)
 
 @few

@@ -186,7 +186,8 @@ def from_pretrained(cls:SemanticIDModel, folder:str|Path # written by `save_pret
 def _odd_size(sizes:dict)->str|None: # fields of `RecommenderConfig`
     "The first setting whose value is of another kind than its default"
     def kinds(usual): return (type(usual),) if isinstance(usual, int) else (int, float, type(usual))
-    return next((name for name, value in sizes.items() if type(value) not in kinds(getattr(RecommenderConfig, name))), None)
+    usual = vars(RecommenderConfig())
+    return next((name for name, value in sizes.items() if type(value) not in kinds(usual[name])), None)
 
 def load_weights(model:nn.Module, weights:dict, # name -> Tensor
                  source:str|Path # named in the message
