@@ -82,6 +82,16 @@ def test_exported_code_stays_within_its_columns():
                          if n not in quoted and len(spoken.sub('', line)) > columns]
     none(troubles)
 
+def test_a_function_of_papers_takes_five_things_at_most():
+    "A run is one object (`Run`), so that nothing is handed on piece by piece"
+    troubles = []
+    for module, file in modules.items():
+        if not module.startswith('papers.'): continue
+        for f in (n for n in ast.walk(ast.parse(file.read_text(encoding='utf-8'))) if isinstance(n, ast.FunctionDef)):
+            names = [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs) if a.arg not in ('self', 'cls')]
+            if len(names) > 5: troubles.append(f'{module}.{f.name} takes {len(names)}: {", ".join(names)}')
+    none(troubles)
+
 def test_every_definition_has_a_lesson_within_two_cells():
     troubles = []
     for page in exporting:

@@ -24,7 +24,7 @@ from ..store.files import atomic_write, read_json
 from ..data.splits import Split
 from ..embed.table import EmbeddingTable
 from ..evaluate.full_ranking import Evaluation, Validation, summarise
-from ..figures import axes
+from ..figures import axes, palette
 from ..ids.item_ids import ItemIds, _ids_file
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
@@ -261,7 +261,7 @@ def _sweep_recommenders(dataset:Dataset, config:MtgrecConfig, # what every run s
     for values in product(*grid.values()):
         change = dict(zip(grid, values))
         _copy_identifiers(out/f"tokenizers_seed-{change['seed']}", _run_folder(out, change))
-    return sweep(run, dataset, config, grid, out, 'mtgrec')
+    return sweep(run, dataset, config, grid, out)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #e9ceafca
 def _draw_budgets(rows:Sequence[dict], # of a sweep of `pretrain`, `epochs` and seeds
@@ -270,7 +270,7 @@ def _draw_budgets(rows:Sequence[dict], # of a sweep of `pretrain`, `epochs` and 
     ax = axes(title, 'epochs in all', metric, w=5, h=2.2)
     for pretrain, name, colour in ((True, 'MTGRec', 'main'), (False, 'TIGER++', 'rival')):
         mine = [r for r in rows if r['pretrain'] == pretrain]
-        draw_sweep(mine, 'epochs', metric, ax, colour=colour, label=name)
+        draw_sweep(mine, 'epochs', metric, ax, color=palette[colour], label=name)
     ax.set_xticks(sorted({r['epochs'] for r in rows}))
     ax.legend()
     return ax

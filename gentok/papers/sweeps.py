@@ -56,11 +56,10 @@ def _finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None
 def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
           dataset:Dataset, config:Protocol, # what every run shares
           grid:dict[str, Sequence], # field -> the values it takes; 'seed' is one of them
-          out:str|Path, # a folder per run
-          method:str|None=None # whose runs these are; None: that of the module
+          out:str|Path # a folder per run
          )->list: # of dicts: the values, metrics, validation, minutes
     "Run a method once for every combination of values"
-    rows, method, grid = [], method or run.__module__.split('.')[-1], {**grid, 'seed': grid.get('seed', (0,))}
+    rows, method, grid = [], _method_of(run, config), {**grid, 'seed': grid.get('seed', (0,))}
     for values in product(*grid.values()):
         change = dict(zip(grid, values))
         changed, folder = replace(config, **change), _run_folder(out, change)
@@ -69,11 +68,16 @@ def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
         rows.append({**change, **_pick_metrics(found), 'valid': found['valid'], 'minutes': found['seconds']/60})
     return rows
 
+def _method_of(run:Callable, config:Protocol)->str:
+    "The method that runs: that of the module, or of the configuration where the function is written elsewhere"
+    home = run.__module__.rpartition('.')
+    return home[2] if home[0] == 'gentok.papers' else type(config).__name__.removesuffix('Config').lower()
+
 # %% ../../nbs/11_papers/06_sweeps.ipynb #c09585a4
 def draw_sweep(rows:Sequence[dict], # of `sweep`
                key:str, metric:str='valid', ax='', # of `gentok.figures.axes`, or the title of a new picture
                log:bool=False, # the horizontal axis
-               colour:str='main', label:str|None=None # of the line
+               **line # of the line, as `ax.plot` takes it: color, label
               ):
     "A metric against the swept setting"
     values = list(dict.fromkeys(r[key] for r in rows))
@@ -82,8 +86,9 @@ def draw_sweep(rows:Sequence[dict], # of `sweep`
     at = dict(zip(values, values if numbers else range(len(values))))
     means = [np.mean([r[metric] for r in rows if r[key] == v]) for v in values]
     ax = axes(ax, key, metric, w=4, h=2) if isinstance(ax, str) else ax
-    ax.plot(list(at.values()), means, color=palette[colour], label=label)
-    ax.plot([at[r[key]] for r in rows], [r[metric] for r in rows], 'o', color=palette[colour], alpha=.6)
+    line = dict(color=palette['main']) | line
+    ax.plot(list(at.values()), means, **line)
+    ax.plot([at[r[key]] for r in rows], [r[metric] for r in rows], 'o', color=line['color'], alpha=.6)
     if log and numbers: ax.set_xscale('log')
     if log or not numbers: ax.set_xticks(list(at.values()), [str(v) for v in at])
     return ax
