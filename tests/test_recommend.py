@@ -38,6 +38,13 @@ def reference(model, inputs, labels):
     seen = (inputs != model.vocabulary.pad).long()
     return model.t5(input_ids=inputs, attention_mask=seen, decoder_input_ids=shifted(model, labels)).logits.log_softmax(-1)
 
+def test_sizes_that_are_no_object_are_one_sentence(tmp_path):
+    model = recommender()
+    model.save_pretrained(tmp_path)
+    config, weights = read_folder(tmp_path)
+    write_folder(tmp_path, dict(config, recommender=1.5), weights)
+    with pytest.raises(ValueError, match=r'as recommender, expected an object of its sizes; put back a copy\.$'): type(model).from_pretrained(tmp_path)
+
 @pytest.mark.parametrize('name, value', (('num_heads', ''), ('d_model', 16.5), ('dropout', 'x'), ('per_level', 1), ('num_layers', True), ('spread', [])))
 def test_a_size_of_another_kind_is_one_sentence(name, value, tmp_path):
     model = recommender()

@@ -177,7 +177,7 @@ def test_words_and_pictures(tmp_path):
 
 def test_the_stages_of_a_command_have_names_of_their_own(tmp_path):
     config = mtgrec.MtgrecConfig(text_dim=8, codebook_size=8, tokenizer_epochs=4, epochs=4, validate_every=1, d_model=8, layers=1, batch_size=64,
-                                 beams=10, tokenizer='rqvae', n=2, candidates=2, fine_tune_epochs=1, stages=(1,), sample=16)
+                                 beams=10, tokenizer='rqvae', n_tokenizers=2, candidates=2, fine_tune_epochs=1, stages=(1,), sample=16)
     with tracking('tensorboard', tmp_path/'out'): mtgrec.run(toyshop(n_items=40, n_users=40, domains=1)[0], config, tmp_path/'out')
     assert runs(tmp_path/'out') == ['recommender/pretraining', 'recommender/tuning-2-0', 'recommender/tuning-2-1', 'tokenizer']
     found = curves(tmp_path/'out'/'logs'/'recommender'/'pretraining')

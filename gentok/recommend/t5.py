@@ -173,6 +173,8 @@ def from_pretrained(cls:SemanticIDModel, folder:str|Path # written by `save_pret
     if kind != cls.__name__: raise ValueError(
         f'{folder} holds a {kind!r}, expected {cls.__name__!r}; '
         'give the folder that its save_pretrained wrote.')
+    if not isinstance(sizes, dict): raise ValueError(
+        f'{folder}/config.json has {str(sizes)[:40]!r} as recommender, expected an object of its sizes; put back a copy.')
     unknown = sorted(sizes.keys() - RecommenderConfig.__dataclass_fields__.keys())
     if unknown: raise ValueError(
         f'{folder}: the recommender has unknown keys {unknown}, expected those of RecommenderConfig; '
