@@ -34,7 +34,7 @@ class ExpertsConfig:
     mode: str = 'experts' # or 'level_mixture', as in the published code
     identity: str = 'prefix' # where the expert's number stands: 'prefix' | 'suffix'
     start: str = 'kmeans' # how an expert begins with its domain: 'kmeans' | 'mean'
-    calibration: float = .03 # lambda, weight of the calibration (paper); 0: none. What is felt depends on the vectors' scale
+    calibration: float = .03 # lambda, weight of the calibration (paper); 0: none
     mean: float = 1. # beta: weight of the mean in it
     sigma: float|str|None = None # bandwidth of the kernels, as in `hsic`; None: the median distance
     unbiased: bool = True # the paper's estimator is biased, by how many rows a domain has
