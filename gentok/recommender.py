@@ -425,6 +425,7 @@ def generate_model_card(self:Recommender, *args, **kwargs)->ModelCard:
 # %% ../nbs/12_recommender.ipynb #84ac3e8c
 @patch
 def _save_pretrained(self:Recommender, save_directory:Path)->None:
+    if (card := save_directory/'README.md').is_symlink() and not card.exists(): card.unlink()  # it leads nowhere
     save_fitted(self.fitted, self.catalogue, save_directory, self.retired)
     if self.pipeline: self.pipeline.save(save_directory/'pipeline')
     for name, value in self.about.items(): atomic_write(save_directory/f'{name}.json', json.dumps(value, indent=1))

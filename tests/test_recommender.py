@@ -107,6 +107,18 @@ def test_ids_stay_of_one_kind(shop, rec, tmp_path):
     again = gentok.Recommender.from_pretrained(tmp_path)
     assert again.codes(7) == new.codes('7') and {type(i) for i in again.catalogue.ids} == {str}
 
+@pytest.mark.parametrize('leads_to', ('README.md', 'nowhere', 'mine.md'))
+def test_a_model_card_that_is_a_link(shop, rec, tmp_path, leads_to):
+    "A link that leads nowhere is replaced; where somebody's own card is behind it, that stays"
+    rec.save_pretrained(tmp_path)
+    (tmp_path/'README.md').unlink()
+    (tmp_path/'mine.md').write_text('my words')
+    (tmp_path/'README.md').symlink_to(leads_to)
+    rec.update(pl.DataFrame(dict(item=['new'], text=[shop.catalogue.text[0]]))).save_pretrained(tmp_path)
+    assert len(gentok.Recommender.from_pretrained(tmp_path)) == len(rec) + 1
+    card = (tmp_path/'README.md').read_text()
+    assert card == 'my words' if leads_to == 'mine.md' else 'from_pretrained' in card
+
 def test_pictures_and_columns_stay_through_an_update(shop, rec):
     own = gentok.Recommender(rec.fitted, shop.in_canonical_order().catalogue, rec.pipeline)
     new = own.update(pl.DataFrame(dict(item=['new'], text=[shop.catalogue.text[0]])))

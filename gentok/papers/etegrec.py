@@ -25,7 +25,7 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import fine_tune
 from .protocol import FittedRecommender, TokenizationPipeline, RecommenderSpec
-from .protocol import backbones, finish_run, fit_recommender, start_run
+from .protocol import backbones, finish_run, fit_recommender, start_run, _new_recommender
 from .tiger import RQVAETigerConfig, TokenizedCatalogue, _codebooks_of
 from .tiger import _pipeline_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
@@ -34,6 +34,7 @@ from ..recommend.decoder_only import UserSequences
 from ..recommend.t5 import RecommenderConfig, SemanticIDModel, _TargetStates, _initialise_normal, _tied_names
 from ..tokenize.rqvae import RQVAE
 from ..tokenize.tokenizer import sum_of_codewords
+from ..tokenize.unitok import _gradient_norms
 from ..train.alignment import code_log_probabilities, preference_semantic_alignment, sequence_item_alignment
 from ..train.alternating import _IdentifierRefresh, AlternatingOptimization
 from ..train.loop import Trainer
@@ -193,10 +194,9 @@ def rebuilt(self:JointModel, latent:Tensor)->Tensor: # b d -> b d
 def _joint_model(split:Split, prepared:TokenizedCatalogue,
                  config:EtegrecConfig)->tuple: # Together, TargetSequences, Refresh
     "A fitted tokenizer, a new recommender, and the identifiers that both begin with"
-    vocabulary, p, (kind, reads) = Vocabulary(prepared.item_ids.sizes), prepared, backbones[config.backbone]
+    vocabulary, p, reads = Vocabulary(prepared.item_ids.sizes), prepared, backbones[config.backbone][1]
     for book in p.tokenizer.quantizer.codebooks: book.revival = None  # a turn moves codes by its gradient alone
-    model = kind(vocabulary, config.recommender(), config.seed)
-    if config.codeword_init: model.start_at_codewords(_codebooks_of(p.tokenizer), config.codeword_init, config.seed)
+    model = _new_recommender(vocabulary, config, _codebooks_of(p.tokenizer))
     with torch.no_grad(): together = JointModel(p.tokenizer, model, p.tokenizer.inputs(p.table.matrix), config)
     reads = {Sequences: TargetSequences, UserSequences: _TargetUserSequences}[reads]
     data = reads(split.train, item_tokens(p.item_ids, vocabulary), config.batch_size, config.seed)
@@ -233,10 +233,8 @@ def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
     pair.turn, pair.epoch = 'tokenizer+recommender', pair.config.alignment_warmup + 1
     terms = pair.requires_grad_(True).terms(*batch)
     pair.turn, pair.epoch = was
-    def length(term, part):
-        found = torch.autograd.grad(term, list(part.parameters()), retain_graph=True, allow_unused=True)
-        return float(sum(g.square().sum() for g in found if g is not None)**.5)
-    return {name: [length(term, part) for part in parts] for name, term in terms.items()}
+    norms = [_gradient_norms(terms, part) for part in parts]
+    return {name: [found[name] for found in norms] for name in terms}
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #74bbf023
 def _flat_since(history:list, # of `RQVAE`: a dict for each epoch

@@ -30,15 +30,15 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .protocol import FittedRecommender, TokenizationPipeline, RecommenderSpec, Run
-from .protocol import backbones, finish_run, fit_recommender, _register_run
+from .protocol import backbones, finish_run, fit_recommender, _new_recommender, _register_run
 from .sweeps import _run_folder, draw_sweep, sweep
-from .tiger import RQVAETigerConfig, _codebooks_of, _pipeline_of, _final, _unique_ids
+from .tiger import RQVAETigerConfig, _codebooks_of, _pipeline_of, _unique_ids
 from .tiger import item_vectors, make_tokenizer
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
 from ..search.beam import beam_search
 from ..search.vote import vote
-from ..tokenize.epochs import _again, _changed, independent_tokenizers, last_epochs
+from ..tokenize.epochs import _changed, independent_tokenizers, last_epochs
 from ..tokenize.tokenizer import Tokenizer
 from ..train.curriculum import Curriculum, MixedSequences, MixedUserSequences
 from ..train.loop import TrainConfig, Trainer, TrainResult, weights_at
@@ -66,6 +66,8 @@ class MtgrecConfig(RQVAETigerConfig):
         for name in ('starts', 'stages'): object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_plan(self)
 
+    @property
+    def final(self)->float: return .15 # of the tokenizer's rate is left at the end, also for 'rqvae': epochs agree
     @property
     def tries(self)->int: return self.candidates*max(1, len(self.starts)) # fine-tunings
     @property
@@ -117,7 +119,7 @@ def _prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to ke
     done = all(path.exists() for path in needed)
     table = EmbeddingTable.load(out/'embeddings') if done else item_vectors(dataset, config, out)
     fit = last_epochs if config.adjacent else independent_tokenizers
-    tokenizer = tokenizer or _again(make_tokenizer(config, table), final=_final)
+    tokenizer = tokenizer or make_tokenizer(config, table)
     epochs = fit(tokenizer, table, config.n_tokenizers, out/'tokenizer')
     if not done:
         table.save(out/'embeddings')
@@ -151,14 +153,12 @@ def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
     "One model on the identifiers of all tokenizers (MTGRec, curriculum recommender pre-training)"
     vocabulary, c = Vocabulary(item_ids[0].sizes), config
     tables = [item_tokens(ids, vocabulary) for ids in item_ids]
-    model, kind = backbones[c.backbone]
-    mixed = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[kind]
+    mixed = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[backbones[c.backbone][1]]
     data = mixed(split.train, tables, c.batch_size, c.seed)
     callback = [Curriculum(data, split.valid, c.all_stages, c.temperature, sample=c.sample)] if c.curriculum else []
     plan = replace(_plan_of(c, c.pretraining_epochs), patience=0)
     look = Validation(Trie(item_ids[-1]), split.valid)
-    model = model(vocabulary, c.recommender(), c.seed)
-    if codebooks and c.codeword_init: model.start_at_codewords(codebooks, c.codeword_init, c.seed)
+    model = _new_recommender(vocabulary, c, codebooks)
     return Trainer(model, data, plan, out, look, 'ndcg@10', *callback).keeping(c.all_starts).fit()
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1a670327

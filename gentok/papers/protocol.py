@@ -116,16 +116,23 @@ class RecommenderSpec(NamedTuple):
     training: TrainConfig|None = None # None: the protocol's
     codebooks: list|None = None # L K d each: where token embeddings start, if the protocol wants it; None: by chance
 
+def _new_recommender(vocabulary:Vocabulary, protocol:Protocol,
+                     codebooks:list|None=None, # L K d each: where token embeddings start, if the protocol wants it; None: by chance
+                     kind:type|None=None # None: that of the protocol's backbone
+                    )->SemanticIDModel:
+    "A recommender of the protocol's sizes that has learnt nothing"
+    model = (kind or backbones[protocol.backbone][0])(vocabulary, protocol.recommender(), protocol.seed)
+    if codebooks and protocol.codeword_init: model.start_at_codewords(codebooks, protocol.codeword_init, protocol.seed)
+    return model
+
 def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
                     out:str|Path|None=None, # folder to continue in
                     start:RecommenderSpec=RecommenderSpec())->FittedRecommender:
     "Train a recommender on these identifiers; best weights by validation NDCG@10"
     vocabulary, trie = start.vocabulary or Vocabulary(item_ids.sizes), Trie(item_ids)
-    model, data = (a or b for a, b in zip(start, backbones[protocol.backbone]))
+    data = start.data or backbones[protocol.backbone][1]
     data = data(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size, protocol.seed)
-    model = model(vocabulary, protocol.recommender(), protocol.seed)
-    share = protocol.codeword_init if start.codebooks else 0.
-    if share: model.start_at_codewords(start.codebooks, share, protocol.seed)
+    model = _new_recommender(vocabulary, protocol, start.codebooks, start.model)
     if start.weights is not None: load_weights(model, start.weights, 'the pre-training')
     trainer = Trainer(model, data, start.training or protocol.training(), out, Validation(trie, split.valid))
     result = trainer.fit()

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,10 @@ class TigerConfig(Protocol):
     def whiten(self)->int|None: # of `RQVAEConfig`: SASRec's vectors are so short that all codes would be near
         "How an RQ-VAE reads the vectors"
         return 0 if self.text == 'sasrec' else None
+    @property
+    def final(self)->float: # of `FitConfig`: with .15 neighbouring epochs of an 'rqvae++' agree as MTGRec's do
+        "Share of the tokenizer's learning rate that is left in its last epoch"
+        return .15 if self.tokenizer == 'rqvae++' else 1.
     def sketch(self)->Tokenizer:
         "The tokenizer that would be fitted; ValueError where there is none"
         return make_tokenizer(self)
@@ -69,16 +73,15 @@ class RQVAETigerConfig(TigerConfig):
     codebook_size: int = 256 # K
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #ac5d6fed
-_final = .15 # of the learning rate is left in the last epoch of an 'rqvae++', so that neighbouring epochs agree as MTGRec's do
-
 def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it will be fitted on, if it is there
                   )->Tokenizer: # not fitted
     "The tokenizer that the configuration names, whitening to at most 128 directions; ValueError for an unknown one"
     whiten = min(128, principal_axes(table.matrix).rank() if table else config.text_dim)
     shape = dict(K=config.codebook_size, levels=config.levels, seed=config.seed)
-    fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs))
+    fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs),
+                    final=config.final)
     known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=config.whiten), fit),
-             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), replace(fit, final=_final)),
+             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), fit),
              'kmeans': lambda: ResidualKMeans(**shape), 'random': lambda: RandomTokenizer(**shape)}
     if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
     return known[config.tokenizer]()
@@ -156,7 +159,7 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #1cc502d4
 def _pipeline_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer
-             )->TokenizationPipeline|None: # None: behaviour is no text
+                )->TokenizationPipeline|None: # None: behaviour is no text
     "What gives an item that comes later its codes"
     if config.text == 'sasrec': return None
     return TokenizationPipeline(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)

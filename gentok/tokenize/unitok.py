@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..store.runs import _at_least, _one_of
 from ..embed.table import EmbeddingTable, _domains_of
@@ -120,15 +120,18 @@ def losses(self:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b
     return terms
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #c3143d24
-def _gradient_shares(tokenizer:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b -> term: its part of 1
-    "How much each term of the loss moves the encoder: the norm of its gradient, over the sum of all norms"
-    weights = list(tokenizer.encoder.parameters())
+def _gradient_norms(terms:dict[str, Tensor], part:nn.Module)->dict[str, float]: # scalars; name -> length
+    "How hard each term of a loss pulls at the weights of a part"
+    weights = list(part.parameters())
     def norm(loss):
         found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-        return torch.stack([g.norm() for g in found if g is not None]).norm().item()
-    norms = {name: norm(loss) for name, loss in tokenizer.losses(x, rows).items()}
-    total = sum(norms.values()) or 1.
-    return {name: value/total for name, value in norms.items()}
+        return float(sum(g.square().sum() for g in found if g is not None)**.5)
+    return {name: norm(loss) for name, loss in terms.items()}
+
+def _gradient_shares(tokenizer:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b -> term: its part of 1
+    "How much each term of the loss moves the encoder: the norm of its gradient, over the sum of all norms"
+    norms = _gradient_norms(tokenizer.losses(x, rows), tokenizer.encoder)
+    return {name: value/(sum(norms.values()) or 1.) for name, value in norms.items()}
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #5172baed
 @patch
