@@ -117,7 +117,7 @@ class RecommenderSpec(NamedTuple):
     codebooks: list|None = None # L K d each: where token embeddings start, if the protocol wants it; None: by chance
 
 def _new_recommender(vocabulary:Vocabulary, protocol:Protocol,
-                     codebooks:list|None=None, # L K d each: where token embeddings start, if the protocol wants it; None: by chance
+                     codebooks:list|None=None, # L K d each: where token embeddings start; None: by chance
                      kind:type|None=None # None: that of the protocol's backbone
                     )->SemanticIDModel:
     "A recommender of the protocol's sizes that has learnt nothing"
