@@ -67,14 +67,17 @@ class BenchmarkRow(NamedTuple):
     note: str=''
 
     @property
-    def ratios(self)->tuple: return tuple(a/b for a, b in zip(self.ours, self.theirs)) # ours over theirs, each time
+    def ratios(self)->tuple: # ours over theirs, each time
+        return tuple(a/b for a, b in zip(self.ours, self.theirs))
     @property
     def ratio(self)->float: return statistics.median(self.ratios) # their median
 
     def __str__(self):
-        speed = f'{statistics.median(self.ours):,.1f} against {statistics.median(self.theirs):,.1f} {self.unit}/s of '
+        speed = (f'{statistics.median(self.ours):,.1f} against '
+                 f'{statistics.median(self.theirs):,.1f} {self.unit}/s of ')
         verdict = 'reached' if self.ratio >= self.mark else 'below its mark'
-        return (f'{self.name:28} {self.ratio:6.1f}x  ({min(self.ratios):.1f} to {max(self.ratios):.1f}; mark {self.mark:g} {verdict})  '
+        return (f'{self.name:28} {self.ratio:6.1f}x  ({min(self.ratios):.1f} to '
+                f'{max(self.ratios):.1f}; mark {self.mark:g} {verdict})  '
                 f'{speed if self.unit else ""}{self.peer}{"; " if self.note else ""}{self.note}')
 
 # %% ../nbs/13_bench.ipynb #cf01506a
@@ -85,8 +88,10 @@ def _timed(work:Callable)->tuple: # seconds, result
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - start, result
 
-def compare_speed(name:str, ours:Callable, theirs:Callable, # without arguments; each returns its answer
-         same:Callable, # (our answer, their answer) -> a note, or an error if they differ
+def compare_speed(name:str, ours:Callable,
+                  theirs:Callable, # without arguments; each returns its answer
+         # (our answer, their answer) -> a note, or an error if they differ
+         same:Callable,
          count:float, # work of one call
          unit:str, peer:str, mark:float, repeats:int=5,
          their_count:float|None=None # work of one of their calls, if it is another
@@ -94,7 +99,8 @@ def compare_speed(name:str, ours:Callable, theirs:Callable, # without arguments;
     "Both once, compared; then in turn"
     note = same(ours(), theirs())
     times = [(_timed(ours)[0], _timed(theirs)[0]) for _ in range(repeats)]
-    ours, theirs = (tuple(n/t for t in column) for n, column in zip((count, their_count or count), zip(*times)))
+    ours, theirs = (tuple(n/t for t in column)
+                    for n, column in zip((count, their_count or count), zip(*times)))
     return BenchmarkRow(name, peer, unit, ours, theirs, mark, note)
 
 # %% ../nbs/13_bench.ipynb #760bb390
@@ -102,7 +108,8 @@ def _limited(name:str, figures:tuple, # measured
             most:float, unit:str, note:str='')->BenchmarkRow:
     "A figure that should stay small: the ratio is the room that is left"
     shown = f'{statistics.median(figures):.3g} {unit}, at most {most:g}'
-    return BenchmarkRow(name, shown, '', tuple(most/f for f in figures), (1.,)*len(figures), 1., note)
+    return BenchmarkRow(name, shown, '', tuple(most/f for f in figures),
+                        (1.,)*len(figures), 1., note)
 
 # %% ../nbs/13_bench.ipynb #aa50183f
 class _Field(NamedTuple):
@@ -115,27 +122,34 @@ class _Field(NamedTuple):
 
 # %% ../nbs/13_bench.ipynb #9c844465
 def _lay_out(dataset:Dataset|None=None, # None: a toy shop
-            epochs:int=1, config:RecommenderConfig=RecommenderConfig(), K:int=256, batch_size:int=256,
+            epochs:int=1, config:RecommenderConfig=RecommenderConfig(), K:int=256,
+            batch_size:int=256,
             lr:float=1e-3, seed:int=0, shuffled:bool=True # of `Sequences`
            )->_Field:
     "A trained recommender and its data"
     dataset = dataset or toyshop(n_items=1000, n_users=1000, domains=1, seed=seed)[0]
-    split, table = leave_one_out(dataset), TextEncoder('lsa', 64, seed=seed).embed(dataset.catalogue)
-    kmeans = ResidualKMeans(levels=3, K=min(K, len(dataset.catalogue)), seed=seed).fit(table)
+    split, table = (leave_one_out(dataset),
+                    TextEncoder('lsa', 64, seed=seed).embed(dataset.catalogue))
+    kmeans = ResidualKMeans(levels=3, K=min(K, len(dataset.catalogue)),
+                            seed=seed).fit(table)
     item_ids = resolve(kmeans.encode(table), 'suffix')
     model = GenerativeRecommender(Vocabulary(item_ids.sizes), config, seed)
-    data = Sequences(split.train, item_tokens(item_ids, model.vocabulary), batch_size, seed, shuffled=shuffled)
+    data = Sequences(split.train, item_tokens(item_ids, model.vocabulary), batch_size,
+                     seed, shuffled=shuffled)
     if epochs:
-        plan = TrainConfig(epochs, batch_size, lr, warmup=.1, validate_every=epochs, seed=seed)
+        plan = TrainConfig(epochs, batch_size, lr, warmup=.1, validate_every=epochs,
+                           seed=seed)
         Trainer(model, data, plan).fit()
     return _Field(dataset, split, Trie(item_ids), model.eval(), data)
 
 # %% ../nbs/13_bench.ipynb #1f7ecd21
-def _allowed_after(trie:Trie, vocabulary:Vocabulary)->dict: # tokens so far -> tokens that may follow
+def _allowed_after(trie:Trie, vocabulary:Vocabulary
+                  )->dict: # tokens so far -> tokens that may follow
     "The trie as transformers' `prefix_allowed_tokens_fn` wants it"
     follow = {}
     for row in vocabulary.tokens(trie.codes(torch.arange(trie.n_items))).tolist():
-        for l, token in enumerate(row): follow.setdefault(tuple(row[:l]), set()).add(token)
+        for l, token in enumerate(row):
+            follow.setdefault(tuple(row[:l]), set()).add(token)
     return {prefix: sorted(tokens) for prefix, tokens in follow.items()}
 
 class _Written(NamedTuple):
@@ -143,34 +157,44 @@ class _Written(NamedTuple):
     tokens: Tensor # b k l
     scores: Tensor # b k
 
+# %% ../nbs/13_bench.ipynb #744a13cf
 @torch.no_grad()
-def _generate(model:GenerativeRecommender, trie:Trie, examples:Examples, beams:int=50, k:int=10,
+def _generate(model:GenerativeRecommender, trie:Trie, examples:Examples, beams:int=50,
+              k:int=10,
              follow:dict|None=None, # of `_allowed_after`; None writes freely
              batch_size:int=32)->_Written:
     "The search of transformers"
     read, found = _HistoryTokens(model, trie, examples), []
-    constrain = (lambda user, written: follow[tuple(written[1:].tolist())]) if follow else None
+    constrain = ((lambda user, written: follow[tuple(written[1:].tolist())]) if follow
+                 else None)
     order = read.batches(batch_size)
     for index in order:
         inputs = read(index)
         out = model.t5.generate(
-            input_ids=inputs, attention_mask=(inputs != 0).long(), num_beams=beams, num_return_sequences=k,
-            do_sample=False, min_new_tokens=trie.L, max_new_tokens=trie.L, length_penalty=0.,
-            prefix_allowed_tokens_fn=constrain, return_dict_in_generate=True, output_scores=True)
+            input_ids=inputs, attention_mask=(inputs != 0).long(), num_beams=beams,
+            num_return_sequences=k,
+            do_sample=False, min_new_tokens=trie.L, max_new_tokens=trie.L,
+            length_penalty=0.,
+            prefix_allowed_tokens_fn=constrain, return_dict_in_generate=True,
+            output_scores=True)
         shape = len(index), k, -1
-        found.append(_Written(out.sequences[:, 1:].reshape(shape), out.sequences_scores.view(shape[:2])))
+        found.append(_Written(out.sequences[:, 1:].reshape(shape),
+                              out.sequences_scores.view(shape[:2])))
     return _in_order(found, order)
 
 # %% ../nbs/13_bench.ipynb #826734a4
-def _same_ten(model:GenerativeRecommender, trie:Trie, ours:Ranked, theirs:_Written)->str:
+def _same_ten(model:GenerativeRecommender, trie:Trie, ours:Ranked,
+              theirs:_Written)->str:
     "The same ten for every user; places whose scores are within 1e-5 may swap"
     table = model.vocabulary.tokens(trie.codes(torch.arange(trie.n_items)))
     apart, known = (ours.scores - theirs.scores).abs(), ours.items >= 0
     swapped = known & (table[ours.items.clamp(min=0)] != theirs.tokens).any(-1)
     off, tie = apart.max().item(), apart[swapped].max().item() if swapped.any() else 0.
     if off > 1e-4 or tie > 1e-5: raise ValueError(
-        f'the scores differ by up to {off:.2g}, expected at most 1e-4; this is not the same search.')
-    return f'same ten for {len(apart):,} users, scores within {off:.0e}, {int(swapped.sum())} ties swapped'
+        f'the scores differ by up to {off:.2g}, expected at most 1e-4; this is not the '
+        'same search.')
+    return (f'same ten for {len(apart):,} users, scores within {off:.0e}, '
+            f'{int(swapped.sum())} ties swapped')
 
 # %% ../nbs/13_bench.ipynb #2e94440d
 def _search_row(field:_Field, users:Examples, free:bool, repeats:int=5)->BenchmarkRow:
@@ -181,7 +205,8 @@ def _search_row(field:_Field, users:Examples, free:bool, repeats:int=5)->Benchma
     def theirs(): return _generate(model, trie, users, follow=follow)
     def same(a, b): return _same_ten(model, trie, a, b)
     name = '50 beams, free' if free else '50 beams under the trie'
-    return compare_speed(name, ours, theirs, same, users.n, 'users', 'transformers.generate', 10., repeats)
+    return compare_speed(name, ours, theirs, same, users.n, 'users',
+                         'transformers.generate', 10., repeats)
 
 # %% ../nbs/13_bench.ipynb #693e4be4
 def _exact_row(field:_Field, users:Examples, repeats:int=5)->BenchmarkRow:
@@ -191,14 +216,18 @@ def _exact_row(field:_Field, users:Examples, repeats:int=5)->BenchmarkRow:
     def true(found, theirs):
         every = score_items(model, trie, users).topk(10).values
         off = (found.scores - every).abs().max().item()
-        if off > 1e-3: raise ValueError(f'the exact scores differ from brute force by {off:.2g}, expected at most .001; this is a bug.')
+        if off > 1e-3:
+            raise ValueError(f'the exact scores differ from brute force by {off:.2g}, '
+                             'expected at most .001; this is a bug.')
         wrong = ((found.scores - theirs.scores).abs().amax(1) > 1e-3).double().mean()
-        return (f'brute force agrees for {users.n:,} users; {found.opened.double().mean():.0f} prefixes opened of '
+        return (f'brute force agrees for {users.n:,} users; '
+                f'{found.opened.double().mean():.0f} prefixes opened of '
                 f'{1 + sum(trie.nodes[:-1]):,}; 50 beams differ for {wrong:.1%}')
     def ours(): return exact_top_k(model, trie, users)
     def peer(): return _generate(model, trie, users)
     def checked(found, theirs): return true(found, beam_search(model, trie, users))
-    return compare_speed('exact top 10', ours, peer, checked, users.n, 'users', 'transformers.generate, 50 beams', 1., repeats)
+    return compare_speed('exact top 10', ours, peer, checked, users.n, 'users',
+                         'transformers.generate, 50 beams', 1., repeats)
 
 # %% ../nbs/13_bench.ipynb #1ff2aaf3
 class _Usual(GenerativeRecommender):
@@ -206,19 +235,23 @@ class _Usual(GenerativeRecommender):
     def forward(self, inputs:Tensor, labels:Tensor)->Tensor: # scalar
         "The loss"
         start = torch.full_like(labels[:, :1], self.vocabulary.start)
-        logits = self.t5(input_ids=inputs, attention_mask=(inputs != self.vocabulary.pad).long(),
-                         decoder_input_ids=torch.cat([start, labels[:, :-1]], 1), use_cache=False).logits
+        logits = self.t5(input_ids=inputs,
+                         attention_mask=(inputs != self.vocabulary.pad).long(),
+                         decoder_input_ids=torch.cat([start, labels[:, :-1]], 1),
+                         use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 # %% ../nbs/13_bench.ipynb #4f8398f7
 class _Padded(Sequences):
-    "The same examples in random order, every batch as wide as the longest history may be"
+    """The same examples in random order, every batch as wide as the longest history may
+    be"""
     def __init__(self, data:Sequences, items:int=20):
         super().__init__(data.examples, data.table, data.batch_size, data.seed)
         self.width = data.table.shape[1]*items + 1
     def epoch(self, number:int)->list:
         "Examples as they come"
-        return list(torch.randperm(self.examples.n, generator=_random_state(self.seed, number)).split(self.batch_size))
+        return list(torch.randperm(self.examples.n, generator=_random_state(
+            self.seed, number)).split(self.batch_size))
     def batch(self, index:Tensor)->Batch:
         "Wide"
         inputs, labels = super().batch(index)
@@ -230,13 +263,15 @@ def _trainer_of(kind:type, # GenerativeRecommender or Usual
               )->Trainer:
     "A trainer of an untrained model of the field's shape"
     model = kind(field.model.vocabulary, field.model.config, data.seed)
-    return Trainer(model, data, TrainConfig(1, data.batch_size, lr, warmup=.1, seed=data.seed), out)
+    return Trainer(model, data,
+                   TrainConfig(1, data.batch_size, lr, warmup=.1, seed=data.seed), out)
 
 # %% ../nbs/13_bench.ipynb #32ece0f7
 def _training_row(field:_Field, repeats:int=5, batches:int=12)->BenchmarkRow:
     "Training examples per second"
     data, wide = field.data, _Padded(field.data)
-    ours, theirs = _trainer_of(GenerativeRecommender, field, data), _trainer_of(_Usual, field, wide)
+    ours, theirs = (_trainer_of(GenerativeRecommender, field, data),
+                    _trainer_of(_Usual, field, wide))
     batched, mixed = data.epoch(0)[:batches], wide.epoch(0)[:max(1, batches//4)]
 
     def train_ours():
@@ -249,34 +284,44 @@ def _training_row(field:_Field, repeats:int=5, batches:int=12)->BenchmarkRow:
         peer.load_state_dict(field.model.state_dict())
         x, y = field.model(*one).item(), peer(*one).item()
         if abs(x - y) > 1e-3: raise ValueError(
-            f'the losses are {x:.4f} and {y:.4f} with the same weights, expected the same; this is a bug.')
+            f'the losses are {x:.4f} and {y:.4f} with the same weights, expected the '
+            'same; this is a bug.')
         return 'same loss with the same weights'
     n, their_n = (sum(map(len, batches)) for batches in (batched, mixed))
-    return compare_speed('training', train_ours, train_theirs, same, n, 'examples', 'transformers, padded to 20 items', 6., repeats, their_n)
+    return compare_speed('training', train_ours, train_theirs, same, n, 'examples',
+                         'transformers, padded to 20 items', 6., repeats, their_n)
 
 # %% ../nbs/13_bench.ipynb #33d887ee
 def _same_codes(quantizer:ResidualQuantizer, x:Tensor, # n d
                a:Tensor, b:Tensor # n l: codes
               )->str:
-    "An error unless codes differ only where both codewords are equally near, to a hundred-thousandth"
+    """An error unless codes differ only where both codewords are equally near, to a
+    hundred-thousandth"""
     off, gap, residual = (a != b).any(1), 0., x.double()
     open_rows = off.clone()  # whose codes have not parted yet
     for l, book in enumerate(quantizer.codebooks):
         parted = open_rows & (a[:, l] != b[:, l])
-        far = [(residual[parted] - book.weight[c[parted, l]].double()).square().sum(1) for c in (a, b)]
+        far = [(residual[parted] - book.weight[c[parted, l]].double()).square().sum(1)
+               for c in (a, b)]
         if parted.any(): gap = max(gap, ((far[0] - far[1]).abs()/far[0]).max().item())
-        open_rows, residual = open_rows & ~parted, residual - book.weight[a[:, l]].double()
+        open_rows, residual = (open_rows & ~parted,
+                               residual - book.weight[a[:, l]].double())
     if gap > 1e-5: raise ValueError(
-        f'codes differ where distances differ by {gap:.2g}, expected a tie; this is a bug.')
+        f'codes differ where distances differ by {gap:.2g}, expected a tie; this is a '
+        'bug.')
     return f'identical codes but for {int(off.sum())} near ties of {len(x):,} vectors'
 
 # %% ../nbs/13_bench.ipynb #9dea0917
-def _codes_row(n:int=1_000_000, d:int=32, K:int=256, levels:int=3, repeats:int=5, seed:int=0)->BenchmarkRow:
+def _codes_row(n:int=1_000_000, d:int=32, K:int=256, levels:int=3, repeats:int=5,
+               seed:int=0)->BenchmarkRow:
     "Vectors coded per second"
     try: from vector_quantize_pytorch import ResidualVQ
-    except ImportError: raise ValueError("vector-quantize-pytorch is not installed; `pip install 'gentok[bench]'` brings it.") from None
+    except ImportError:
+        raise ValueError("vector-quantize-pytorch is not installed; `pip install "
+                         "'gentok[bench]'` brings it.") from None
     gen = torch.Generator().manual_seed(seed)
-    x, ours = torch.randn(n, d, generator=gen), ResidualQuantizer.of([K]*levels, d).eval()
+    x, ours = torch.randn(n, d, generator=gen), ResidualQuantizer.of([K]*levels,
+                                                                     d).eval()
     theirs = ResidualVQ(dim=d, num_quantizers=levels, codebook_size=K).eval()
     with torch.no_grad():
         for mine, book, scale in zip(ours.codebooks, theirs.layers, (1., .6, .4)):
@@ -288,7 +333,8 @@ def _codes_row(n:int=1_000_000, d:int=32, K:int=256, levels:int=3, repeats:int=5
     @torch.no_grad()
     def peer(): return theirs(x[None])[1][0]
     def same(a, b): return _same_codes(ours, x, a, b)
-    return compare_speed('codes', encode, peer, same, n, 'vectors', 'ResidualVQ', 3., repeats)
+    return compare_speed('codes', encode, peer, same, n, 'vectors', 'ResidualVQ', 3.,
+                         repeats)
 
 # %% ../nbs/13_bench.ipynb #40eb72fd
 class _Given(Sampler):
@@ -297,8 +343,10 @@ class _Given(Sampler):
     def __len__(self): return self.n
     def __iter__(self):
         self.epoch += 1
-        with _seeded(self.seed, self.epoch): return iter(torch.randperm(self.n).tolist())
+        with _seeded(self.seed, self.epoch):
+            return iter(torch.randperm(self.n).tolist())
 
+# %% ../nbs/13_bench.ipynb #aa723ccd
 def _usual_epoch(rqvae:RQVAE, loader:DataLoader, optimiser)->float: # mean loss
     "The loop that most repositories have"
     rqvae.train()
@@ -313,7 +361,8 @@ def _usual_epoch(rqvae:RQVAE, loader:DataLoader, optimiser)->float: # mean loss
     return statistics.mean(losses)
 
 # %% ../nbs/13_bench.ipynb #2756835f
-def _rqvae_row(field:_Field, epochs:int=20, repeats:int=5, batch_size:int=256)->BenchmarkRow:
+def _rqvae_row(field:_Field, epochs:int=20, repeats:int=5,
+               batch_size:int=256)->BenchmarkRow:
     "Items per second through the training of an RQ-VAE"
     table = TextEncoder('lsa', 64, seed=0).embed(field.dataset.catalogue)
     x, config, plan = table.matrix, RQVAEConfig(), FitConfig(epochs, batch_size)
@@ -329,55 +378,71 @@ def _rqvae_row(field:_Field, epochs:int=20, repeats:int=5, batch_size:int=256)->
         return rqvae
     def theirs():
         rqvae, optimiser = begun()
-        loader = DataLoader(TensorDataset(x, torch.arange(len(x))), batch_size, sampler=_Given(len(x), config.seed))
+        loader = DataLoader(TensorDataset(x, torch.arange(len(x))), batch_size,
+                            sampler=_Given(len(x), config.seed))
         for _ in range(epochs): _usual_epoch(rqvae, loader, optimiser)
         return rqvae
     def same(a, b): return _same_tokenizer(a, b, x)
-    return compare_speed('RQ-VAE training', ours, theirs, same, epochs*len(x), 'items', 'a DataLoader', 1., repeats)
+    return compare_speed('RQ-VAE training', ours, theirs, same, epochs*len(x), 'items',
+                         'a DataLoader', 1., repeats)
 
 # %% ../nbs/13_bench.ipynb #d50e3575
 @torch.no_grad()
 def _same_tokenizer(a:RQVAE, b:RQVAE, x:Tensor # n d
                   )->str:
     "Reconstruction and collision rate of both, or an error if they differ"
-    found = [(F.mse_loss(t(x).vectors, x).item(), health(t(x).codes, t.sizes).collision_rate) for t in (a, b)]
+    found = [(F.mse_loss(t(x).vectors, x).item(),
+              health(t(x).codes, t.sizes).collision_rate) for t in (a, b)]
     (one, clash), (two, theirs) = found
     if abs(one - two) > 1e-3*two or abs(clash - theirs) > 1e-3: raise ValueError(
-        f'reconstruction and collision rate are {found[0]} and {found[1]}, expected the same; this is a bug.')
+        f'reconstruction and collision rate are {found[0]} and {found[1]}, expected '
+        'the same; this is a bug.')
     return f'both reach reconstruction {one:.4f} and collision rate {clash:.1%}'
 
 # %% ../nbs/13_bench.ipynb #ce6b0a69
-def _many_tables(field:_Field, n:int, K:int=256)->tuple: # sizes, and the tokens that each tokenizer gives the items
+def _many_tables(field:_Field, n:int, K:int=256
+                )->tuple: # sizes, and the tokens that each tokenizer gives the items
     "n tokenizers over one vocabulary: k-means from n starts, and a suffix"
     table = TextEncoder('lsa', 64, seed=0).embed(field.dataset.catalogue)
-    codes = [ResidualKMeans(levels=3, K=min(K, len(table)), seed=s).fit(table).encode(table) for s in range(n)]
-    sizes = tuple(torch.tensor([resolve(c, 'suffix').sizes for c in codes]).amax(0).tolist())
-    return sizes, [item_tokens(resolve(c, 'suffix', sizes), Vocabulary(sizes)) for c in codes]
+    codes = [ResidualKMeans(levels=3, K=min(K, len(table)),
+                            seed=s).fit(table).encode(table) for s in range(n)]
+    sizes = tuple(torch.tensor([resolve(c, 'suffix').sizes
+                                for c in codes]).amax(0).tolist())
+    return sizes, [item_tokens(resolve(c, 'suffix', sizes), Vocabulary(sizes))
+                   for c in codes]
 
+# %% ../nbs/13_bench.ipynb #499cf080
 def _influence_row(field:_Field, n:int=10, sample:int=1024, repeats:int=5, K:int=256,
-                  config:RecommenderConfig=RecommenderConfig(64, 256, 4, 16, 2))->BenchmarkRow:
+                  config:RecommenderConfig=RecommenderConfig(64, 256, 4, 16,
+                                                             2))->BenchmarkRow:
     "What the curriculum costs"
     sizes, tables = _many_tables(field, n, K)
     data = MixedSequences(field.split.train, tables, field.data.batch_size)
     model = GenerativeRecommender(Vocabulary(sizes), config)
     trainer = Trainer(model, data, TrainConfig(20, data.batch_size, warmup=.01))
-    for index in data.epoch(0)[:20]: trainer.step(index)  # so that the moments are those of a run
+    for index in data.epoch(0)[:20]:
+        trainer.step(index) # so that the moments are those of a run
     valid = [Sequences(field.split.valid, t, data.batch_size) for t in tables]
     found = influence_overhead(trainer, data.alone(), valid, 20, sample, repeats)
-    note = (f'{n} tokenizers, {sample:,} examples of each; like all data: Spearman {found.spearman:.2f} '
-            f'({found.low:.2f} to {found.high:.2f}), {found.seconds_influence:.0f} s for each {found.seconds_training:.0f} s')
+    note = (f'{n} tokenizers, {sample:,} examples of each; like all data: Spearman '
+            f'{found.spearman:.2f} ({found.low:.2f} to {found.high:.2f}), '
+            f'{found.seconds_influence:.0f} s for each {found.seconds_training:.0f} s')
     return _limited('influence', (found.share,), .1, 'of the time of 20 epochs', note)
 
 # %% ../nbs/13_bench.ipynb #6bfa3981
 def _held(key:str)->int: # bytes
     "`VmRSS`, what this process holds now, or `VmHWM`, the most it held"
-    lines = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
+    lines = dict(line.split(':', 1)
+                 for line in Path('/proc/self/status').read_text().splitlines())
     return int(lines[key].split()[0])*1024
 
+# %% ../nbs/13_bench.ipynb #b69bc455
 def _peak_memory(work:Callable)->tuple: # bytes beyond what was held before, result
     "The worst moment of a call"
     try: Path('/proc/self/clear_refs').write_text('5')
-    except OSError: raise ValueError('the peak of memory is read from /proc, which this system does not have; run it on Linux.') from None
+    except OSError:
+        raise ValueError('the peak of memory is read from /proc, which this system '
+                         'does not have; run it on Linux.') from None
     before, result = _held('VmRSS'), work()
     return _held('VmHWM') - before, result
 
@@ -386,26 +451,34 @@ def _memory_job(kind:str, n:int, seed:int=0)->int: # bytes beyond the input
     "A tokenizer codes n vectors, or a small model answers n users"
     gen = torch.Generator().manual_seed(seed)
     if kind == 'tokenize':
-        tables = [EmbeddingTable(range(m), torch.randn(m, 32, generator=gen), 'noise') for m in (4096, n)]
+        tables = [EmbeddingTable(range(m), torch.randn(m, 32, generator=gen), 'noise')
+                  for m in (4096, n)]
         tokenizer = ResidualKMeans(levels=3, K=256, seed=seed).fit(tables[0])
         work = tokenizer.encode
     else:
         ids = resolve(torch.randint(0, 16, (300, 2), generator=gen), 'suffix')
-        model, trie = GenerativeRecommender(Vocabulary(ids.sizes), RecommenderConfig(16, 32, 1, 16, 1)), Trie(ids)
+        model, trie = GenerativeRecommender(Vocabulary(ids.sizes),
+                                            RecommenderConfig(16, 32, 1, 16,
+                                                              1)), Trie(ids)
         rows, start = torch.randint(0, 300, (4*n,), generator=gen), 4*torch.arange(n)
-        tables = [Examples(rows, start[:m], start[:m] + 3, torch.arange(m), 0) for m in (1000, n)]
+        tables = [Examples(rows, start[:m], start[:m] + 3, torch.arange(m), 0)
+                  for m in (1000, n)]
         def work(users): return evaluate(model, trie, users, beams=20)
     work(tables[0])  # what is made once and kept
     return _peak_memory(lambda: work(tables[1]))[0]
 
+# %% ../nbs/13_bench.ipynb #767366ef
 def _memory_row(kind:str, n:int, most:float # bytes
               )->BenchmarkRow:
     "What each vector, or each user, adds to the worst moment"
     command, what = 'from gentok.bench import _memory_job; print(_memory_job({!r}, {}))', dict(tokenize='vector', evaluate='user')[kind]
     small, large = (int(subprocess.run([sys.executable, '-c', command.format(kind, m)],
-                                       capture_output=True, text=True, check=True).stdout) for m in (n, 10*n))
-    note = f'{small/2**20:.0f} MiB for {n:,} {what}s, {large/2**20:.0f} MiB for {10*n:,}, the answer included'
-    return _limited(f'memory to {kind}', (max(1, large - small)/(9*n),), most, f'bytes a {what}', note)
+                                       capture_output=True, text=True,
+                                       check=True).stdout) for m in (n, 10*n))
+    note = (f'{small/2**20:.0f} MiB for {n:,} {what}s, {large/2**20:.0f} MiB for '
+            f'{10*n:,}, the answer included')
+    return _limited(f'memory to {kind}', (max(1, large - small)/(9*n),), most,
+                    f'bytes a {what}', note)
 
 # %% ../nbs/13_bench.ipynb #31ffd62d
 def _large_row(n:int=10_000_000, L:int=4, K:int=256, seed:int=0)->BenchmarkRow:
@@ -416,27 +489,43 @@ def _large_row(n:int=10_000_000, L:int=4, K:int=256, seed:int=0)->BenchmarkRow:
     some = codes[torch.randint(0, len(codes), (min(n, 1_000_000),), generator=gen)]
     looked, leaves = _timed(lambda: trie.find(some))
     bytes_per_item = trie.nbytes/trie.n_items
-    if not torch.equal(trie.codes(trie.item[leaves[:1000]].long()), some[:1000]): raise ValueError(
-        'identifiers that were looked up are not those read back; this is a bug.')
-    note = f'{trie.n_items:,} items built in {seconds:.0f} s, {len(some)/looked:,.0f} look-ups/s'
-    return _limited('a trie of ten million', (bytes_per_item,), 16., 'bytes an item', note)
+    if not torch.equal(trie.codes(trie.item[leaves[:1000]].long()), some[:1000]):
+        raise ValueError(
+            'identifiers that were looked up are not those read back; this is a bug.')
+    note = (f'{trie.n_items:,} items built in {seconds:.0f} s, {len(some)/looked:,.0f} '
+            'look-ups/s')
+    return _limited('a trie of ten million', (bytes_per_item,), 16., 'bytes an item',
+                    note)
 
 # %% ../nbs/13_bench.ipynb #aecc5c96
-def _write_log(folder:Path, n:int, kind:str, # csv, parquet or jsonl (gzipped, as Amazon Reviews 2023)
+def _write_log(folder:Path, n:int,
+               kind:str, # csv, parquet or jsonl (gzipped, as Amazon Reviews 2023)
               seed:int=0)->Path:
-    "A log of n interactions with n/10 items and as many users, and a text for each item"
+    """A log of n interactions with n/10 items and as many users, and a text for each
+    item"""
     rng, m = np.random.default_rng(seed), max(n//10, 10)
     item = np.minimum((m*rng.random(n)**2).astype(np.int64), m - 1)
-    log = pl.DataFrame(dict(user=rng.integers(0, m, n), item=item, time=1_500_000_000 + rng.integers(0, 10**8, n)))
-    name = lambda c: pl.format('{}{}', pl.lit(c[0].upper()), pl.col(c).cast(pl.String).str.zfill(9)).alias(c)
-    log, items = log.with_columns(name('user'), name('item')), pl.DataFrame(dict(item=np.arange(m)))
-    items = items.select(name('item'), text=pl.format('red pine thing number {}', 'item'))
-    if kind == 'csv': log.write_csv(folder/'interactions.csv'); items.write_csv(folder/'items.csv')
-    elif kind == 'parquet': log.write_parquet(folder/'interactions.parquet'); items.write_parquet(folder/'items.parquet')
+    log = pl.DataFrame(dict(user=rng.integers(0, m, n), item=item,
+                            time=1_500_000_000 + rng.integers(0, 10**8, n)))
+    name = lambda c: pl.format('{}{}', pl.lit(c[0].upper()),
+                               pl.col(c).cast(pl.String).str.zfill(9)).alias(c)
+    log, items = (log.with_columns(name('user'), name('item')),
+                  pl.DataFrame(dict(item=np.arange(m))))
+    items = items.select(name('item'),
+                         text=pl.format('red pine thing number {}', 'item'))
+    if kind == 'csv':
+        log.write_csv(folder/'interactions.csv'); items.write_csv(folder/'items.csv')
+    elif kind == 'parquet':
+        log.write_parquet(folder/'interactions.parquet')
+        items.write_parquet(folder/'items.parquet')
     else:
-        reviews = log.select(user_id='user', parent_asin='item', timestamp=pl.col('time')*1000, rating=pl.lit(5.))
-        for file, frame in {'Shop': reviews, 'meta_Shop': items.rename(dict(item='parent_asin', text='title'))}.items():
-            with gzip.open(folder/f'{file}.jsonl.gz', 'wb', 1) as f: frame.write_ndjson(f)
+        reviews = log.select(user_id='user', parent_asin='item',
+                             timestamp=pl.col('time')*1000, rating=pl.lit(5.))
+        for file, frame in {'Shop': reviews,
+                            'meta_Shop': items.rename(dict(item='parent_asin',
+                                                           text='title'))}.items():
+            with gzip.open(folder/f'{file}.jsonl.gz', 'wb', 1) as f:
+                frame.write_ndjson(f)
     return folder
 
 # %% ../nbs/13_bench.ipynb #2e23f140
@@ -444,7 +533,8 @@ def _rows_in(folder:Path, kind:str)->Iterator[tuple]: # user, item, time
     "The interactions, each cell judged alone"
     if kind == 'jsonl':
         with gzip.open(folder/'Shop.jsonl.gz', 'rt', encoding='utf-8') as f:
-            rows = ([row.get(c) for c in ('user_id', 'parent_asin', 'timestamp')] for row in map(json.loads, f))
+            rows = ([row.get(c) for c in ('user_id', 'parent_asin', 'timestamp')]
+                    for row in map(json.loads, f))
             yield from _checked_cells(rows)
     else:
         with open(folder/'interactions.csv', newline='', encoding='utf-8') as f:
@@ -455,12 +545,16 @@ def _rows_in(folder:Path, kind:str)->Iterator[tuple]: # user, item, time
 def _checked_cells(rows:Iterator[list])->Iterator[tuple]: # user, item, time
     "Rows whose ids name something and whose time is a number"
     for user, item, said in rows:
-        if not all(isinstance(c, (str, int, float)) and c != '' and c == c for c in (user, item)): raise ValueError(f'{user!r}, {item!r}: not both are ids.')
-        if not math.isfinite(when := float(said)): raise ValueError(f'time {said!r} is no number.')
+        if not all(isinstance(c, (str, int, float)) and c != '' and c == c
+                   for c in (user, item)):
+            raise ValueError(f'{user!r}, {item!r}: not both are ids.')
+        if not math.isfinite(when := float(said)):
+            raise ValueError(f'time {said!r} is no number.')
         yield user, item, when
 
 # %% ../nbs/13_bench.ipynb #4997be3b
-def _read_by_rows(folder:Path, kind:str, k:int=5)->tuple[dict, dict]: # user -> items in time order; item -> text
+def _read_by_rows(folder:Path, kind:str, k:int=5
+                 )->tuple[dict, dict]: # user -> items in time order; item -> text
     "The peer: the k-core, read row by row"
     users, items, u, i, times = {}, {}, array('q'), array('q'), array('d')
     for user, item, t in _rows_in(folder, kind):
@@ -470,20 +564,27 @@ def _read_by_rows(folder:Path, kind:str, k:int=5)->tuple[dict, dict]: # user -> 
     u, i, time = (np.array(a) for a in (u, i, times))
     if kind == 'jsonl':
         order = np.lexsort((time, u))
-        order = order[np.sort(np.unique(u[order]*len(items) + i[order], return_index=True)[1])]
+        order = order[np.sort(np.unique(u[order]*len(items) + i[order],
+                                        return_index=True)[1])]
         u, i, time = u[order], i[order], time[order]
     while (thin := (np.bincount(u)[u] < k) | (np.bincount(i)[i] < k)).any():
         u, i, time = u[~thin], i[~thin], time[~thin]
     order, names, things = np.lexsort((time, u)), list(users), list(items)
     found, known = {}, _texts_in(folder, kind)
-    for a, b in zip(u[order].tolist(), i[order].tolist()): found.setdefault(names[a], []).append(things[b])
+    for a, b in zip(u[order].tolist(), i[order].tolist()):
+        found.setdefault(names[a], []).append(things[b])
     return found, {things[b]: known[things[b]] for b in set(i.tolist())}
 
+# %% ../nbs/13_bench.ipynb #38f83891
 def _texts_in(folder:Path, kind:str)->dict: # item -> text
     "The text of every item, each cleaned alone"
     id, text = ('parent_asin', 'title') if kind == 'jsonl' else ('item', 'text')
-    if kind == 'jsonl': lines = map(json.loads, gzip.open(folder/'meta_Shop.jsonl.gz', 'rt', encoding='utf-8'))
-    else: lines = csv.DictReader(open(folder/'items.csv', newline='', encoding='utf-8'), strict=True)
+    if kind == 'jsonl':
+        lines = map(json.loads,
+                    gzip.open(folder/'meta_Shop.jsonl.gz', 'rt', encoding='utf-8'))
+    else:
+        lines = csv.DictReader(open(folder/'items.csv', newline='', encoding='utf-8'),
+                               strict=True)
     return {line[id]: _clean(line[text]) for line in lines}
 
 # %% ../nbs/13_bench.ipynb #2e086ebd
@@ -497,10 +598,13 @@ def _load_job(folder:str)->list: # seconds, bytes beyond what was held before
 
 def _fresh_load(folder:Path)->tuple: # seconds, bytes
     "`_load_job` in a new process"
-    command = 'import sys, json; from gentok.bench import _load_job; print(json.dumps(_load_job(sys.argv[1])))'
-    done = subprocess.run([sys.executable, '-c', command, str(folder)], capture_output=True, text=True, check=True)
+    command = ('import sys, json; from gentok.bench import _load_job; '
+               'print(json.dumps(_load_job(sys.argv[1])))')
+    done = subprocess.run([sys.executable, '-c', command, str(folder)],
+                          capture_output=True, text=True, check=True)
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
+# %% ../nbs/13_bench.ipynb #a2f24803
 def _load_rows(n:int=10_000_000, repeats:int=5)->Iterator[BenchmarkRow]:
     "Interactions per second and bytes of each, for CSV, Parquet and gzipped JSON lines"
     with tempfile.TemporaryDirectory() as home:
@@ -508,38 +612,53 @@ def _load_rows(n:int=10_000_000, repeats:int=5)->Iterator[BenchmarkRow]:
             (folder := Path(home)/kind).mkdir()
             _write_log(folder, n, kind)
             runs = [_fresh_load(folder) for _ in range(repeats)]
-            yield _limited(f'memory to load {kind}', tuple(peak/n for _, peak in runs), 100, 'bytes an interaction')
+            yield _limited(f'memory to load {kind}', tuple(peak/n for _, peak in runs),
+                           100, 'bytes an interaction')
             if kind == 'parquet': continue
             peer = _read_by_rows(folder, kind)
-            theirs = tuple(n/_timed(partial(_read_by_rows, folder, kind))[0] for _ in range(repeats))
+            theirs = tuple(n/_timed(partial(_read_by_rows, folder, kind))[0]
+                           for _ in range(repeats))
             c, h = (data := load(folder, core=5)).catalogue, data.histories
-            same = {u: [c.ids[r] for r in taken.tolist()] for u, taken in zip(h.users, h)}, dict(zip(c.ids, c.text))
-            if same != peer: raise ValueError(f'{kind}: the two readers end with different data; this is a bug.')
-            yield BenchmarkRow(f'load {kind}', 'a reader row by row', 'interactions', tuple(n/s for s, _ in runs),
+            same = {u: [c.ids[r] for r in taken.tolist()]
+                    for u, taken in zip(h.users, h)}, dict(zip(c.ids, c.text))
+            if same != peer:
+                raise ValueError(
+                    f'{kind}: the two readers end with different data; this is a bug.')
+            yield BenchmarkRow(f'load {kind}', 'a reader row by row', 'interactions',
+                               tuple(n/s for s, _ in runs),
                                theirs, 10,
-                      f'{n:,} interactions with {n//10:,} items and their texts, 5-core; the same histories and texts')
+                      f'{n:,} interactions with {n//10:,} items and their texts, '
+                      '5-core; the same histories and texts')
 
 # %% ../nbs/13_bench.ipynb #eabaf63c
 def _machine()->str:
     "Where and with what"
     import transformers
-    info = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    names = [line.split(':')[1].strip() for line in info if line.startswith('model name')]
-    processor, best = (names or [platform.processor()])[0], torch.backends.cpu.get_cpu_capability()
-    return (f'{processor}, {torch.get_num_threads()} threads, {best}; gentok {gentok.__version__}, '
-            f'torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}')
+    info = (Path('/proc/cpuinfo').read_text().splitlines()
+            if Path('/proc/cpuinfo').exists() else [])
+    names = [line.split(':')[1].strip() for line in info
+             if line.startswith('model name')]
+    processor, best = ((names or [platform.processor()])[0],
+                       torch.backends.cpu.get_cpu_capability())
+    return (f'{processor}, {torch.get_num_threads()} threads, {best}; gentok '
+            f'{gentok.__version__}, torch {torch.__version__}, transformers '
+            f'{transformers.__version__}, Python {platform.python_version()}')
 
 # %% ../nbs/13_bench.ipynb #b60a2e54
-_rows_known = ('free', 'trie', 'exact', 'training', 'codes', 'rqvae', 'influence', 'memory', 'large', 'load')
+_rows_known = ('free', 'trie', 'exact', 'training', 'codes', 'rqvae', 'influence',
+               'memory', 'large', 'load')
 _alone = ('codes', 'memory', 'large', 'load')  # need no data and no model
 _asked = ('free', 'trie', 'exact')  # need a trained model
 
 def bench(dataset:Dataset|None=None, # None: a toy shop
-          names:tuple=_rows_known, users:int=128, repeats:int=5, epochs:int=1, vectors:int=1_000_000,
+          names:tuple=_rows_known, users:int=128, repeats:int=5, epochs:int=1,
+          vectors:int=1_000_000,
           say:Callable=print)->list: # of BenchmarkRow
     "Every row, side by side in one process; ValueError for a row that is not known"
     odd = [name for name in names if name not in _rows_known]
-    if odd: raise ValueError(f'row {odd[0]!r} is not known; choose from {", ".join(_rows_known)}.')
+    if odd:
+        raise ValueError(
+            f'row {odd[0]!r} is not known; choose from {", ".join(_rows_known)}.')
     say(_machine())
     rows = []
     if set(names) - set(_alone):
@@ -547,15 +666,19 @@ def bench(dataset:Dataset|None=None, # None: a toy shop
         field = _lay_out(dataset, epochs)
         test = field.split.test
         some = test.select(torch.arange(0, test.n, max(1, test.n//users))[:users])
-        say(f'{field.dataset}; {field.model}; trained for {epochs} epochs; {some.n:,} users')
+        say(f'{field.dataset}; {field.model}; trained for {epochs} epochs; {some.n:,} '
+            'users')
     make = dict(free=lambda: [_search_row(field, some, True, repeats)],
                 trie=lambda: [_search_row(field, some, False, repeats)],
-                exact=lambda: [_exact_row(field, some, repeats)], training=lambda: [_training_row(field, repeats)],
+                exact=lambda: [_exact_row(field, some, repeats)],
+                training=lambda: [_training_row(field, repeats)],
                 codes=lambda: [_codes_row(vectors, repeats=repeats)],
                     rqvae=lambda: [_rqvae_row(field, repeats=repeats)],
                 influence=lambda: [_influence_row(field, repeats=max(2, repeats))],
-                memory=lambda: [_memory_row('tokenize', vectors//10, 64), _memory_row('evaluate', 20*users, 512)],
-                large=lambda: [_large_row(10*vectors)], load=lambda: _load_rows(10*vectors, repeats))
+                memory=lambda: [_memory_row('tokenize', vectors//10, 64),
+                                _memory_row('evaluate', 20*users, 512)],
+                large=lambda: [_large_row(10*vectors)],
+                load=lambda: _load_rows(10*vectors, repeats))
     for row in (row for name in names for row in make[name]()):
         rows.append(row)
         say(str(row))

@@ -11,12 +11,17 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 # %% ../nbs/00_start/05_figures.ipynb #c7aaf659
-palette = dict(main='#2563a8', rival='#d9822b', limit='#3f8f5b', quiet='#9aa3ad', alarm='#c23b3b', ink='#22272e')
+palette = dict(main='#2563a8', rival='#d9822b', limit='#3f8f5b', quiet='#9aa3ad',
+               alarm='#c23b3b', ink='#22272e')
 _cycle = [palette[k] for k in ('main', 'rival', 'limit', 'alarm', 'quiet')]
-_house_rc = {'figure.dpi': 96, 'savefig.bbox': 'tight', 'svg.hashsalt': 'gentok', 'svg.fonttype': 'path',
-    'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold',
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': palette['quiet'],
-    'axes.labelcolor': palette['ink'], 'text.color': palette['ink'], 'xtick.color': palette['ink'],
+_house_rc = {'figure.dpi': 96, 'savefig.bbox': 'tight', 'svg.hashsalt': 'gentok',
+             'svg.fonttype': 'path',
+    'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
+    'axes.titleweight': 'bold',
+    'axes.spines.top': False, 'axes.spines.right': False,
+    'axes.edgecolor': palette['quiet'],
+    'axes.labelcolor': palette['ink'], 'text.color': palette['ink'],
+    'xtick.color': palette['ink'],
     'ytick.color': palette['ink'], 'axes.prop_cycle': matplotlib.cycler(color=_cycle),
     'legend.frameon': False, 'lines.linewidth': 1.6, 'image.cmap': 'Blues'}
 

@@ -55,20 +55,25 @@ def config_of(method:str)->type: # a frozen dataclass
     module = import_module(f'gentok.papers.{_among(gentok.methods, "method ", method)}')
     return getattr(module, f'{method.capitalize()}Config')
 
+# %% ../nbs/12_recommender.ipynb #fe4070f2
 def _configured(config, # a dataclass
                 settings:dict):
-    "The configuration with some fields changed; ValueError with the nearest name for a field that there is not"
+    """The configuration with some fields changed; ValueError with the nearest name for
+    a field that there is not"""
     for name in settings: _among(config.__dataclass_fields__, 'setting ', name)
     return replace(config, **settings)
 
 # %% ../nbs/12_recommender.ipynb #7611a7df
 def fit(method:str, # of `gentok.methods`
         dataset:Dataset|str|Path, # or what `load` reads
-        out:str|Path|None=None, # folder of the run; run again after an interruption, it continues
+        # folder of the run; run again after an interruption, it continues
+        out:str|Path|None=None,
         config=None, # of the class that `config_of` names; None: its defaults
-        log_with:str|Sequence[str]|None=None, # 'tensorboard', 'wandb', 'trackio', or several
+        # 'tensorboard', 'wandb', 'trackio', or several
+        log_with:str|Sequence[str]|None=None,
         **settings)->'Recommender':
-    "A method from a data set to a recommender: tokenizer, identifiers, model, and its numbers on every test user"
+    """A method from a data set to a recommender: tokenizer, identifiers, model, and its
+    numbers on every test user"""
     config = _configured(config or config_of(method)(), settings)
     if isinstance(dataset, (str, Path)): dataset = load(dataset)
     _check_histories(dataset)
@@ -83,18 +88,24 @@ def _check_histories(dataset:Dataset)->None:
     "A ValueError if a recommender could learn nothing from the data"
     lengths = dataset.histories.lengths
     if not len(lengths): raise ValueError(
-        f'{dataset.name} is a catalogue without histories, and a recommender learns from histories; add the interactions, or use gentok tokenize.')
+        f'{dataset.name} is a catalogue without histories, and a recommender learns '
+        'from histories; add the interactions, or use gentok tokenize.')
     if lengths.max() < 4: raise ValueError(
-        f'{dataset.name} has no user with more than {int(lengths.max())} items, expected one with 4 or more, '
-        'since the last two are kept for validation and test; add longer histories.')
+        f'{dataset.name} has no user with more than {int(lengths.max())} items, '
+        'expected one with 4 or more, since the last two are kept for validation and '
+        'test; add longer histories.')
 
 # %% ../nbs/12_recommender.ipynb #edd178b6
-class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recommendation', 'semantic-ids'],
+class Recommender(ModelHubMixin, library_name='gentok',
+                  tags=['generative-recommendation', 'semantic-ids'],
                   pipeline_tag='other'):
     "A trained recommender with its items"
-    def __init__(self, fitted:FittedRecommender, catalogue:Catalogue, # rows of its identifiers
-                 pipeline:TokenizationPipeline|None=None, # for `update`; None where items are known by behaviour
-                 about:dict|None=None, # plain JSON: 'run' (method, data, config) and 'metrics'
+    def __init__(self, fitted:FittedRecommender,
+                 catalogue:Catalogue, # rows of its identifiers
+                 # for `update`; None where items are known by behaviour
+                 pipeline:TokenizationPipeline|None=None,
+                 # plain JSON: 'run' (method, data, config) and 'metrics'
+                 about:dict|None=None,
                  retired:Sequence=()): # ids of items that are read in histories and not recommended
         self.fitted, self.catalogue, self.pipeline = fitted, catalogue, pipeline
         self.about, self.retired = dict(about or {}), tuple(map(str, retired))
@@ -104,44 +115,63 @@ class Recommender(ModelHubMixin, library_name='gentok', tags=['generative-recomm
     def of(cls, result:Result, method:str, dataset:Dataset)->'Recommender':
         "The recommender of a run"
         run = read_json(result.out/'run.json', dict) if result.out else dict(
-            method=method, data=_data_print(dataset), config=json.loads(json.dumps(result.metrics['config'])))
+            method=method, data=_data_print(dataset),
+            config=json.loads(json.dumps(result.metrics['config'])))
         about = dict(run=run, metrics=result.metrics)
-        return cls(result.fitted, dataset.in_canonical_order().catalogue, result.pipeline, about)
+        return cls(result.fitted, dataset.in_canonical_order().catalogue,
+                   result.pipeline, about)
     @classmethod
     def from_pretrained(cls, model:str|Path,
-                        # a folder that `fit`, gentok run or `save_pretrained` left, or user/name on the hub
-                        **kwargs)->'Recommender': # of huggingface_hub: revision, token, cache_dir, …
+                        # a folder that `fit`, gentok run or `save_pretrained` left, or
+                        # user/name on the hub
+                        **kwargs
+                        # of huggingface_hub: revision, token, cache_dir, …
+                       )->'Recommender':
         "Read a recommender; FileNotFoundError where there is none"
-        path, hint = Path(model), 'give a folder that gentok run has finished, or user/name of a model on the hub'
+        path, hint = (Path(model),
+                      'give a folder that gentok run has finished, or user/name of a '
+                      'model on the hub')
         if path.is_dir():
             if (path/'config.json').is_file(): read_json(path/'config.json', dict)
             return super().from_pretrained(model, **kwargs)
-        if path.exists() or str(model).count('/') != 1: raise FileNotFoundError(f'{model} is no folder of a recommender; {hint}.')
+        if path.exists() or str(model).count('/') != 1:
+            raise FileNotFoundError(f'{model} is no folder of a recommender; {hint}.')
         try: return super().from_pretrained(model, **kwargs)
         except (OSError, HfHubHTTPError) as e: raise FileNotFoundError(
-            f'{model} is no folder, and no model of the hub that can be reached ({str(e).splitlines()[0][:80]}); {hint}.') from None
+            f'{model} is no folder, and no model of the hub that can be reached '
+            f'({str(e).splitlines()[0][:80]}); {hint}.') from None
     def __len__(self)->int: return len(self.catalogue)
     def __repr__(self)->str:
         run, m = self.about.get('run', {}), self.about.get('metrics', {})
         known = f', trained to NDCG@10 {m["ndcg@10"]:.4f}' if 'ndcg@10' in m else ''
-        return (f'Recommender({run.get("method", "?")} on {run.get("data", {}).get("name", "?")}: '
-                f'{len(self) - len(self.retired):,} items, {self.fitted.item_ids.L} codes each{known})')
+        return (f'Recommender({run.get("method", "?")} on '
+                f'{run.get("data", {}).get("name", "?")}: '
+                f'{len(self) - len(self.retired):,} items, {self.fitted.item_ids.L} '
+                f'codes each{known})')
 
 # %% ../nbs/12_recommender.ipynb #dd528114
-def _history_batches(source, # lists of ids; a frame with user, item[, time], or with user and a list; or its file
+def _history_batches(
+                     # lists of ids; a frame with user, item[, time], or with user and a
+                     # list; or its file
+                     source,
                     size:int # users
-                   )->Iterator[tuple[list, list]]: # users (a position, or the id), their histories
+                    # users (a position, or the id), their histories
+                   )->Iterator[tuple[list, list]]:
     "Histories of any form, a batch at a time"
     if isinstance(source, (str, Path)): source = _scan_file(Path(source))
     if isinstance(source, pl.DataFrame): source = source.lazy()
     if isinstance(source, pl.LazyFrame): yield from _frame_batches(source, size)
     elif hasattr(source, 'columns'): # of pandas
-        yield from _frame_batches(pl.DataFrame({c: list(source[c]) for c in source.columns}).lazy(), size)
+        yield from _frame_batches(pl.DataFrame({c: list(source[c])
+                                                for c in source.columns}).lazy(), size)
     else:
         lists, at = iter(source), 0
         while part := list(islice(lists, size)):
-            odd = [h for h in part if isinstance(h, (str, bytes)) or not isinstance(h, Iterable)]
-            if odd: raise ValueError(f'history {odd[0]!r} is no list of item ids; give a list for each user, such as [[12, 7], [99]].')
+            odd = [h for h in part if isinstance(h, (str, bytes))
+                   or not isinstance(h, Iterable)]
+            if odd:
+                raise ValueError(f'history {odd[0]!r} is no list of item ids; give a '
+                                 'list for each user, such as [[12, 7], [99]].')
             yield list(range(at, at + len(part))), [list(h) for h in part]
             at += len(part)
 
@@ -150,37 +180,54 @@ def _history_batches(source, # lists of ids; a frame with user, item[, time], or
 def _readable(what)->Iterator[None]: # named in the message
     "Inside, what polars cannot read is one sentence"
     try: yield
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e: raise ValueError(
-        f'{what} cannot be read ({" ".join(str(e).split())[:80]}); write the file again.') from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
+        raise ValueError(
+            f'{what} cannot be read ({" ".join(str(e).split())[:80]}); write the file '
+            'again.') from None
 
+# %% ../nbs/12_recommender.ipynb #246a8955
 def _scan_file(path:Path)->pl.LazyFrame:
     "A table of histories, not yet read"
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; give histories as .parquet, .csv, .tsv or .jsonl.')
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{path} is not a file; give histories as .parquet, .csv, .tsv or .jsonl.')
     csv = partial(pl.scan_csv, infer_schema=False)
-    kinds = dict(parquet=pl.scan_parquet, jsonl=pl.scan_ndjson, ndjson=pl.scan_ndjson, csv=csv, tsv=partial(csv,
+    kinds = dict(parquet=pl.scan_parquet, jsonl=pl.scan_ndjson, ndjson=pl.scan_ndjson,
+                 csv=csv, tsv=partial(csv,
         separator='\t'))
     kind = path.name.rpartition('.')[2].lower()
-    if kind not in kinds: raise ValueError(f'{path} ends in .{kind}, expected {", ".join(kinds)}; save the histories as one of them.')
+    if kind not in kinds:
+        raise ValueError(f'{path} ends in .{kind}, expected {", ".join(kinds)}; save '
+                         'the histories as one of them.')
     return kinds[kind](path)
 
 # %% ../nbs/12_recommender.ipynb #fda0e8f2
-def _frame_batches(frame:pl.LazyFrame, size:int)->Iterator[tuple[list, list]]: # as `_history_batches`
-    "Histories of a frame: a list in each row, which is streamed; or a row for each item, which is sorted first"
+def _frame_batches(frame:pl.LazyFrame, size:int
+                  )->Iterator[tuple[list, list]]: # as `_history_batches`
+    """Histories of a frame: a list in each row, which is streamed; or a row for each
+    item, which is sorted first"""
     with _readable('the table of histories'): schema = frame.collect_schema()
-    find = lambda role: next((c for name in _aliases[role] for c in schema if c.lower() == name), None)
+    find = lambda role: next((c for name in _aliases[role] for c in schema
+                              if c.lower() == name), None)
     user, item, time = map(find, ('user', 'item', 'time'))
-    lists = next((c for c, kind in schema.items() if isinstance(kind, pl.List) and c != user), None)
+    lists = next((c for c, kind in schema.items() if isinstance(kind, pl.List)
+                  and c != user), None)
     if not lists and (not user or not item): raise ValueError(
-        f'the histories have columns {", ".join(schema)}; expected user, item and perhaps time, or user and a list of items, so rename them.')
+        f'the histories have columns {", ".join(schema)}; expected user, item and '
+        'perhaps time, or user and a list of items, so rename them.')
     if not lists:
-        number = pl.col(time).cast(pl.Float64, strict=False) if time and schema[time] == pl.String else time
+        number = (pl.col(time).cast(pl.Float64, strict=False)
+                  if time and schema[time] == pl.String else time)
         if time: frame = frame.sort(number, time, maintain_order=True)
         frame, lists = frame.group_by(user, maintain_order=True).agg(pl.col(item)), item
     at = 0
     with _readable('the table of histories'):
-        for chunk in frame.select(*filter(None, [user]), lists).collect_batches(chunk_size=size, maintain_order=True):
+        for chunk in frame.select(*filter(None, [user]),
+                                  lists).collect_batches(chunk_size=size,
+                                                         maintain_order=True):
             for part in chunk.iter_slices(size):
-                users = part[user].to_list() if user else list(range(at, at + part.height))
+                users = part[user].to_list() if user else list(range(at,
+                                                                     at + part.height))
                 at += part.height
                 yield users, [h if h is not None else [] for h in part[lists].to_list()]
 
@@ -188,24 +235,32 @@ def _frame_batches(frame:pl.LazyFrame, size:int)->Iterator[tuple[list, list]]: #
 @patch
 def rows_of(self:Recommender, ids:Iterable, # or a file with a column of items
             what:str='item')->Tensor: # b: rows
-    "Rows of some items; KeyError for an unknown id, ValueError for a file without a column of items"
+    """Rows of some items; KeyError for an unknown id, ValueError for a file without a
+    column of items"""
     if isinstance(ids, (str, Path)) and Path(ids).is_file():
         with _readable(ids):
             frame = _scan_file(Path(ids))
             names = {c.lower(): c for c in frame.collect_schema()}
             name = next((names[n] for n in _aliases['item'] if n in names), None)
-            if not name: raise ValueError(f'{ids} has columns {", ".join(names)}, expected item; rename the column of the item ids.')
+            if not name:
+                raise ValueError(f'{ids} has columns {", ".join(names)}, expected '
+                                 'item; rename the column of the item ids.')
             ids = frame.select(name).collect()[name].to_list()
     ids = list(ids)
     odd = next((i for i in ids if str(i) not in self._row), None)
-    if odd is not None: raise KeyError(f'{what} {odd!r} is not among the {len(self):,} items of this model; ids look like {self.catalogue.ids[0]!r}.')
+    if odd is not None:
+        raise KeyError(f'{what} {odd!r} is not among the {len(self):,} items of this '
+                       f'model; ids look like {self.catalogue.ids[0]!r}.')
     return torch.tensor([self._row[str(i)] for i in ids], dtype=torch.long)
 
+# %% ../nbs/12_recommender.ipynb #f42826df
 @patch
-def trie(self:Recommender, allow:Iterable|str|Path|None=None, deny:Iterable|str|Path|None=None)->Trie:
+def trie(self:Recommender, allow:Iterable|str|Path|None=None,
+         deny:Iterable|str|Path|None=None)->Trie:
     "The trie of what may be recommended: not retired, among the allowed, not denied"
     may = torch.ones(len(self), dtype=torch.bool)
-    if allow is not None: may = torch.zeros_like(may).index_fill(0, self.rows_of(allow), True)
+    if allow is not None:
+        may = torch.zeros_like(may).index_fill(0, self.rows_of(allow), True)
     for out in (deny, self.retired):
         if out: may[self.rows_of(out)] = False
     return self.fitted.trie if may.all() else self.fitted.trie.only(may.nonzero()[:, 0])
@@ -221,8 +276,10 @@ def known_histories(self:Recommender, users:list, histories:list[list], # of ids
         odd = next((i for i, row in zip(history, found) if row < 0), None)
         if odd is not None:
             if unknown == 'error': raise KeyError(
-                f"item {odd!r} in the history of user {user!r} is not among the {len(self):,} items of this model; unknown='skip' passes it over.")
-            lost['items'], lost['first'] = lost.get('items', 0) + found.count(-1), lost.get('first', odd)
+                f"item {odd!r} in the history of user {user!r} is not among the "
+                f"{len(self):,} items of this model; unknown='skip' passes it over.")
+            lost['items'], lost['first'] = (lost.get('items', 0) + found.count(-1),
+                                            lost.get('first', odd))
             found = [row for row in found if row >= 0]
         if found: kept.append(user); rows.append(found)
         else: lost['users'] = lost.get('users', 0) + 1
@@ -231,31 +288,48 @@ def known_histories(self:Recommender, users:list, histories:list[list], # of ids
 # %% ../nbs/12_recommender.ipynb #8ab21569
 @patch
 def recommend_batches(self:Recommender, histories, # as `_history_batches` reads them
-                      k:int=10, unseen:bool=False, # only items that are not in the history
-                      allow:Iterable|str|Path|None=None, # ids, or a file of them: only these
-                      deny:Iterable|str|Path|None=None, # ids, or a file of them: not these
-                      unknown:str='skip', # ids in histories that the model does not know; or 'error'
-                      beams:int=50, exact:bool=False, # the true best instead of a beam's
+                      k:int=10,
+                      unseen:bool=False, # only items that are not in the history
+                      # ids, or a file of them: only these
+                      allow:Iterable|str|Path|None=None,
+                      # ids, or a file of them: not these
+                      deny:Iterable|str|Path|None=None,
+                      # ids in histories that the model does not know; or 'error'
+                      unknown:str='skip',
+                      beams:int=50,
+                      exact:bool=False, # the true best instead of a beam's
                       batch_size:int=4096 # users in memory at once
                      )->Iterator[pl.DataFrame]:
-    "As `recommend`, a frame for each batch of users; ValueError for a wrong option, or if no item is known"
+    """As `recommend`, a frame for each batch of users; ValueError for a wrong option,
+    or if no item is known"""
     for name, n in dict(k=k, beams=beams, batch_size=batch_size).items():
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'{name} is {n!r}, expected a whole number of at least 1.')
-    if unknown not in ('skip', 'error'): raise ValueError(f"unknown is {unknown!r}; choose 'skip' or 'error'.")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f'{name} is {n!r}, expected a whole number of at least 1.')
+    if unknown not in ('skip', 'error'):
+        raise ValueError(f"unknown is {unknown!r}; choose 'skip' or 'error'.")
     model, trie, lost, n = self.fitted.model, self.trie(allow, deny), {}, len(self)
     k = min(k, len(trie.item))
-    search, beams, answered = searcher(model, trie, exact), min(max(beams, k), max(n, k)), 0
+    search, beams, answered = (searcher(model, trie, exact),
+                               min(max(beams, k), max(n, k)), 0)
     for users, found in _history_batches(histories, batch_size):
         users, rows = self.known_histories(users, found, unknown, lost)
         if not rows: continue
-        latest, whole = (_as_examples(rows, n, most) for most in (model.config.max_history, max(map(len, rows))))
-        ranked = rank_unseen(search, latest, _seen_by(whole, n), k, beams) if unseen else search(latest, k, beams, 128)
+        latest, whole = (_as_examples(rows, n, most)
+                         for most in (model.config.max_history, max(map(len, rows))))
+        ranked = (rank_unseen(search, latest, _seen_by(whole, n), k, beams) if unseen
+                  else search(latest, k, beams, 128))
         answered += len(users)
         yield self.frame_of(users, ranked.items, ranked.scores)
-    if lost: warnings.warn(f'{lost.get("items", 0):,} items in the histories are not among those of the model and were passed over'
-        f' (first: {lost.get("first")!r}); {lost.get("users", 0):,} users without a known item get no answer.', stacklevel=2)
-    if not answered: raise ValueError('no history has an item that the model knows; expected ids like '
-                                      f'{self.catalogue.ids[0]!r}, so give histories of one item or more.')
+    if lost:
+        warnings.warn(f'{lost.get("items", 0):,} items in the histories are not among '
+                      'those of the model and were passed over'
+            f' (first: {lost.get("first")!r}); {lost.get("users", 0):,} users without '
+            'a known item get no answer.', stacklevel=2)
+    if not answered:
+        raise ValueError(
+            'no history has an item that the model knows; expected ids like '
+                         f'{self.catalogue.ids[0]!r}, so give histories of one item or '
+                         'more.')
 
 # %% ../nbs/12_recommender.ipynb #80356e87
 @patch
@@ -264,9 +338,12 @@ def frame_of(self:Recommender, users:list, items:Tensor, scores:Tensor # b k
     "Ranked rows as a table, a row for each recommendation"
     there = items >= 0
     rows, at = items[there], there.nonzero()
-    ids, titles = ([column[row] for row in rows.tolist()] for column in (self.catalogue.ids, self.catalogue.titles))
-    asked, codes = [users[u] for u in at[:, 0].tolist()], self.fitted.item_ids.codes(rows).tolist()
-    return pl.DataFrame(dict(user=asked, rank=(at[:, 1] + 1).numpy(), id=ids, title=titles,
+    ids, titles = ([column[row] for row in rows.tolist()]
+                   for column in (self.catalogue.ids, self.catalogue.titles))
+    asked, codes = ([users[u] for u in at[:, 0].tolist()],
+                    self.fitted.item_ids.codes(rows).tolist())
+    return pl.DataFrame(dict(user=asked, rank=(at[:, 1] + 1).numpy(), id=ids,
+                             title=titles,
                              score=scores[there].numpy(), codes=codes))
 
 @patch
@@ -274,18 +351,25 @@ def recommend(self:Recommender, histories, k:int=10, *, # as in `recommend_batch
               unseen:bool=False, # only items that are not in the history
               allow:Iterable|str|Path|None=None, # ids, or a file of them: only these
               deny:Iterable|str|Path|None=None, # ids, or a file of them: not these
-              unknown:str='skip', # ids in histories that the model does not know; or 'error'
+              # ids in histories that the model does not know; or 'error'
+              unknown:str='skip',
               beams:int=50, exact:bool=False, # the true best instead of a beam's
               batch_size:int=4096, # users in memory at once
-              out:str|Path|None=None # .parquet: batch by batch into this file, for more users than memory holds
+              # .parquet: batch by batch into this file, for more users than memory
+              # holds
+              out:str|Path|None=None
              )->pl.DataFrame|Path: # user, rank, id, title, score, codes; or the file
-    "The k likeliest next items for every history; score: log p(item | history), in nats; ValueError for a wrong option"
-    frames = self.recommend_batches(histories, k, unseen, allow, deny, unknown, beams, exact, batch_size)
+    """The k likeliest next items for every history; score: log p(item | history), in
+    nats; ValueError for a wrong option"""
+    frames = self.recommend_batches(histories, k, unseen, allow, deny, unknown, beams,
+                                    exact, batch_size)
     if out is None: return pl.concat(list(frames))
-    if Path(out).suffix != '.parquet': raise ValueError(f'out is {str(out)!r}, expected a name that ends in .parquet.')
+    if Path(out).suffix != '.parquet':
+        raise ValueError(f'out is {str(out)!r}, expected a name that ends in .parquet.')
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=Path(out).parent, prefix='.recommend-') as parts:
-        for number, frame in enumerate(frames): frame.write_parquet(f'{parts}/{number:08}.parquet')
+        for number, frame in enumerate(frames):
+            frame.write_parquet(f'{parts}/{number:08}.parquet')
         pl.scan_parquet(f'{parts}/0*.parquet').sink_parquet(f'{parts}/all.parquet')
         Path(f'{parts}/all.parquet').replace(out)
     return Path(out)
@@ -299,23 +383,29 @@ def codes(self:Recommender, id # original id
 
 @patch
 def items(self:Recommender, codes:Sequence[int]): # L -> id
-    "The id of the item with these codes; KeyError where there is none, ValueError for other than L whole numbers"
+    """The id of the item with these codes; KeyError where there is none, ValueError for
+    other than L whole numbers"""
     whole = all(isinstance(c, int) and not isinstance(c, bool) for c in codes)
     if not whole or len(codes) != self.fitted.item_ids.L: raise ValueError(
-        f'codes are {codes!r}, expected {self.fitted.item_ids.L} whole numbers; give all codes of an item.')
+        f'codes are {codes!r}, expected {self.fitted.item_ids.L} whole numbers; give '
+        'all codes of an item.')
     return self.catalogue.ids[int(self.fitted.item_ids.items(list(codes)))]
 
+# %% ../nbs/12_recommender.ipynb #34edb38e
 @patch
-def neighbours(self:Recommender, id, k:int=10)->pl.DataFrame: # rank, id, title, shared, codes
+def neighbours(self:Recommender, id, k:int=10
+              )->pl.DataFrame: # rank, id, title, shared, codes
     "The items that share most of the first codes, then most codes at all"
     row, table = int(self.rows_of([id])), self.fitted.item_ids.table
     same = table == table[row]
     shared, agree = same.long().cumprod(1).sum(1), same.sum(1)
     near = (shared*(table.shape[1] + 1) + agree).argsort(descending=True, stable=True)
     near = near[near != row][:k].tolist()
-    ids, titles = ([column[r] for r in near] for column in (self.catalogue.ids, self.catalogue.titles))
+    ids, titles = ([column[r] for r in near]
+                   for column in (self.catalogue.ids, self.catalogue.titles))
     shared, codes = shared[near].tolist(), table[near].tolist()
-    return pl.DataFrame(dict(rank=range(1, len(near) + 1), id=ids, title=titles, shared=shared, codes=codes))
+    return pl.DataFrame(dict(rank=range(1, len(near) + 1), id=ids, title=titles,
+                             shared=shared, codes=codes))
 
 # %% ../nbs/12_recommender.ipynb #f97846a3
 @patch
@@ -323,58 +413,82 @@ def evaluate(self:Recommender, dataset:Dataset, split:str='test', # or 'valid'
              unseen:bool=False, # only items that are not in the history
              beams:int=50, exact:bool=False # the true top ten instead of a beam's
             )->dict: # 'recall@10', … and 'interval': name -> (low, high) at 95 %
-    "Recall and NDCG on every user; ValueError for histories with items that the model does not know"
-    if split not in ('valid', 'test'): raise ValueError(f"split is {split!r}; choose 'valid' or 'test'.")
+    """Recall and NDCG on every user; ValueError for histories with items that the model
+    does not know"""
+    if split not in ('valid', 'test'):
+        raise ValueError(f"split is {split!r}; choose 'valid' or 'test'.")
     _check_histories(dataset)
     row = torch.tensor([self._row.get(str(i), -1) for i in dataset.catalogue.ids])
     items = row[dataset.histories.items]
     if (items < 0).any(): raise ValueError(
-        f'{int((items < 0).sum()):,} of {len(items):,} interactions of {dataset.name} are with items that the model does not know '
-        f'({int((row < 0).sum()):,} of {len(row):,} items); evaluate on the data it was trained on, read with the same options.')
-    data = Dataset(dataset.name, self.catalogue, Histories(dataset.histories.users, items, dataset.histories.offsets))
+        f'{int((items < 0).sum()):,} of {len(items):,} interactions of {dataset.name} '
+        f'are with items that the model does not know ({int((row < 0).sum()):,} of '
+        f'{len(row):,} items); evaluate on the data it was trained on, read with the '
+        'same options.')
+    data = Dataset(dataset.name, self.catalogue,
+                   Histories(dataset.histories.users, items, dataset.histories.offsets))
     lengths = self.fitted.model.config.max_history, None
     examples, whole = (getattr(leave_one_out(data, most), split) for most in lengths)
-    found = full_ranking.evaluate(self.fitted.model, self.trie(), examples, beams, exact, unseen=unseen and whole)
+    found = full_ranking.evaluate(self.fitted.model, self.trie(), examples, beams,
+                                  exact, unseen=unseen and whole)
     if examples.n < 2: return dict(found.metrics, interval={})
-    tests = {name: paired_t_test(v, torch.zeros_like(v)) for name, v in found.users.items()}
-    return dict(found.metrics, interval={name: (float(t.low), float(t.high)) for name, t in tests.items()})
+    tests = {name: paired_t_test(v, torch.zeros_like(v))
+             for name, v in found.users.items()}
+    return dict(found.metrics, interval={name: (float(t.low), float(t.high))
+                                         for name, t in tests.items()})
 
 # %% ../nbs/12_recommender.ipynb #9cd7cebf
-def _items_from(items:Catalogue|pl.DataFrame|str|Path # a frame has columns item and text, or title
+def _items_from(
+                # a frame has columns item and text, or title
+                items:Catalogue|pl.DataFrame|str|Path
               )->Catalogue:
     "Items of any form as a catalogue"
     if isinstance(items, (str, Path)): return load(items).catalogue
     if isinstance(items, Catalogue): return items
     columns = {c.lower(): list(items[c]) for c in items.columns}
     text = columns.get('text', columns.get('title'))
-    if 'item' not in columns or text is None: raise ValueError(f'the items have columns {", ".join(columns)}; expected item and text, so rename them.')
+    if 'item' not in columns or text is None:
+        raise ValueError(f'the items have columns {", ".join(columns)}; expected item '
+                         'and text, so rename them.')
     return Catalogue(columns['item'], text, titles=columns.get('title'))
 
-def _codewords_of(pipeline:TokenizationPipeline)->list[Tensor]: # K d for each level, or none
+def _codewords_of(pipeline:TokenizationPipeline
+                 )->list[Tensor]: # K d for each level, or none
     "The codewords of a tokenizer that has one book for each level"
-    books = [book.weight.detach() for book in getattr(getattr(pipeline.tokenizer, 'quantizer', None), 'codebooks', ())]
+    books = [book.weight.detach() for book in getattr(
+        getattr(pipeline.tokenizer, 'quantizer', None), 'codebooks', ())]
     return books if tuple(map(len, books)) == tuple(pipeline.tokenizer.sizes) else []
 
+# %% ../nbs/12_recommender.ipynb #229f6d65
 @patch
-def update(self:Recommender, items:Catalogue|pl.DataFrame|str|Path=(), # new ones; those that are known keep their codes
+def update(self:Recommender,
+           # new ones; those that are known keep their codes
+           items:Catalogue|pl.DataFrame|str|Path=(),
            retire:Iterable=() # ids
           )->Recommender:
-    "The same model with a changed catalogue; ValueError where it knows items by behaviour, or has no room"
-    gone = {*self.retired, *(str(self.catalogue.ids[row]) for row in self.rows_of(retire).tolist())}
+    """The same model with a changed catalogue; ValueError where it knows items by
+    behaviour, or has no room"""
+    gone = {*self.retired,
+            *(str(self.catalogue.ids[row]) for row in self.rows_of(retire).tolist())}
     catalogue = _items_from(items) if len(items) else Catalogue([], [])
     item_ids, old = self.fitted.item_ids, self.catalogue
-    kind = int if all(isinstance(i, int) for i in (*old.ids, *catalogue.ids)) else str # ids of one kind
+    # ids of one kind
+    kind = int if all(isinstance(i, int) for i in (*old.ids, *catalogue.ids)) else str
     fresh = [row for row, i in enumerate(catalogue.ids) if str(i) not in self._row]
     back = {str(i) for i in catalogue.ids}
     if fresh:
         if self.pipeline is None: raise ValueError(
-            'this model knows its items by behaviour, which new ones have not, expected a method that reads texts; fit one with --text-encoder lsa (text in Python).')
+            'this model knows its items by behaviour, which new ones have not, '
+            'expected a method that reads texts; fit one with --text-encoder lsa (text '
+            'in Python).')
         new = catalogue._take(fresh)
         new.ids = [kind(i) for i in new.ids]
-        item_ids = extend(item_ids, self.pipeline.codes(new), new.ids, _codewords_of(self.pipeline))
+        item_ids = extend(item_ids, self.pipeline.codes(new), new.ids,
+                          _codewords_of(self.pipeline))
         old = old._take(range(len(old)))._with(new)
         old.ids = [kind(i) for i in old.ids]
-    fitted = self.fitted._replace(item_ids=item_ids, trie=Trie(item_ids)) if fresh else self.fitted
+    fitted = (self.fitted._replace(item_ids=item_ids, trie=Trie(item_ids)) if fresh
+              else self.fitted)
     return Recommender(fitted, old, self.pipeline, self.about, sorted(gone - back))
 
 # %% ../nbs/12_recommender.ipynb #65cce835
@@ -407,45 +521,63 @@ Settings: {config}. Made with gentok {version}.
 '''
 
 # %% ../nbs/12_recommender.ipynb #7d797473
-_card_numbers = dict(r5='recall@5', n5='ndcg@5', r10='recall@10', n10='ndcg@10', collisions='collision_rate',
+_card_numbers = dict(r5='recall@5', n5='ndcg@5', r10='recall@10', n10='ndcg@10',
+                     collisions='collision_rate',
                      invalid='invalid_rate')
 
 @patch
 def generate_model_card(self:Recommender, *args, **kwargs)->ModelCard:
     "Method, data, numbers, and how to ask"
     run, m, nan = self.about.get('run', {}), self.about.get('metrics', {}), float('nan')
-    method, numbers = run.get('method', 'recommender'), {short: m.get(name, nan) for short,
+    method, numbers = run.get('method', 'recommender'), {short: m.get(name, nan)
+                                                         for short,
                                                          name in _card_numbers.items()}
     return ModelCard(_card_text.format(
-        method=method, data=run.get('data', {}).get('name', 'unknown data'), line=gentok.methods.get(method, ''),
-        items=len(self) - len(self.retired), levels=self.fitted.item_ids.L, users=m.get('users', 0), **numbers,
-        history=', '.join(map(repr, self.catalogue.ids[:3])), config=json.dumps(run.get('config', {})),
+        method=method, data=run.get('data', {}).get('name', 'unknown data'),
+        line=gentok.methods.get(method, ''),
+        items=len(self) - len(self.retired), levels=self.fitted.item_ids.L,
+        users=m.get('users', 0), **numbers,
+        history=', '.join(map(repr, self.catalogue.ids[:3])),
+        config=json.dumps(run.get('config', {})),
         version=gentok.__version__))
 
 # %% ../nbs/12_recommender.ipynb #84ac3e8c
 @patch
 def _save_pretrained(self:Recommender, save_directory:Path)->None:
-    if (card := save_directory/'README.md').is_symlink() and not card.exists(): card.unlink()  # it leads nowhere
+    if (card := save_directory/'README.md').is_symlink() and not card.exists():
+        card.unlink() # it leads nowhere
     save_fitted(self.fitted, self.catalogue, save_directory, self.retired)
     if self.pipeline: self.pipeline.save(save_directory/'pipeline')
-    for name, value in self.about.items(): atomic_write(save_directory/f'{name}.json', json.dumps(value, indent=1))
+    for name, value in self.about.items():
+        atomic_write(save_directory/f'{name}.json', json.dumps(value, indent=1))
 
+# %% ../nbs/12_recommender.ipynb #7abc370f
 @patch(cls_method=True)
-def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None, cache_dir:str|None=None,
+def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None,
+                     cache_dir:str|None=None,
                      force_download:bool=False,
-                     local_files_only:bool=False, token:str|bool|None=None, **kwargs)->Recommender:
+                     local_files_only:bool=False, token:str|bool|None=None,
+                     **kwargs)->Recommender:
     folder = Path(model_id)
     if not folder.is_dir(): folder = Path(snapshot_download(
         model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
             local_files_only=local_files_only, token=token))
     fitted, catalogue = load_fitted(folder)
-    pipeline = TokenizationPipeline.load(folder/'pipeline') if (folder/'pipeline').is_dir() else None
+    pipeline = (TokenizationPipeline.load(folder/'pipeline')
+                if (folder/'pipeline').is_dir() else None)
     there = [name for name in ('run', 'metrics') if (folder/f'{name}.json').exists()]
     kinds = dict(run=dict(method=str, data=dict, config=dict), metrics={})
-    about = {name: read_json(folder/f'{name}.json', dict, **kinds[name]) for name in there}
+    about = {name: read_json(folder/f'{name}.json', dict, **kinds[name])
+             for name in there}
     numbers = [*_card_numbers.values(), 'users']
-    odd = next((n for n in numbers if type(about.get('metrics', {}).get(n, 0)) not in (int, float)), None)
-    if odd: raise ValueError(f'{folder}/metrics.json has {str(about["metrics"][odd])[:40]!r} as {odd}, expected a number; put back a copy of the file.')
+    odd = next((n for n in numbers
+                if type(about.get('metrics', {}).get(n, 0)) not in (int, float)), None)
+    if odd:
+        raise ValueError(f'{folder}/metrics.json has '
+                         f'{str(about["metrics"][odd])[:40]!r} as {odd}, expected a '
+                         'number; put back a copy of the file.')
     retired = read_json(folder/'items.json', dict).get('retired', [])
-    if not isinstance(retired, list): raise ValueError(f'{folder}/items.json has {str(retired)[:40]!r} as retired, expected a list; put back a copy of the file.')
+    if not isinstance(retired, list):
+        raise ValueError(f'{folder}/items.json has {str(retired)[:40]!r} as retired, '
+                         'expected a list; put back a copy of the file.')
     return cls(fitted, catalogue, pipeline, about, retired)

@@ -49,7 +49,9 @@ def unshaped(node, commented):
 def faults(source, names, about):
     "What the public definitions of a module leave unsaid; `about` has the docstrings of all classes"
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    commented = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
+    # behind the thing, or in the line above it, as docments reads them
+    commented = {t.start[0] + (not t.line[:t.start[1]].strip())
+                 for t in tokens if t.type == tokenize.COMMENT}
     for label, cls, node in definitions(ast.parse(source), names):
         if not says(node, commented): yield f'{label} does not say what it does'
         if isinstance(node, ast.Assign): continue

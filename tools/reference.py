@@ -1,6 +1,6 @@
 """The API reference: one page per module, written from its source alone, so that nothing has to be imported.
 
-Parameters are explained by the comments behind them, methods that are patched in later stand with their class.
+Parameters are explained by the comments behind or above them, methods that are patched in later stand with their class.
 """
 import ast, copy, io, json, re, tokenize
 from pathlib import Path
@@ -11,8 +11,14 @@ from pages import Page
 _widths = ': {tbl-colwidths="[18,28,14,40]"}'
 
 def _comments(source:str) -> dict:
-    "Line number -> the comment that ends the line."
-    return {t.start[0]: t.string.lstrip('# ').strip() for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    "Line number -> the comment that ends the line, or else those that fill the lines above it (as docments reads them)."
+    found = {t.start: t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    said = {line: t.string.lstrip('# ').strip() for (line, _), t in found.items()}
+    alone = {line for (line, _), t in found.items() if not t.line[:t.start[1]].strip()}
+    for line in sorted(alone):
+        if line + 1 in alone: said[line + 1] = f'{said[line]} {said[line + 1]}'
+        else: said.setdefault(line + 1, said[line])
+    return {line: text for line, text in said.items() if line not in alone}
 
 def _code(text:str) -> str: return '`' + text.replace('|', '\\|') + '`' if text else ''
 def _row(*cells) -> str: return '| ' + ' | '.join(cells) + ' |'

@@ -14,7 +14,8 @@ import polars as pl
 
 # %% ../../nbs/01_data/06_columns.ipynb #ff30fb80
 def _unlisted(text:str)->list|str:
-    "The list that a text such as '[\"a\", \"b\"]' spells, also where its quotes are not balanced; else the text"
+    """The list that a text such as '["a", "b"]' spells, also where its quotes are not
+    balanced; else the text"""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # an escape that Python does not know
@@ -28,29 +29,41 @@ def _unlisted(text:str)->list|str:
 _tag = re.compile(r'<(?:/?[a-zA-Z][^<>]*|!--.*?--)>', re.S)
 
 def _clean(value:str|list|None)->str:
-    "Plain text: entities decoded, tags and line breaks removed, lists (also written out as text) joined"
-    if isinstance(value, str) and value[:1] + value[-1:] == '[]': value = _unlisted(value)
-    if isinstance(value, (list, tuple)): return ' '.join(filter(None, map(_clean, value)))
+    """Plain text: entities decoded, tags and line breaks removed, lists (also written
+    out as text) joined"""
+    if isinstance(value, str) and value[:1] + value[-1:] == '[]':
+        value = _unlisted(value)
+    if isinstance(value, (list, tuple)):
+        return ' '.join(filter(None, map(_clean, value)))
     if value is None or isinstance(value, dict) or value != value: return ''
-    text = _tag.sub(' ', html.unescape(str(value))).encode('utf-8', 'replace').decode() # half a character is none
+    # half a character is none
+    text = _tag.sub(' ', html.unescape(str(value))).encode('utf-8', 'replace').decode()
     return ' '.join(text.split())
 
 # %% ../../nbs/01_data/06_columns.ipynb #afd2a6d6
 _messy = r'[<&\[\x00-\x1f\x7f-\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]|  |^ | $'
 
-def _texts(column:pl.Series, where:str)->pl.Series: # n: text, numbers, lists or bytes; its file -> n: String
-    "Plain texts of a column, '' where there is none; ValueError for structs and for bytes that are not UTF-8"
+def _texts(column:pl.Series, where:str
+          )->pl.Series: # n: text, numbers, lists or bytes; its file -> n: String
+    """Plain texts of a column, '' where there is none; ValueError for structs and for
+    bytes that are not UTF-8"""
     kind, at = column.dtype, f'{where}: column {column.name}'
-    if kind == pl.Struct: raise ValueError(f'{at} holds structs of {", ".join(f.name for f in kind.fields)}; expected text, '
-                                           'so make a column of the field that is the text.')
+    if kind == pl.Struct:
+        raise ValueError(f'{at} holds structs of '
+                         f'{", ".join(f.name for f in kind.fields)}; expected text, so '
+                         'make a column of the field that is the text.')
     if kind == pl.Binary:
         try: column = column.cast(pl.String)
-        except pl.exceptions.PolarsError: raise ValueError(f'{at} holds bytes that are not UTF-8; expected text, so decode them.') from None
-    elif kind.is_nested(): return pl.Series(column.name, [_clean(v) for v in column.to_list()], pl.String)
+        except pl.exceptions.PolarsError:
+            raise ValueError(f'{at} holds bytes that are not UTF-8; expected text, so '
+                             'decode them.') from None
+    elif kind.is_nested():
+        return pl.Series(column.name, [_clean(v) for v in column.to_list()], pl.String)
     elif kind.is_float(): column = column.fill_nan(None)
     column = column.cast(pl.String).fill_null('')
     rough = column.str.contains(_messy).arg_true()
-    return column.scatter(rough, [_clean(t) for t in column.gather(rough)]) if len(rough) else column
+    return (column.scatter(rough, [_clean(t) for t in column.gather(rough)])
+            if len(rough) else column)
 
 # %% ../../nbs/01_data/06_columns.ipynb #088f849f
 def _sentence(parts:Sequence[str])->str:
@@ -59,55 +72,76 @@ def _sentence(parts:Sequence[str])->str:
     return '. '.join(p for p in parts if p)
 
 # %% ../../nbs/01_data/06_columns.ipynb #5bb4e277
-def _joined(frame:pl.DataFrame, names:Sequence[str])->pl.Series: # n: columns of plain texts -> n: String
-    "One text an item of the columns named, most telling first: the column text as it stands, others as a sentence"
+def _joined(frame:pl.DataFrame, names:Sequence[str]
+           )->pl.Series: # n: columns of plain texts -> n: String
+    """One text an item of the columns named, most telling first: the column text as it
+    stands, others as a sentence"""
     if not names: return pl.Series('text', ['']*frame.height, pl.String)
     if list(names) == ['text']: return frame['text']
-    parts = [frame[n].str.strip_chars().str.strip_chars_end('. ').replace('', None) for n in names]
-    return pl.select(pl.concat_str(parts, separator='. ', ignore_nulls=True).alias('text')).to_series()
+    parts = [frame[n].str.strip_chars().str.strip_chars_end('. ').replace('', None)
+             for n in names]
+    return pl.select(pl.concat_str(parts, separator='. ',
+                                   ignore_nulls=True).alias('text')).to_series()
 
 # %% ../../nbs/01_data/06_columns.ipynb #ca1521ab
-def _paths(column:pl.Series)->pl.Series: # n: lists, lists in lists, or text such as 'Home > Mugs'
+def _paths(column:pl.Series
+          )->pl.Series: # n: lists, lists in lists, or text such as 'Home > Mugs'
     "Category paths as lists, root first; of several paths the first"
     def path(value):
-        if isinstance(value, str): value = _unlisted(value) if value[:1] == '[' else re.split(r'\s*[>|;]\s*|,\s+',
-            value)
-        if isinstance(value, list) and value and isinstance(value[0], list): value = value[0]
-        return [t for t in map(_clean, value if isinstance(value, list) else [value]) if t]
-    return pl.Series(column.name, [path(v) for v in column.to_list()], pl.List(pl.String))
+        if isinstance(value, str):
+            value = _unlisted(value) if value[:1] == '[' else re.split(
+                r'\s*[>|;]\s*|,\s+',
+                value)
+        if isinstance(value, list) and value and isinstance(value[0], list):
+            value = value[0]
+        return [t for t in map(_clean, value if isinstance(value, list) else [value])
+                if t]
+    return pl.Series(column.name, [path(v) for v in column.to_list()],
+                     pl.List(pl.String))
 
 # %% ../../nbs/01_data/06_columns.ipynb #ad9998e8
-def _prices(column:pl.Series)->pl.Series: # n: numbers, or text such as '$1,299.00' -> n: Float64
+def _prices(column:pl.Series
+           )->pl.Series: # n: numbers, or text such as '$1,299.00' -> n: Float64
     "Prices as numbers, null where there is none"
     if column.dtype.is_numeric(): return column.cast(pl.Float64).fill_nan(None)
-    number = column.cast(pl.String).str.replace_all(',', '', literal=True).str.extract(r'(\d+\.?\d*)', 1)
+    number = column.cast(pl.String).str.replace_all(',', '',
+                                                    literal=True).str.extract(
+        r'(\d+\.?\d*)', 1)
     return number.cast(pl.Float64, strict=False)
 
 # %% ../../nbs/01_data/06_columns.ipynb #f224cf7b
-def _id_text(column:pl.Series, where:str)->pl.Series: # t: text, bytes, whole numbers; its file -> t: String
+def _id_text(column:pl.Series, where:str
+            )->pl.Series: # t: text, bytes, whole numbers; its file -> t: String
     "Ids as text, numbers as they stand; ValueError for a column that names nothing"
     kind = column.dtype
     if kind.is_float() and column.is_not_null().any():
         column = column.fill_nan(None)
-        if (column.drop_nulls() % 1 == 0).all() and (column.abs().max() or 0) < 2**53: column = column.cast(pl.Int64)
+        if (column.drop_nulls() % 1 == 0).all() and (column.abs().max() or 0) < 2**53:
+            column = column.cast(pl.Int64)
     elif kind == pl.Boolean or kind.is_nested(): raise ValueError(
-        f'{where}: column {column.name} holds {kind}; expected ids, which are text or whole numbers, so name another column.')
+        f'{where}: column {column.name} holds {kind}; expected ids, which are text or '
+        'whole numbers, so name another column.')
     try: return column.cast(pl.String)
     except pl.exceptions.PolarsError: raise ValueError(
-        f'{where}: column {column.name} holds {kind} that is no text; expected ids, so decode it.') from None
+        f'{where}: column {column.name} holds {kind} that is no text; expected ids, so '
+        'decode it.') from None
 
 # %% ../../nbs/01_data/06_columns.ipynb #be586a0a
 def _pieces(n:int)->Iterator[slice]: # of rows, so few that they stay in the cache
     "The rows, piece by piece"
     return (slice(at, min(at + (1 << 18), n)) for at in range(0, n, 1 << 18))
 
-def _with_places(words:np.ndarray)->np.ndarray: # t: uint64 whose last bits are 0; becomes the answer
-    "The words sorted, in the last bits of each its place; as many bits as the number of words has"
-    for p in _pieces(len(words)): words[p] |= np.arange(p.start, p.stop, dtype=np.uint64)
+def _with_places(words:np.ndarray
+                )->np.ndarray: # t: uint64 whose last bits are 0; becomes the answer
+    """The words sorted, in the last bits of each its place; as many bits as the number
+    of words has"""
+    for p in _pieces(len(words)):
+        words[p] |= np.arange(p.start, p.stop, dtype=np.uint64)
     words.sort()
     return words
 
-def _places(values:np.ndarray, width:int)->np.ndarray: # t: whole numbers from 0 of so many bits -> t: positions
+def _places(values:np.ndarray, width:int
+           )->np.ndarray: # t: whole numbers from 0 of so many bits -> t: positions
     "The positions in the order of the values, equal ones as they stand"
     bits = len(values).bit_length()
     if width + bits > 64: return np.argsort(values, kind='stable')
@@ -118,10 +152,13 @@ def _places(values:np.ndarray, width:int)->np.ndarray: # t: whole numbers from 0
     return words.view(np.int64)
 
 # %% ../../nbs/01_data/06_columns.ipynb #be586a0b
-def _encode(column:pl.Series)->tuple[np.ndarray, pl.Series]: # t: String -> t: position among the names; the names
+def _encode(column:pl.Series
+            # t: String -> t: position among the names; the names
+           )->tuple[np.ndarray, pl.Series]:
     "Each value once, and numbers in place of the values"
     n, last = len(column), np.uint64((1 << len(column).bit_length()) - 1)
-    hashes = lambda p, seed: column.slice(p.start, p.stop - p.start).hash(seed).to_numpy()
+    hashes = lambda p, seed: column.slice(p.start,
+                                          p.stop - p.start).hash(seed).to_numpy()
     words, code = np.empty(n, np.uint64), np.empty(n, np.uint32)
     for p in _pieces(n): words[p] = hashes(p, 0) & ~last
     _with_places(words) # equal values stand together
@@ -135,41 +172,56 @@ def _encode(column:pl.Series)->tuple[np.ndarray, pl.Series]: # t: String -> t: p
         before, count = words[p][-1:], count + new.sum()
     del words
     names = column.gather(np.concatenate(first or [[]]).astype(int))
-    marks, odd = names.hash(1).to_numpy(), [] # values of one word that differ are told apart by a second hash
-    for p in _pieces(n): odd.append(np.flatnonzero(marks[code[p]] != hashes(p, 1)) + p.start)
+    # values of one word that differ are told apart by a second hash
+    marks, odd = names.hash(1).to_numpy(), []
+    for p in _pieces(n):
+        odd.append(np.flatnonzero(marks[code[p]] != hashes(p, 1)) + p.start)
     odd = np.concatenate(odd or [[]]).astype(int)
-    _, at, again = np.unique(column.gather(odd).hash(1).to_numpy(), return_index=True, return_inverse=True)
+    _, at, again = np.unique(column.gather(odd).hash(1).to_numpy(), return_index=True,
+                             return_inverse=True)
     code[odd] = count + again
     return code, names.append(column.gather(odd[at])) if len(odd) else names
 
 # %% ../../nbs/01_data/06_columns.ipynb #5fbe1428
 def canonical_order(ids:Sequence)->np.ndarray: # n: unique -> n: positions
-    "The order of the ids' CRC-32: the same for every order of the rows, and telling nothing of it"
-    if isinstance(ids, pl.Series) and ids.dtype == pl.String: names = ids.cast(pl.Binary).to_list()
+    """The order of the ids' CRC-32: the same for every order of the rows, and telling
+    nothing of it"""
+    if isinstance(ids, pl.Series) and ids.dtype == pl.String:
+        names = ids.cast(pl.Binary).to_list()
     else: names = [str(i).encode('utf-8', 'surrogatepass') for i in ids]
     marks = np.fromiter(map(zlib.crc32, names), np.uint32, len(names))
     order = _places(marks, 32)
     same = np.flatnonzero(np.diff(marks[order]) == 0)
-    for a in same[np.diff(same, prepend=-2) > 1]: # equal sums stand in the order of the ids
+    # equal sums stand in the order of the ids
+    for a in same[np.diff(same, prepend=-2) > 1]:
         b = a + 1 + np.argmin(np.append(np.diff(marks[order[a:]]) == 0, False))
         order[a:b] = sorted(order[a:b], key=names.__getitem__)
     return order
 
 # %% ../../nbs/01_data/06_columns.ipynb #b818d153
-_eras = dict(seconds=(1e8, 1e10), milliseconds=(1e11, 1e13), microseconds=(1e14, 1e16), nanoseconds=(1e17, 1e19))
-_shapes = {'a date': '%Y-%m-%d', 'a date and time': '%Y-%m-%dT%H:%M:%S%.f', 'a date and time with its zone': '%Y-%m-%dT%H:%M:%S%.f%#z',
-          'an American date and time': '%m/%d/%Y %I:%M:%S %p', 'a written-out date': '%b %e, %Y'} # MIND; Steam
+_eras = dict(seconds=(1e8, 1e10), milliseconds=(1e11, 1e13), microseconds=(1e14, 1e16),
+             nanoseconds=(1e17, 1e19))
+_shapes = {'a date': '%Y-%m-%d', 'a date and time': '%Y-%m-%dT%H:%M:%S%.f',
+           'a date and time with its zone': '%Y-%m-%dT%H:%M:%S%.f%#z',
+          'an American date and time': '%m/%d/%Y %I:%M:%S %p',
+          'a written-out date': '%b %e, %Y'} # MIND; Steam
 
 def _kinds_of_time(column:pl.Series)->dict[str, pl.Series]: # t: text -> kind: t numbers
-    "What the values would be under each way of writing a time, null where a value is not of it"
+    """What the values would be under each way of writing a time, null where a value is
+    not of it"""
     whole = column.cast(pl.Int64, strict=False)
     if whole.null_count() == column.null_count(): return {'a number': whole}
     number = column.cast(pl.Float64, strict=False)
     found = {'a number': number.set(~number.is_finite().fill_null(True), None)}
-    iso = column.str.replace(' ', 'T', literal=True).str.replace(r'[zZ]$|\s+UTC$', '+00:00').str.replace(r'^(\S+T\d\d:\d\d)($|[+-])', '${1}:00${2}')
+    iso = column.str.replace(' ', 'T', literal=True).str.replace(r'[zZ]$|\s+UTC$',
+                                                                 '+00:00').str.replace(
+        r'^(\S+T\d\d:\d\d)($|[+-])', '${1}:00${2}')
     for kind, shape in _shapes.items():
-        if 'T' in shape: read = iso.str.to_datetime(shape, strict=False, time_unit='us', time_zone='UTC' if 'zone' in kind else None)
-        elif 'I' in shape: read = column.str.to_datetime(shape, strict=False, time_unit='us')
+        if 'T' in shape:
+            read = iso.str.to_datetime(shape, strict=False, time_unit='us',
+                                       time_zone='UTC' if 'zone' in kind else None)
+        elif 'I' in shape:
+            read = column.str.to_datetime(shape, strict=False, time_unit='us')
         else: read = column.str.to_date(shape, strict=False).cast(pl.Datetime('us'))
         found[kind] = read.cast(pl.Int64)
     return found
@@ -181,39 +233,56 @@ class _Odd(ValueError):
         self.row = row
         super().__init__(message)
 
-def _times(column:pl.Series)->pl.Series: # t: numbers, dates, or text that is either -> t: Int64 or Float64
+def _times(column:pl.Series
+           # t: numbers, dates, or text that is either -> t: Int64 or Float64
+          )->pl.Series:
     "Times as numbers; `_Odd` for the first value that is not of the column's one kind"
-    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Boolean, pl.Duration, pl.Time):
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Boolean, pl.Duration,
+                                                    pl.Time):
         raise _Odd(0, f'the column holds {column.dtype}, which is no time')
-    if column.dtype.is_temporal(): column, number = column.cast(pl.Datetime('us')).cast(pl.Int64), False
+    if column.dtype.is_temporal():
+        column, number = column.cast(pl.Datetime('us')).cast(pl.Int64), False
     elif column.dtype.is_float(): column, number = column.fill_nan(None), True
     elif column.dtype.is_integer(): number = True
     else:
         whole = column.cast(pl.Int64, strict=False)
-        text = column.cast(pl.String).str.strip_chars().replace('', None) if whole.null_count() else None
+        text = (column.cast(pl.String).str.strip_chars().replace('', None)
+                if whole.null_count() else None)
         column, number = (whole, True) if text is None else _text_times(text)
-    if column.null_count(): raise _Odd(column.is_null().arg_max(), 'the time is missing')
-    if not number or any(low <= column.min() and column.max() < high for low, high in _eras.values()): return column
-    inside = {name: (column >= low) & (column < high) for name, (low, high) in _eras.items()}
-    there = sorted((name for name in inside if inside[name].any()), key=lambda name: inside[name].sum())
+    if column.null_count():
+        raise _Odd(column.is_null().arg_max(), 'the time is missing')
+    if not number or any(low <= column.min() and column.max() < high
+                         for low, high in _eras.values()):
+        return column
+    inside = {name: (column >= low) & (column < high)
+              for name, (low, high) in _eras.items()}
+    there = sorted((name for name in inside if inside[name].any()),
+                   key=lambda name: inside[name].sum())
     if len(there) < 2: return column
     row = inside[there[0]].arg_max()
-    raise _Odd(row, f'time {column[row]} would be {there[0]}, and the column holds {there[-1]}')
+    raise _Odd(row,
+               f'time {column[row]} would be {there[0]}, and the column holds '
+               f'{there[-1]}')
 
 # %% ../../nbs/01_data/06_columns.ipynb #cb5ff49c
 def _text_times(text:pl.Series)->tuple[pl.Series, bool]: # t; whether they are numbers
     "Times that are written as text, null where there is none"
-    kind, read = max(_kinds_of_time(text).items(), key=lambda pair: len(text) - pair[1].null_count())
+    kind, read = max(_kinds_of_time(text).items(),
+                     key=lambda pair: len(text) - pair[1].null_count())
     odd = read.is_null() & text.is_not_null()
     if not odd.any(): return read, kind == 'a number'
     row = odd.arg_max()
-    if odd.sum() == len(odd) - text.null_count(): raise _Odd(row, f'time {text[row][:60]!r} is neither a number nor an ISO date')
-    raise _Odd(row, f'time {text[row][:60]!r} is not of one kind with the column, which holds {kind}')
+    if odd.sum() == len(odd) - text.null_count():
+        raise _Odd(row, f'time {text[row][:60]!r} is neither a number nor an ISO date')
+    raise _Odd(row,
+               f'time {text[row][:60]!r} is not of one kind with the column, which '
+               f'holds {kind}')
 
 # %% ../../nbs/01_data/06_columns.ipynb #7409586f
 class _ImageFiles(Sequence):
     "Pictures that are read when they are asked for; None where an item has none"
-    def __init__(self, files:Sequence): self.files = list(files) # n: Path, bytes, or None
+    def __init__(self, files:Sequence): # n: Path, bytes, or None
+        self.files = list(files)
     def __len__(self)->int: return len(self.files)
     def __getitem__(self, row):
         if isinstance(row, slice): return _ImageFiles(self.files[row])
@@ -221,35 +290,47 @@ class _ImageFiles(Sequence):
         if file is None: return None
         from PIL import Image
         try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image: return image.convert('RGB')
-        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as e: raise ValueError(
-            f'{f"picture {row}" if isinstance(file, bytes) else file} is not a picture that pillow can read ({e}); save it again.') from None
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes)
+                            else file) as image:
+                return image.convert('RGB')
+        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as e:
+            raise ValueError(
+                f'{f"picture {row}" if isinstance(file, bytes) else file} is not a '
+                f'picture that pillow can read ({e}); save it again.') from None
 
 # %% ../../nbs/01_data/06_columns.ipynb #25a03471
-def _large_image(images:list|dict)->str|None: # dicts with 'large', a dict of lists side by side, or addresses
+def _large_image(images:list|dict
+                 # dicts with 'large', a dict of lists side by side, or addresses
+                )->str|None:
     "The address of the large version of an item's main picture, of Amazon's metadata"
     if isinstance(images, dict):
         beside = all(isinstance(values, list) for values in images.values())
-        images = [dict(zip(images, values)) for values in zip(*images.values())] if beside else [images]
+        images = ([dict(zip(images, values)) for values in zip(*images.values())]
+                  if beside else [images])
     if not isinstance(images, list): return None
-    images = [dict(large=i) if isinstance(i, str) else i for i in images if isinstance(i, (str, dict))]
+    images = [dict(large=i) if isinstance(i, str) else i for i in images
+              if isinstance(i, (str, dict))]
     images = [i for i in images if i.get('large')]
     main = [i for i in images if i.get('variant') == 'MAIN'] or images
     return main[0]['large'] if main else None
 
 # %% ../../nbs/01_data/06_columns.ipynb #e4e2a181
-def _pictures(column:pl.Series, folder:Path)->tuple[list, list]: # n; n: Path, bytes or None, and address or None
-    "What a column says of pictures (paths, addresses, Amazon's lists, Hugging Face's bytes); nothing is opened"
+def _pictures(column:pl.Series, folder:Path
+             )->tuple[list, list]: # n; n: Path, bytes or None, and address or None
+    """What a column says of pictures (paths, addresses, Amazon's lists, Hugging Face's
+    bytes); nothing is opened"""
     files, urls = [], []
     for value in column.to_list():
         if isinstance(value, str) and value[:1] in ('[', '{'):
             try: value = json.loads(value)
             except (ValueError, RecursionError): pass
-        if isinstance(value, dict) and 'bytes' in value: value = value['bytes'] or value.get('path')
+        if isinstance(value, dict) and 'bytes' in value:
+            value = value['bytes'] or value.get('path')
         elif isinstance(value, (dict, list)): value = _large_image(value)
         elif isinstance(value, str): value = value.strip()
         url = isinstance(value, str) and re.match('https?://', value)
-        files.append(None if url or not value or not isinstance(value, (str, bytes)) else value if isinstance(value,
+        files.append(None if url or not value or not isinstance(value, (str, bytes))
+                     else value if isinstance(value,
             bytes) else folder/value)
         urls.append(value if url else None)
     return files, urls

@@ -26,7 +26,8 @@ def _check_catalogue(ids:list, text:list, images:Sequence|None, titles:list|None
     "Refuse columns of different length, ids used twice, and texts that are not `str`"
     for name, column in dict(text=text, images=images, titles=titles).items():
         if column is not None and len(column) != len(ids):
-            raise ValueError(f"{name} has {len(column):,} entries for {len(ids):,} item ids; "
+            raise ValueError(
+                f"{name} has {len(column):,} entries for {len(ids):,} item ids; "
                              f"give one entry per item.")
     if len(set(ids)) < len(ids):
         twice, times = Counter(ids).most_common(1)[0]
@@ -34,26 +35,31 @@ def _check_catalogue(ids:list, text:list, images:Sequence|None, titles:list|None
                          f"ids must be unique, so merge or rename these items.")
     for i, t in zip(ids, text):
         if not isinstance(t, str):
-            raise ValueError(f"item {i!r} has {t!r} as text; expected a string, and '' where "
+            raise ValueError(
+                f"item {i!r} has {t!r} as text; expected a string, and '' where "
                              f"there is none.")
 
 # %% ../../nbs/01_data/02_dataset.ipynb #f99801a5
 class Catalogue:
-    "The items: ids, texts, pictures; row r of each column is the same item; ValueError for columns that do not fit, or an id twice"
+    """The items: ids, texts, pictures; row r of each column is the same item;
+    ValueError for columns that do not fit, or an id twice"""
     text_columns:tuple[str, ...] = () # of `frame`, that the text was made of
     def __init__(self,
                  ids:Iterable, # n: unique, `str` or `int`
                  text:Iterable[str], # n: what the item says of itself
-                 images:Sequence|None=None, # n: `images[row]` is a PIL picture or None, read lazily
+                 # n: `images[row]` is a PIL picture or None, read lazily
+                 images:Sequence|None=None,
                  domain:str='', # the shop it comes from
                  titles:Iterable[str]|None=None): # n: short names; default: 60 characters of text
-        self.ids, self.text, self.images, self.domain = list(ids), list(text), images, domain
+        self.ids, self.text, self.images, self.domain = (list(ids), list(text), images,
+                                                         domain)
         titles = None if titles is None else list(titles)
         _check_catalogue(self.ids, self.text, images, titles)
         self.titles = titles or [' '.join(t[:200].split())[:60] for t in self.text]
     @cached_property
     def _row(self) -> dict: return {i: r for r, i in enumerate(self.ids)}
-    def __len__(self) -> int: return len(self.ids) if 'ids' in self.__dict__ else self.frame.height
+    def __len__(self) -> int:
+        return len(self.ids) if 'ids' in self.__dict__ else self.frame.height
     def __repr__(self) -> str:
         pictures = 'with' if self.images is not None else 'no'
         return f"Catalogue({self.domain!r}: {len(self):,} items, {pictures} pictures)"
@@ -67,7 +73,9 @@ def of(cls:Catalogue,
        domain:str=''):
     "A catalogue of columns; ids and texts become lists when they are asked for"
     self = cls.__new__(cls)
-    self.frame, self.text_columns, self.images, self.domain = frame, tuple(text_columns), images, domain
+    self.frame, self.text_columns, self.images, self.domain = (frame,
+                                                               tuple(text_columns),
+                                                               images, domain)
     return self
 
 def _made_when_asked(self:Catalogue, name:str):
@@ -75,7 +83,8 @@ def _made_when_asked(self:Catalogue, name:str):
     columns, own = dict(ids='item', titles='title', text='text'), self.__dict__
     if name in columns and 'frame' in own: made = self.frame[columns[name]].to_list()
     elif name == 'frame' and 'ids' in own:
-        made = pl.DataFrame([pl.Series(c, list(map(str, own[a])), pl.String) for a, c in columns.items()])
+        made = pl.DataFrame([pl.Series(c, list(map(str, own[a])), pl.String)
+                             for a, c in columns.items()])
     else: raise AttributeError(f'a catalogue has no {name}.')
     setattr(self, name, made)
     return made
@@ -87,17 +96,23 @@ Catalogue.__getattr__ = _made_when_asked
 def with_text(self:Catalogue,
               columns:Sequence[str] # of `frame`, the most telling first
              )->Catalogue:
-    "The same items with their text made of other columns; ValueError for one that is not there"
+    """The same items with their text made of other columns; ValueError for one that is
+    not there"""
     odd = [c for c in columns if c not in self.frame.columns]
-    if odd: raise ValueError(f'{self} has no column {odd[0]}; choose among {", ".join(self.frame.columns)}.')
+    if odd:
+        raise ValueError(f'{self} has no column {odd[0]}; choose among '
+                         f'{", ".join(self.frame.columns)}.')
     plain = self.frame.with_columns(_texts(self.frame[c], self.domain) for c in columns)
-    return Catalogue.of(self.frame.with_columns(_joined(plain, columns)), columns, self.images, self.domain)
+    return Catalogue.of(self.frame.with_columns(_joined(plain, columns)), columns,
+                        self.images, self.domain)
 
 @patch(as_prop=True)
-def categories(self:Catalogue)->list[tuple[str, ...]]: # n: root first, () where there is none
+def categories(self:Catalogue
+              )->list[tuple[str, ...]]: # n: root first, () where there is none
     "The category path of each item"
     found = self.frame.get_column('category_path', default=None)
-    return [()]*len(self) if found is None else [tuple(path or ()) for path in found.to_list()]
+    return [()]*len(self) if found is None else [tuple(path or ())
+                                                 for path in found.to_list()]
 
 @patch(as_prop=True)
 def image_urls(self:Catalogue)->list[str|None]|None: # n; None where no item has one
@@ -108,7 +123,8 @@ def image_urls(self:Catalogue)->list[str|None]|None: # n; None where no item has
 # %% ../../nbs/01_data/02_dataset.ipynb #16a78e50
 class _Pictures(Sequence):
     "Pictures of several sequences, each read when it is asked for"
-    def __init__(self, places:list[tuple]): self.places = places # a sequence and a row of it, or None and any row
+    def __init__(self,
+                 places:list[tuple]): self.places = places # a sequence and a row of it, or None and any row
     @property
     def files(self) -> Sequence: # their names, where all of them lie in files
         if not all(hasattr(source, 'files') for source, _ in self.places): return ()
@@ -122,10 +138,13 @@ class _Pictures(Sequence):
 @patch
 def _take(self:Catalogue, rows:Sequence[int])->Catalogue: # in their order
     "Some of the items"
-    images = None if self.images is None else _Pictures([(self.images, r) for r in rows])
-    ids, text, titles = ([column[r] for r in rows] for column in (self.ids, self.text, self.titles))
+    images = None if self.images is None else _Pictures([(self.images, r)
+                                                         for r in rows])
+    ids, text, titles = ([column[r] for r in rows]
+                         for column in (self.ids, self.text, self.titles))
     taken = Catalogue(ids, text, images, self.domain, titles)
-    if 'frame' in self.__dict__: taken.frame, taken.text_columns = self.frame[list(rows)], self.text_columns
+    if 'frame' in self.__dict__:
+        taken.frame, taken.text_columns = self.frame[list(rows)], self.text_columns
     return taken
 
 @patch
@@ -134,7 +153,8 @@ def _with(self:Catalogue, new:Catalogue)->Catalogue: # rows of the first stay
     both, images = (self, new), None
     if any(c.images is not None for c in both):
         images = _Pictures([(c.images, row) for c in both for row in range(len(c))])
-    ids, text, titles = ([*getattr(self, name), *getattr(new, name)] for name in ('ids', 'text', 'titles'))
+    ids, text, titles = ([*getattr(self, name), *getattr(new, name)]
+                         for name in ('ids', 'text', 'titles'))
     joined = Catalogue(ids, text, images, self.domain, titles)
     if 'frame' in self.__dict__:
         joined.frame = pl.concat([self.frame, new.frame], how='diagonal_relaxed')
@@ -154,8 +174,8 @@ def row(self:Catalogue,
 def _unknown(self:Catalogue, id) -> str:
     known = ', '.join(map(repr, self.ids[:3]))
     kind = type(self.ids[0]).__name__ if self.ids else 'nothing'
-    return (f"item id {id!r} is not among the {len(self):,} items of the catalogue ({known}, …); "
-            f"give an id that is (they are of type {kind}).")
+    return (f"item id {id!r} is not among the {len(self):,} items of the catalogue "
+            f"({known}, …); give an id that is (they are of type {kind}).")
 
 # %% ../../nbs/01_data/02_dataset.ipynb #ac637246
 @patch
@@ -168,9 +188,12 @@ def rows(self:Catalogue,
 
 # %% ../../nbs/01_data/02_dataset.ipynb #de2af250
 def _check_histories(users:list, items:Tensor, offsets:Tensor):
-    "Refuse offsets that do not cover the items, users named twice, and users without an item"
-    if len(offsets) != len(users)+1 or int(offsets[0]) != 0 or int(offsets[-1]) != len(items):
-        raise ValueError(f"offsets has {len(offsets):,} entries from {offsets[:1].tolist()} "
+    """Refuse offsets that do not cover the items, users named twice, and users without
+    an item"""
+    if len(offsets) != len(users)+1 or int(offsets[0]) != 0 or int(offsets[-1]) != len(
+        items):
+        raise ValueError(
+            f"offsets has {len(offsets):,} entries from {offsets[:1].tolist()} "
                          f"to {offsets[-1:].tolist()}; "
                          f"expected {len(users)+1:,} entries from 0 to {len(items):,}, "
                          f"one more than users.")
@@ -185,7 +208,8 @@ def _check_histories(users:list, items:Tensor, offsets:Tensor):
 
 # %% ../../nbs/01_data/02_dataset.ipynb #b39bdbc0
 class Histories:
-    "What each user took, in time order: one flat tensor of rows, cut by offsets; ValueError if they do not fit"
+    """What each user took, in time order: one flat tensor of rows, cut by offsets;
+    ValueError if they do not fit"""
     def __init__(self,
                  users:Iterable, # u: original user ids, unique
                  items:Tensor, # t: rows, user after user, in time order
@@ -197,10 +221,12 @@ class Histories:
     def __getitem__(self, p:int) -> Tensor: # t: rows of one user, in time order
         "What the user at a position took; IndexError beyond the last user"
         if not -len(self) <= p < len(self):
-            raise IndexError(f"user position {p} of {len(self):,}; expected 0 to {len(self)-1:,}.")
+            raise IndexError(
+                f"user position {p} of {len(self):,}; expected 0 to {len(self)-1:,}.")
         p %= len(self)
         return self.items[self.offsets[p]:self.offsets[p+1]]
-    def __iter__(self) -> Iterator[Tensor]: return iter(self.items.split(self.lengths.tolist())) # t: rows of each user
+    def __iter__(self) -> Iterator[Tensor]: # t: rows of each user
+        return iter(self.items.split(self.lengths.tolist()))
     @property
     def lengths(self) -> Tensor: return self.offsets.diff() # u: items of each user
     def __repr__(self) -> str:
@@ -213,7 +239,8 @@ class Histories:
 def from_dict(cls:Histories,
               histories:dict, # user -> original item ids in time order
               catalogue:Catalogue):
-    "Histories from a dictionary; KeyError names the user of an unknown item, ValueError that of an empty history"
+    """Histories from a dictionary; KeyError names the user of an unknown item,
+    ValueError that of an empty history"""
     for user, ids in histories.items():
         unknown = next((i for i in ids if i not in catalogue._row), None)
         if unknown is not None:
@@ -226,33 +253,43 @@ def from_dict(cls:Histories,
 class Dataset:
     "A catalogue and its users' histories, under one name"
     truth = None # of a synthetic shop: who wants what
-    held_out:Tensor|None = None # u: bool, users whom training must not see, of `hold_out`; None: it sees all
+    # u: bool, users whom training must not see, of `hold_out`; None: it sees all
+    held_out:Tensor|None = None
     def __init__(self,
                  name:str, # shown in tables and file names
                  catalogue:Catalogue,
-                 histories:Histories|dict|None, # or user -> original item ids in time order; None: only a catalogue
+                 # or user -> original item ids in time order; None: only a catalogue
+                 histories:Histories|dict|None,
                  removed:dict|None=None): # what filtering removed: reason -> count
-        if isinstance(histories, dict): histories = Histories.from_dict(histories, catalogue)
-        if histories is None: histories = Histories([], torch.tensor([]), torch.tensor([0]))
+        if isinstance(histories, dict):
+            histories = Histories.from_dict(histories, catalogue)
+        if histories is None:
+            histories = Histories([], torch.tensor([]), torch.tensor([0]))
         else: _check_rows(histories, len(catalogue))
         self.name, self.catalogue, self.histories = name, catalogue, histories
-        self.removed, self.notes = dict(removed or {}), [] # notes: sentences that a person should know
+        # notes: sentences that a person should know
+        self.removed, self.notes = dict(removed or {}), []
     def __repr__(self) -> str:
-        taken = (f"{len(self.histories):,} users, {len(self.histories.items):,} interactions"
+        taken = (
+            f"{len(self.histories):,} users, {len(self.histories.items):,} interactions"
                  if len(self.histories) else 'no histories')
         return f"Dataset({self.name!r}: {len(self.catalogue):,} items, {taken})"
 
+# %% ../../nbs/01_data/02_dataset.ipynb #f8130d6f
 def _check_rows(histories:Histories, n:int):
-    if not len(histories): raise ValueError("no user has a history; expected at least one user.")
+    if not len(histories):
+        raise ValueError("no user has a history; expected at least one user.")
     low, high = histories.items.min(), histories.items.max()
     if low < 0 or high >= n:
-        raise ValueError(f"histories hold rows {int(low):,} to {int(high):,} but the catalogue has "
-                         f"{n:,} items; expected rows 0 to {n-1:,}, so build them with this "
-                         f"catalogue.")
+        raise ValueError(
+            f"histories hold rows {int(low):,} to {int(high):,} but the catalogue has "
+                         f"{n:,} items; expected rows 0 to {n-1:,}, so build them with "
+                         f"this catalogue.")
 
 # %% ../../nbs/01_data/02_dataset.ipynb #6368f9cf
 @patch
-def in_canonical_order(self:Dataset)->Dataset: # itself where it is in that order already
+def in_canonical_order(self:Dataset
+                      )->Dataset: # itself where it is in that order already
     "The same items and histories, with rows that no order of the data decides"
     order = canonical_order(self.catalogue.ids)
     if (order == np.arange(len(order))).all(): return self
@@ -260,7 +297,8 @@ def in_canonical_order(self:Dataset)->Dataset: # itself where it is in that orde
     other.truth = None # it speaks of the old rows
     other.catalogue = self.catalogue._take(order.tolist())
     place = torch.from_numpy(np.argsort(order))
-    other.histories = Histories(self.histories.users, place[self.histories.items], self.histories.offsets)
+    other.histories = Histories(self.histories.users, place[self.histories.items],
+                                self.histories.offsets)
     return other
 
 # %% ../../nbs/01_data/02_dataset.ipynb #9ca43c42
@@ -269,10 +307,13 @@ def digest(self:Dataset)->str: # 16 hexadecimal digits
     "A fingerprint of all items, texts, users and histories"
     found, c, h = hashlib.blake2b(digest_size=8), self.catalogue, self.histories
     for column in (c.ids, c.titles, c.text, h.users):
-        found.update('\x1f'.join(map(str, column)).encode('utf-8', 'surrogatepass') + b'\x1e')
+        found.update('\x1f'.join(map(str, column)).encode('utf-8', 'surrogatepass')
+                     + b'\x1e')
     for t in (h.items, h.offsets): found.update(t.numpy().tobytes())
-    for file in getattr(c.images, 'files', ()): # pictures in files: their names and sizes
-        size = len(file) if isinstance(file, bytes) else file.stat().st_size if file and file.is_file() else 0
+    # pictures in files: their names and sizes
+    for file in getattr(c.images, 'files', ()):
+        size = (len(file) if isinstance(file, bytes) else file.stat().st_size
+                if file and file.is_file() else 0)
         found.update(f'{getattr(file, "name", "")} {size} '.encode())
     return found.hexdigest()
 

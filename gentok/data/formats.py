@@ -12,22 +12,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import polars as pl
-from .columns import (_ImageFiles, _Odd, _encode, _id_text, _joined, _paths, _pictures, _prices,
+from .columns import (_ImageFiles, _Odd, _encode, _id_text, _joined, _paths,
+                                 _pictures, _prices,
                                  canonical_order, _texts, _times)
 from .dataset import Catalogue, Dataset
 from ..store.files import read_json, _read_text
-from .interactions import (Interactions, _drop_repeats, _first_users, _gather, _histories, _in_order, k_core,
+from .interactions import (Interactions, _drop_repeats, _first_users,
+                                      _gather, _histories, _in_order, k_core,
                                       _keep_first,
                                       _lost, _present, _rows_of_ids, _take)
 from .layouts import Format, _Found, _aliases, recognise, _role, _telling
-from .tables import (_Table, _as_json, _check_rows, _columns_of, _first_row, _objects, _opened, _place,
+from .tables import (_Table, _as_json, _check_rows, _columns_of, _first_row,
+                                _objects, _opened, _place,
                                 _read,
                                 _slow_lines)
 
 # %% ../../nbs/01_data/03_formats.ipynb #6f3e4612
 def _place_of(path:Path, key:str)->str:
     "'path, line n' of the first place where the key of a JSON object stands"
-    at = re.search('|'.join(re.escape(json.dumps(key, ensure_ascii=a)) + r'\s*:' for a in (True, False)), text := _read_text(path))
+    at = re.search('|'.join(re.escape(json.dumps(key, ensure_ascii=a)) + r'\s*:'
+                            for a in (True, False)), text := _read_text(path))
     return f'{path}, line {text.count(chr(10), 0, at.start()) + 1}' if at else str(path)
 
 # %% ../../nbs/01_data/03_formats.ipynb #eb586784
@@ -35,11 +39,16 @@ def _json_rows(table:_Table)->pl.DataFrame: # user, item, in order
     "The rows of NAME.inter.json, each history a list of at least one id"
     with _opened(table.path): pass
     found = read_json(table.path)
-    if not isinstance(found, dict) or not found: raise ValueError(f'{table.path}, line 1: no users; expected {{"user": [item, …]}}, so add histories.')
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f'{table.path}, line 1: no users; expected {{"user": [item, '
+                         f'…]}}, so add histories.')
     for user, items in found.items():
-        if not isinstance(items, list) or not items or not all(type(i) in (int, str) for i in items):
+        if not isinstance(items, list) or not items or not all(type(i) in (int, str)
+                                                               for i in items):
             said = 'an empty history' if items == [] else str(items)[:40]
-            raise ValueError(f'{_place_of(table.path, user)}: user {user!r} has {said}; expected a list of item ids (numbers or text), so correct it or remove the user.')
+            raise ValueError(f'{_place_of(table.path, user)}: user {user!r} has '
+                             f'{said}; expected a list of item ids (numbers or text), '
+                             'so correct it or remove the user.')
     rows = [(_as_json(u), _as_json(i)) for u, h in found.items() for i in h]
     return pl.DataFrame(rows, dict(user=pl.String, item=pl.String), orient='row')
 
@@ -48,42 +57,58 @@ def _json_items(table:_Table)->pl.DataFrame:
     "The rows of NAME.item.json"
     with _opened(table.path): pass
     found = read_json(table.path)
-    if not isinstance(found, dict) or not found: raise ValueError(f'{table.path}, line 1: no items; expected {{"item": {{"title": …}}}}, so add items.')
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f'{table.path}, line 1: no items; expected {{"item": '
+                         f'{{"title": …}}}}, so add items.')
     odd = next((key for key, item in found.items() if not isinstance(item, dict)), None)
-    if odd is not None: raise ValueError(f'{_place_of(table.path, odd)}: item {odd!r} has {str(found[odd])[:40]!r}; expected {{"title": …}}, so correct it.')
+    if odd is not None:
+        raise ValueError(f'{_place_of(table.path, odd)}: item {odd!r} has '
+                         f'{str(found[odd])[:40]!r}; expected {{"title": …}}, so '
+                         'correct it.')
     names = dict.fromkeys(name for item in found.values() for name in item)
     return pl.DataFrame(dict(item=list(map(_as_json, found)),
-                             **{n.lower(): [_as_json(item.get(n)) for item in found.values()]
-                                                  for n in names if n.lower() != 'item'}))
+                             **{n.lower(): [_as_json(item.get(n))
+                                            for item in found.values()]
+                                                  for n in names
+                                                  if n.lower() != 'item'}))
 
 # %% ../../nbs/01_data/03_formats.ipynb #eb0fb4c1
 def _line_rows(table:_Table)->pl.DataFrame: # user, item, in order
     "The rows of lines such as 'user item item item', or 'user item'"
     words = _read(table, ['line']).select(pl.col('line').str.extract_all(r'\S+'))
     short = (words['line'].list.len() == 1).fill_null(False)
-    if short.any(): raise ValueError(f'{_place(table, short.arg_max())}: one word; expected a user and one item or more, so correct or remove the line.')
-    return words.select(user=pl.col('line').list.first(), item=pl.col('line').list.slice(1)).explode('item').drop_nulls()
+    if short.any():
+        raise ValueError(f'{_place(table, short.arg_max())}: one word; expected a user '
+                         'and one item or more, so correct or remove the line.')
+    return words.select(user=pl.col('line').list.first(),
+                        item=pl.col('line').list.slice(1)).explode('item').drop_nulls()
 
 # %% ../../nbs/01_data/03_formats.ipynb #dbad18c7
 def _mind_rows(table:_Table)->pl.DataFrame: # user, item, time
-    "MIND's clicks: each user's history first, in its order, then what was clicked of what was shown"
+    """MIND's clicks: each user's history first, in its order, then what was clicked of
+    what was shown"""
     frame = _read(table, ['user', 'time', 'history', 'shown']).with_row_index('row')
     frame = frame.filter(pl.col('user').is_not_null() | pl.col('time').is_not_null())
     try: frame = frame.with_columns(time=_times(frame['time']))
     except _Odd as e: raise _Odd(frame['row'][e.row], str(e)) from None
     before = frame.unique('user', keep='first', maintain_order=True)
-    before = before.select('user', time=pl.lit(0), item=pl.col('history').str.split(' ')).explode('item')
-    shown = frame.select('user', 'time', item=pl.col('shown').str.split(' ')).explode('item')
+    before = before.select('user', time=pl.lit(0),
+                           item=pl.col('history').str.split(' ')).explode('item')
+    shown = frame.select('user', 'time',
+                         item=pl.col('shown').str.split(' ')).explode('item')
     clicks = shown.filter(pl.col('item').str.ends_with('-1'))
-    rows = pl.concat([before, clicks.with_columns(pl.col('item').str.strip_suffix('-1'))], how='vertical_relaxed')
-    return rows.filter(pl.col('item').fill_null('') != '').select('user', 'item', 'time')
+    rows = pl.concat([before, clicks.with_columns(
+        pl.col('item').str.strip_suffix('-1'))], how='vertical_relaxed')
+    return rows.filter(pl.col('item').fill_null('') != '').select('user', 'item',
+                                                                  'time')
 
 # %% ../../nbs/01_data/03_formats.ipynb #16b2c263
 def _columns_in(where:str)->list[str]:
     "The columns that a condition in SQL names"
     try: return pl.sql_expr(where).meta.root_names() if where else []
     except pl.exceptions.PolarsError as e: raise ValueError(
-        f'where={where!r} is not SQL ({str(e).splitlines()[0][:80]}); write a condition such as "event = \'buy\'".') from None
+        f'where={where!r} is not SQL ({str(e).splitlines()[0][:80]}); write a '
+        'condition such as "event = \'buy\'".') from None
 
 # %% ../../nbs/01_data/03_formats.ipynb #4013dda1
 def _sql_mask(frame:pl.DataFrame, where:str, table:_Table)->pl.Series: # t: bool
@@ -92,22 +117,33 @@ def _sql_mask(frame:pl.DataFrame, where:str, table:_Table)->pl.Series: # t: bool
         condition = pl.sql_expr(where)
         for name in condition.meta.root_names():
             number = frame[name].cast(pl.Float64, strict=False)
-            if number.null_count() == frame[name].null_count(): frame = frame.with_columns(number)
-        return frame.select(condition.alias('keep'))['keep'].cast(pl.Boolean).fill_null(False)
+            if number.null_count() == frame[name].null_count():
+                frame = frame.with_columns(number)
+        return frame.select(condition.alias('keep'))['keep'].cast(pl.Boolean).fill_null(
+            False)
     except (pl.exceptions.PolarsError, TypeError) as e: raise ValueError(
-        f'{table.path}: where={where!r} cannot be judged ({str(e).splitlines()[0][:80]}); write SQL such as "event = \'buy\' AND rating >= 4".') from None
+        f'{table.path}: where={where!r} cannot be judged '
+        f'({str(e).splitlines()[0][:80]}); write SQL such as "event = \'buy\' AND '
+        'rating >= 4".') from None
 
 # %% ../../nbs/01_data/03_formats.ipynb #f01a7aa3
-def _ids_of(column:pl.Series, table:_Table)->tuple[np.ndarray, pl.Series]: # as `_encode`
-    "A column of ids, encoded and stripped; `_Odd` for one that is missing or breaks a line"
+def _ids_of(column:pl.Series, table:_Table
+           )->tuple[np.ndarray, pl.Series]: # as `_encode`
+    """A column of ids, encoded and stripped; `_Odd` for one that is missing or breaks a
+    line"""
     codes, names = _encode(_id_text(column, str(table.path)))
     edge = names.str.contains(r'^[\s\x1c-\x1f]|[\s\x1c-\x1f]$').fill_null(False)
-    tidy = pl.Series(names.name, [n and n.strip() for n in names], pl.String) if edge.any() else names
+    tidy = (pl.Series(names.name, [n and n.strip() for n in names], pl.String)
+            if edge.any() else names)
     bad = (tidy.fill_null('') == '') | tidy.str.contains('[\n\x00]').fill_null(False)
-    if table.kind == 'lines' and len(strange := tidy.filter(tidy.str.contains(r'^([\[{].*|true|false)$').fill_null(False))):
-        values = (v for *_, o in _objects(table) for v in o.values() if isinstance(v, (dict, list, bool)))
+    if table.kind == 'lines' and len(strange := tidy.filter(
+        tidy.str.contains(r'^([\[{].*|true|false)$').fill_null(False))):
+        values = (v for *_, o in _objects(table) for v in o.values()
+                  if isinstance(v, (dict, list, bool)))
         bad |= tidy.is_in([name for name in map(_as_json, values) if name in strange])
-    if bad.any(): raise _Odd(int(np.flatnonzero(bad.to_numpy()[codes])[0]), f'{column.name} {(names[bad.arg_max()] or "")[:40]!r} names nothing')
+    if bad.any():
+        raise _Odd(int(np.flatnonzero(bad.to_numpy()[codes])[0]),
+                   f'{column.name} {(names[bad.arg_max()] or "")[:40]!r} names nothing')
     if (tidy == names).all(): return codes, names
     again, tidy = _encode(tidy)
     return again[codes], tidy
@@ -116,48 +152,75 @@ def _ids_of(column:pl.Series, table:_Table)->tuple[np.ndarray, pl.Series]: # as 
 _shaped = {'JSON pair': _json_rows, 'lines of items': _line_rows, 'MIND': _mind_rows}
 
 def _log_rows(found:_Found)->tuple[pl.DataFrame, list[str]]:
-    "The rows of a table of interactions as they stand (user, item, perhaps time, rating), and the columns that are not used"
+    """The rows of a table of interactions as they stand (user, item, perhaps time,
+    rating), and the columns that are not used"""
     format, table = found.format, found.log
     if format.name in _shaped:
         if format.where or format.min_rating is not None: raise ValueError(
-            f'{table.path}: a {format.name} has users and items alone, so where and min_rating find nothing; leave them out.')
+            f'{table.path}: a {format.name} has users and items alone, so where and '
+            'min_rating find nothing; leave them out.')
         return _shaped[format.name](table), []
     columns = list(_columns_of(table))
-    names = {r: _role(columns, r, table, getattr(format, r)) for r in ('user', 'item', 'time', 'rating')}
-    missing = [r for r in ('user', 'item', 'time') if not names[r]] + ['rating']*(format.min_rating is not None and not names['rating'])
-    if missing: raise ValueError(f'{table.path}, line 1: no column {" or ".join(getattr(format, r) or r for r in missing)} among {", ".join(columns)}; '
-                                 f'expected user, item, time, so add or rename it, or say {missing[0]}=\'…\'.')
+    names = {r: _role(columns, r, table, getattr(format, r))
+             for r in ('user', 'item', 'time', 'rating')}
+    missing = [r for r in ('user', 'item', 'time') if not names[r]] + ['rating']*(
+        format.min_rating is not None and not names['rating'])
+    if missing:
+        raise ValueError(f'{table.path}, line 1: no column '
+                         f'{" or ".join(getattr(format, r) or r for r in missing)} '
+                         f'among {", ".join(columns)}; expected user, item, time, so '
+                         f'add or rename it, or say {missing[0]}=\'…\'.')
     twice = [r for r, c in names.items() if c and list(names.values()).count(c) > 1]
-    if twice: raise ValueError(f'{table.path}, line 1: {" and ".join(twice)} are both column {names[twice[0]]}, expected a column for each; name another.')
+    if twice:
+        raise ValueError(f'{table.path}, line 1: {" and ".join(twice)} are both column '
+                         f'{names[twice[0]]}, expected a column for each; name another.')
     lists = [c for c in columns if c.endswith('_list')]
-    if lists: raise ValueError(f'{table.path}: column {lists[0]} holds whole histories, made by a split of somebody else; give the log itself, one interaction a row.')
+    if lists:
+        raise ValueError(f'{table.path}: column {lists[0]} holds whole histories, made '
+                         'by a split of somebody else; give the log itself, one '
+                         'interaction a row.')
     if format.min_rating is None: del names['rating']
     extra = _columns_in(format.where)
     odd = [c for c in extra if c.lower() not in columns]
-    if odd: raise ValueError(f'{table.path}, line 1: where={format.where!r} names {odd[0]!r}, expected one of {", ".join(columns)}.')
+    if odd:
+        raise ValueError(f'{table.path}, line 1: where={format.where!r} names '
+                         f'{odd[0]!r}, expected one of {", ".join(columns)}.')
     frame = _read(table, [*names.values(), *map(str.lower, extra)], names.get('time'))
     if table.kind == 'text' and not table.columns: _check_rows(table, columns)
-    frame = frame.with_columns(pl.col(c.lower()).alias(f' {c}') for c in extra).rename({c: r for r, c in names.items()})
-    return frame, [c for c in columns if c not in (*names.values(), *map(str.lower, extra))]
+    frame = frame.with_columns(pl.col(c.lower()).alias(f' {c}')
+                               for c in extra).rename({c: r for r, c in names.items()})
+    return frame, [c for c in columns
+                   if c not in (*names.values(), *map(str.lower, extra))]
 
 # %% ../../nbs/01_data/03_formats.ipynb #19d7cef6
-def _kept_rows(frame:pl.DataFrame, found:_Found, removed:dict)->tuple[pl.DataFrame, np.ndarray|None]:
-    "What is an interaction, by the format and by what was asked, and its rows in the file; None: all of them"
+def _kept_rows(frame:pl.DataFrame, found:_Found,
+               removed:dict)->tuple[pl.DataFrame, np.ndarray|None]:
+    """What is an interaction, by the format and by what was asked, and its rows in the
+    file; None: all of them"""
     keep, table = pl.Series('keep', [True]).new_from_index(0, frame.height), found.log
     said = ~keep
-    if frame['user'].null_count(): keep &= ~frame.select(pl.all_horizontal(pl.col('^(user|item|time)$').is_null())).to_series() # blank lines
+    if frame['user'].null_count():
+        # blank lines
+        keep &= ~frame.select(
+            pl.all_horizontal(pl.col('^(user|item|time)$').is_null())).to_series()
     if frame['user'].dtype == pl.String == frame['item'].dtype:
         word, other = (getattr(found.format, r) or r for r in ('user', 'item'))
         said = frame['user'].is_in([word, word.upper(), word.title()]).fill_null(False)
         if said.any(): said &= frame['item'].str.to_lowercase().fill_null('') == other
     drop = {'header lines in the middle': said}
     if found.format.where:
-        typed = frame.select(pl.col(c).alias(c[1:]) for c in frame.columns if c.startswith(' '))
-        drop[f'rows without {found.format.where}'] = ~_sql_mask(typed, found.format.where, table)
+        typed = frame.select(pl.col(c).alias(c[1:]) for c in frame.columns
+                             if c.startswith(' '))
+        drop[f'rows without {found.format.where}'] = ~_sql_mask(typed,
+                                                                found.format.where,
+                                                                table)
     if found.format.min_rating is not None:
         rating = frame['rating'].cast(pl.Float64, strict=False)
         odd = rating.is_null() & keep & ~said
-        if odd.any(): raise _Odd(odd.arg_max(), f'rating {str(frame["rating"][odd.arg_max()])[:60]!r} is no number')
+        if odd.any():
+            raise _Odd(odd.arg_max(),
+                       f'rating {str(frame["rating"][odd.arg_max()])[:60]!r} is no '
+                       'number')
         drop[f'interactions rated below {found.format.min_rating:g}'] = rating < found.format.min_rating
     for reason, mask in drop.items():
         if not mask.any(): continue
@@ -166,22 +229,29 @@ def _kept_rows(frame:pl.DataFrame, found:_Found, removed:dict)->tuple[pl.DataFra
     return (frame, None) if keep.all() else (frame.filter(keep), np.flatnonzero(keep))
 
 # %% ../../nbs/01_data/03_formats.ipynb #b00e2daf
-def _log_of(found:_Found, removed:dict)->tuple[Interactions, list[str]]: # in order; columns that are not used
+def _log_of(found:_Found, removed:dict
+           )->tuple[Interactions, list[str]]: # in order; columns that are not used
     "The log of a data set; a value that cannot be read is named with its line"
     rows = None
     try:
         frame, unused = _log_rows(found)
         timed = 'time' in frame.columns
         frame, rows = _kept_rows(frame, found, removed)
-        if not frame.height: raise ValueError(f'{found.log.path}, line 1: a header and no rows that count; add interactions.')
-        columns, n = {c: frame[c] for c in ('user', 'item', 'time') if c in frame.columns}, frame.height
+        if not frame.height:
+            raise ValueError(f'{found.log.path}, line 1: a header and no rows that '
+                             'count; add interactions.')
+        columns, n = {c: frame[c] for c in ('user', 'item', 'time')
+                      if c in frame.columns}, frame.height
         del frame # what has been read is given back column by column
-        time = _times(columns.pop('time')).to_numpy() if 'time' in columns else np.arange(n)
-        with ThreadPoolExecutor() as pool: user, item = pool.map(lambda c: _ids_of(columns.pop(c), found.log),
-            ('user', 'item'))
+        time = (_times(columns.pop('time')).to_numpy() if 'time' in columns
+                else np.arange(n))
+        with ThreadPoolExecutor() as pool:
+            user, item = pool.map(lambda c: _ids_of(columns.pop(c), found.log),
+                ('user', 'item'))
     except _Odd as e:
         row = e.row if rows is None else rows[e.row]
-        raise ValueError(f'{_place(found.log, int(row))}: {e}; correct it or remove the line.') from None
+        raise ValueError(f'{_place(found.log, int(row))}: {e}; correct it or remove '
+                         'the line.') from None
     log = _in_order(_gather(user, item, time))
     if not timed: return log, unused
     once = _drop_repeats(log)
@@ -190,60 +260,92 @@ def _log_of(found:_Found, removed:dict)->tuple[Interactions, list[str]]: # in or
 
 # %% ../../nbs/01_data/03_formats.ipynb #d2dcce62
 def _one_each(frame:pl.DataFrame, key:str, found:_Found, removed:dict)->pl.DataFrame:
-    "The rows with an id, each item once; two that differ are an error that names both lines"
+    """The rows with an id, each item once; two that differ are an error that names both
+    lines"""
     format, table = found.format, found.items
-    at = lambda row: _place(table, int(row)) if format.name != 'JSON pair' else str(table.path)
-    frame = frame.with_row_index(' row').filter(~pl.all_horizontal(pl.all().exclude(' row').is_null()))
-    if format.item_where: frame = frame.filter(_sql_mask(frame, format.item_where, table))
-    if frame[key].dtype == pl.String: frame = frame.filter(pl.col(key).fill_null('').str.to_lowercase() != (key if not table.columns else ' '))
-    if not frame.height: raise ValueError(f'{table.path}, line 1: a header and no rows; add items.')
+    at = lambda row: _place(table,
+                            int(row)) if format.name != 'JSON pair' else str(table.path)
+    frame = frame.with_row_index(' row').filter(
+        ~pl.all_horizontal(pl.all().exclude(' row').is_null()))
+    if format.item_where:
+        frame = frame.filter(_sql_mask(frame, format.item_where, table))
+    if frame[key].dtype == pl.String:
+        frame = frame.filter(pl.col(key).fill_null('').str.to_lowercase() != (
+            key if not table.columns else ' '))
+    if not frame.height:
+        raise ValueError(f'{table.path}, line 1: a header and no rows; add items.')
     blank = frame[key].is_null()
-    if frame[key].dtype == pl.String: blank |= (frame[key].str.strip_chars() == '').fill_null(True)
+    if frame[key].dtype == pl.String:
+        blank |= (frame[key].str.strip_chars() == '').fill_null(True)
     if blank.any() and format.name != 'tables' and not format.strict:
         removed['lines of the items without an id'] = int(blank.sum())
         frame = frame.filter(~blank)
     try: codes, names = _ids_of(frame[key], table)
-    except _Odd as e: raise ValueError(f'{at(frame[" row"][e.row])}: {e}; fill in the item id or remove the line.') from None
+    except _Odd as e:
+        raise ValueError(f'{at(frame[" row"][e.row])}: {e}; fill in the item id or '
+                         'remove the line.') from None
     frame = frame.with_columns(pl.Series(' id', names.gather(codes))).drop(key)
     if len(names) == frame.height: return frame
     if format.latest:
         try: frame = frame.with_columns(_times(frame[format.latest]))
-        except _Odd as e: raise ValueError(f'{at(frame[" row"][e.row])}: {e}; correct it or remove the line.') from None
-        return frame.sort(format.latest, maintain_order=True).unique(' id', keep='last', maintain_order=True)
-    once = frame.unique([c for c in frame.columns if c != ' row'], keep='first', maintain_order=True)
-    twice = once.filter(once[' id'].is_duplicated()) if not format.strict else frame.filter(frame[' id'].is_duplicated())
+        except _Odd as e:
+            raise ValueError(f'{at(frame[" row"][e.row])}: {e}; correct it or remove '
+                             'the line.') from None
+        return frame.sort(format.latest, maintain_order=True).unique(' id', keep='last',
+                                                                     maintain_order=True)
+    once = frame.unique([c for c in frame.columns if c != ' row'], keep='first',
+                        maintain_order=True)
+    twice = (once.filter(once[' id'].is_duplicated()) if not format.strict
+             else frame.filter(frame[' id'].is_duplicated()))
     if twice.height:
         a, b = twice.filter(twice[' id'] == twice[' id'][0])[' row'][:2]
-        raise ValueError(f'{at(b)}: item {twice[" id"][0][:60]!r} stands already in {at(a).rpartition(", ")[2]}; keep one of the two.')
+        raise ValueError(f'{at(b)}: item {twice[" id"][0][:60]!r} stands already in '
+                         f'{at(a).rpartition(", ")[2]}; keep one of the two.')
     removed['repeated lines of the items'] = frame.height - once.height
     return once
 
 # %% ../../nbs/01_data/03_formats.ipynb #821e0730
 def _item_rows(found:_Found, removed:dict)->tuple[pl.DataFrame, list[str]]:
-    "The rows of a table of items, one an item, with a column ` id`; and the columns that are not used"
+    """The rows of a table of items, one an item, with a column ` id`; and the columns
+    that are not used"""
     format, table = found.format, found.items
-    if format.name == 'JSON pair': frame, columns, key = _json_items(table), None, 'item'
+    if format.name == 'JSON pair':
+        frame, columns, key = _json_items(table), None, 'item'
     else:
         columns = list(_columns_of(table))
         key = _role(columns, 'item', table, format.key or format.item)
-        if not key: raise ValueError(f'{table.path}, line 1: no column {format.key or format.item or "item"} among {", ".join(columns)}; add or rename it.')
-        every = {*format.text, *_telling, *_aliases['image'], format.image, format.title, 'price', 'text', 'store', 'main_category'}
-        wanted = [c for c in columns if table.kind != 'lines' or not format.text or c in every]
+        if not key:
+            raise ValueError(f'{table.path}, line 1: no column '
+                             f'{format.key or format.item or "item"} among '
+                             f'{", ".join(columns)}; add or rename it.')
+        every = {*format.text, *_telling, *_aliases['image'], format.image,
+                 format.title, 'price', 'text', 'store', 'main_category'}
+        wanted = [c for c in columns if table.kind != 'lines' or not format.text
+                  or c in every]
         extra = [*_columns_in(format.item_where), *filter(None, [format.latest])]
         odd = [c for c in extra if c.lower() not in columns]
-        if odd: raise ValueError(f'{table.path}, line 1: no column {odd[0]} among {", ".join(columns)}; a file of {format.name} has it, so correct the header.')
+        if odd:
+            raise ValueError(f'{table.path}, line 1: no column {odd[0]} among '
+                             f'{", ".join(columns)}; a file of {format.name} has it, '
+                             'so correct the header.')
         frame = _read(table, list(dict.fromkeys([key, *wanted, *extra])))
-        if table.kind == 'lines' and any(frame[c].str.contains('\x00', literal=True).any() for c in frame.columns):
-            frame = _slow_lines(table, frame.columns) # half a character, which polars reads as none
+        if table.kind == 'lines' and any(
+            frame[c].str.contains('\x00', literal=True).any() for c in frame.columns):
+            # half a character, which polars reads as none
+            frame = _slow_lines(table, frame.columns)
         if table.kind == 'text' and not table.columns: _check_rows(table, columns)
         columns = [c for c in columns if c not in frame.columns]
     return _one_each(frame, key, found, removed), columns or []
 
 # %% ../../nbs/01_data/03_formats.ipynb #fa13fc85
 def _text_columns(frame:pl.DataFrame, found:_Found)->list[str]:
-    "The columns that make the text: those asked for, the format's, `text`, or those with telling names"
-    asked, columns = [c.lower() for c in found.format.text], [c for c in frame.columns if not c.startswith(' ')]
-    if found.format.name == 'RecBole': return sorted(_typed_tokens(found, columns), key=lambda c: not re.search('title|name', c))
+    """The columns that make the text: those asked for, the format's, `text`, or those
+    with telling names"""
+    asked, columns = [c.lower() for c in found.format.text], [c for c in frame.columns
+                                                              if not c.startswith(' ')]
+    if found.format.name == 'RecBole':
+        return sorted(_typed_tokens(found, columns),
+                      key=lambda c: not re.search('title|name', c))
     usual = ['text'] if 'text' in columns else [c for c in _telling if c in columns]
     return [c for c in asked if c in columns] or usual
 
@@ -252,40 +354,54 @@ def _typed_tokens(found:_Found, columns:list[str])->list[str]:
     "The columns of a RecBole file of items that hold words"
     if not found.items: return []
     first = _first_row(found.items, found.items.files[0])
-    words = {name.strip().lower().partition(':')[0] for name in first if name.partition(':')[2].startswith('token')}
+    words = {name.strip().lower().partition(':')[0] for name in first
+             if name.partition(':')[2].startswith('token')}
     return [c for c in columns if c in words and c != found.format.item]
 
 # %% ../../nbs/01_data/03_formats.ipynb #8ca39b90
 def _template_pictures(ids:pl.Series, format:Format, table:_Table)->tuple[list, list]:
     "The pictures of a layout that names them after the items"
-    if '{' not in format.image or not (table.path.parent/format.image.partition('/')[0]).is_dir(): return [], []
+    if '{' not in format.image or not (
+        table.path.parent/format.image.partition('/')[0]).is_dir():
+        return [], []
     paths = [table.path.parent/format.image.format(item=i) for i in ids]
     return [p if p.is_file() else None for p in paths], []
 
 # %% ../../nbs/01_data/03_formats.ipynb #b90e5b9b
-def _catalogue_of(frame:pl.DataFrame, found:_Found)->Catalogue: # column ` id`, each once, and the others
-    "The catalogue of rows of items: what is text is cleaned, what is a picture is not opened"
+def _catalogue_of(frame:pl.DataFrame, found:_Found
+                 )->Catalogue: # column ` id`, each once, and the others
+    """The catalogue of rows of items: what is text is cleaned, what is a picture is not
+    opened"""
     table, format = found.items or found.log, found.format
     named = _text_columns(frame, found)
     image = _role(frame.columns, 'image', table, format.image)
-    plain = {c: _texts(frame[c], str(table.path)) for c in frame.columns if not c.startswith(' ')
+    plain = {c: _texts(frame[c], str(table.path)) for c in frame.columns
+             if not c.startswith(' ')
              and c not in (image, 'price')}
     text = _joined(pl.DataFrame([frame[' id'], *plain.values()]), named)
-    names = [c for c in ('title', *_aliases['title'], *named) if c in _aliases['title'] or re.search('title|name', c)]
+    names = [c for c in ('title', *_aliases['title'], *named) if c in _aliases['title']
+             or re.search('title|name', c)]
     title = next((c for c in (format.title.lower(), *names) if c in plain), '')
     short = text.str.replace_all(r'\s+', ' ').str.slice(0, 60)
     title = plain[title].replace('', None).fill_null(short) if title else short
     kept = [plain[c] for c in plain if c not in ('item', 'title', 'text')]
-    made = pl.DataFrame([frame[' id'].alias('item'), title.alias('title'), text.alias('text'), *kept])
+    made = pl.DataFrame([frame[' id'].alias('item'), title.alias('title'),
+                         text.alias('text'), *kept])
     more = {}
-    tree = next((c for c in ('categories', 'category', 'genres') if c in frame.columns), None)
+    tree = next((c for c in ('categories', 'category', 'genres') if c in frame.columns),
+                None)
     if tree: more['category_path'] = _paths(frame[tree])
     if 'price' in frame.columns: more['price'] = _prices(frame['price'])
-    files, urls = _pictures(frame[image], table.path.parent) if image else _template_pictures(made['item'], format,
+    files, urls = _pictures(frame[image],
+                            table.path.parent) if image else _template_pictures(
+        made['item'], format,
         table)
     if any(urls): more['image_url'] = pl.Series(urls, dtype=pl.String)
-    if any(files): more['image'] = pl.Series([str(f) if isinstance(f, Path) else None for f in files], dtype=pl.String)
-    return Catalogue.of(made.with_columns(**more), tuple(named), _ImageFiles(files) if any(files) else None, found.name)
+    if any(files):
+        more['image'] = pl.Series([str(f) if isinstance(f, Path) else None
+                                   for f in files], dtype=pl.String)
+    return Catalogue.of(made.with_columns(**more), tuple(named),
+                        _ImageFiles(files) if any(files) else None, found.name)
 
 # %% ../../nbs/01_data/03_formats.ipynb #a019409a
 def _alike(ids:pl.Series)->pl.Series:
@@ -293,11 +409,15 @@ def _alike(ids:pl.Series)->pl.Series:
     return ids.str.to_lowercase().str.strip_suffix('.0').str.replace(r'^0+(.)', '${1}')
 
 # %% ../../nbs/01_data/03_formats.ipynb #2d043d66
-def _described(log:Interactions, known:pl.Series, found:_Found, removed:dict)->Interactions: # ids of the items
-    "The interactions with items that are described; ValueError where the two files write ids differently"
+def _described(log:Interactions, known:pl.Series, found:_Found, removed:dict
+              )->Interactions: # ids of the items
+    """The interactions with items that are described; ValueError where the two files
+    write ids differently"""
     rows = _rows_of_ids(log.items, known)
     unknown = rows.is_null()
-    renumbered = lambda log: log._replace(items=known, i=rows.fill_null(0).cast(pl.UInt32).to_numpy()[log.i])
+    renumbered = lambda log: log._replace(items=known,
+                                          i=rows.fill_null(0).cast(
+        pl.UInt32).to_numpy()[log.i])
     if not unknown.any(): return renumbered(log)
     mask = unknown.to_numpy()[log.i]
     strange, n = log.items.filter(unknown), int(mask.sum())
@@ -306,13 +426,18 @@ def _described(log:Interactions, known:pl.Series, found:_Found, removed:dict)->I
     if other.any():
         mine = strange.filter(other)[0]
         theirs = known.filter(_alike(known) == _alike(pl.Series([mine]))[0])[0]
-        raise ValueError(f'{at} are with items that {found.items.path.name} writes differently ({mine[:60]!r} here, {theirs[:60]!r} there); write both alike.')
+        raise ValueError(f'{at} are with items that {found.items.path.name} writes '
+                         f'differently ({mine[:60]!r} here, {theirs[:60]!r} there); '
+                         'write both alike.')
     if found.format.strict or n == log.n: raise ValueError(
-        f'{at} are with items that {found.items.path.name} does not describe (first: {log.items[int(log.i[mask.argmax()])][:60]!r}); '
-        f'add {len(strange):,} items there{" or load with strict=False, which drops and counts them" if n < log.n else ""}.')
+        f'{at} are with items that {found.items.path.name} does not describe (first: '
+        f'{log.items[int(log.i[mask.argmax()])][:60]!r}); '
+        f'add {len(strange):,} items '
+        f'there{" or load with strict=False, which drops and counts them" if n < log.n else ""}.')
     left = _take(log, ~mask)
     gone = _lost(log, left)
-    removed.update({'interactions with items without metadata': gone['interactions'], 'items without metadata': gone['items'],
+    removed.update({'interactions with items without metadata': gone['interactions'],
+                    'items without metadata': gone['items'],
                     'users who took only those': gone['users']})
     return renumbered(left)
 
@@ -324,9 +449,12 @@ def _filtered(log:Interactions, found:_Found, removed:dict)->Interactions: # in 
         removed['repeated interactions of a user with an item'] = before.n - log.n
     if found.format.core > 1:
         before, log = log, k_core(log, found.format.core)
-        if not log.n: raise ValueError(f'{found.log.path}: none of its {before.n:,} interactions is in the {found.format.core}-core; '
-                                       'give more of them, or a smaller core (0 filters nothing).')
-        removed |= {f'{what} outside the {found.format.core}-core': n for what, n in _lost(before, log).items()}
+        if not log.n:
+            raise ValueError(f'{found.log.path}: none of its {before.n:,} interactions '
+                             f'is in the {found.format.core}-core; give more of them, '
+                             'or a smaller core (0 filters nothing).')
+        removed |= {f'{what} outside the {found.format.core}-core': n
+                    for what, n in _lost(before, log).items()}
     if found.format.max_users is not None:
         before, log = log, _first_users(log, found.format.max_users)
         gone = _lost(before, log)
@@ -339,45 +467,65 @@ _missing_words = ('nan', 'null', 'none', 'na', 'n/a', '\\n', '<na>')
 def _notes_on(dataset:Dataset, found:_Found, unused:dict[str, list])->list[str]:
     "What a person should know of a data set: what was not used, and what looks odd"
     c, h, n, notes = dataset.catalogue, dataset.histories, len(dataset.catalogue), []
-    few = lambda names: ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+    few = lambda names: ', '.join(names[:5]) + (f' and {len(names) - 5} more'
+                                                if len(names) > 5 else '')
     say = lambda count, text: notes.append(text) if count else None
     for t in (found.log, found.items):
-        if t and len(t.files) > 1: notes.append(f'{t.path.name} is {len(t.files)} files, read together')
-    for file, columns in unused.items(): say(columns, f'columns of {file} that were not used: {few(columns)}')
+        if t and len(t.files) > 1:
+            notes.append(f'{t.path.name} is {len(t.files)} files, read together')
+    for file, columns in unused.items():
+        say(columns, f'columns of {file} that were not used: {few(columns)}')
     made = ('item', 'title', 'text', 'category_path', 'price', 'image', 'image_url')
     kept = [x for x in c.frame.columns if x not in (*made, *c.text_columns)]
-    say(kept, f'the text is made of {", ".join(c.text_columns) or "nothing"}; columns kept beside it: {few(kept)}')
+    say(kept,
+        f'the text is made of {", ".join(c.text_columns) or "nothing"}; columns kept '
+        f'beside it: {few(kept)}')
     say(found.beside, f'files beside it that were not read: {few(list(found.beside))}')
     blank = int((c.frame['text'] == '').sum())
     say(blank, f'{blank:,} of {n:,} items have no text')
     words = int(c.frame['text'].str.to_lowercase().is_in(_missing_words).sum())
-    say(words, f'the text of {words:,} of {n:,} items is a word for a missing value ({", ".join(_missing_words[:3])})')
+    say(words,
+        f'the text of {words:,} of {n:,} items is a word for a missing value '
+        f'({", ".join(_missing_words[:3])})')
     if c.images is not None and isinstance(c.images, _ImageFiles):
         gone = [f for f in c.images.files if isinstance(f, Path) and not f.is_file()]
-        say(gone, f'{len(gone):,} pictures do not exist (first: {gone[0].name if gone else ""})')
-    say('image_url' in c.frame.columns, 'pictures on the web are kept as addresses in `image_url` and not opened')
+        say(gone,
+            f'{len(gone):,} pictures do not exist (first: '
+            f'{gone[0].name if gone else ""})')
+    say('image_url' in c.frame.columns,
+        'pictures on the web are kept as addresses in `image_url` and not opened')
     if not len(h): return [*notes, 'there are no histories, only a catalogue']
-    lengths, users = h.lengths, [u for u in h.users if len(u) < 5 and u.lower() in _missing_words]
+    lengths, users = h.lengths, [u for u in h.users if len(u) < 5
+                                 and u.lower() in _missing_words]
     took = sum(int(lengths[h.users.index(u)]) for u in users)
-    say(users, f'{", ".join(users)} is a word for a missing value, and a user here, with {took:,} of {len(h.items):,} interactions')
+    say(users,
+        f'{", ".join(users)} is a word for a missing value, and a user here, with '
+        f'{took:,} of {len(h.items):,} interactions')
     unseen = n - int((dataset.popularity() > 0).sum())
-    say(unseen, f'{unseen:,} of {n:,} items are in no history; they stay in the catalogue')
+    say(unseen,
+        f'{unseen:,} of {n:,} items are in no history; they stay in the catalogue')
     short = int((lengths < 2).sum())
-    say(short, f'{short:,} of {len(h):,} users have one item only; nobody can be asked what came next')
+    say(short,
+        f'{short:,} of {len(h):,} users have one item only; nobody can be asked what '
+        'came next')
     return notes
 
 # %% ../../nbs/01_data/03_formats.ipynb #d86176d0
 def report(dataset:Dataset)->str:
     "What was loaded, what was removed on the way, and what else to know"
-    removed = [f'removed: {count:,} {what}' for what, count in dataset.removed.items() if count]
-    return '\n'.join([repr(dataset), *(removed or ['removed: nothing']), *(f'note: {note}' for note in dataset.notes)])
+    removed = [f'removed: {count:,} {what}' for what, count in dataset.removed.items()
+               if count]
+    return '\n'.join([repr(dataset), *(removed or ['removed: nothing']),
+                      *(f'note: {note}' for note in dataset.notes)])
 
 # %% ../../nbs/01_data/03_formats.ipynb #5ac40afa
 def _joined_items(found:_Found, words:list[str])->pl.DataFrame: # column ` id`
-    "The items of a table that holds interactions and texts; two texts for one item are an error"
+    """The items of a table that holds interactions and texts; two texts for one item
+    are an error"""
     table = found.log
     columns = list(_columns_of(table))
-    item, title = (_role(columns, r, table, getattr(found.format, r)) for r in ('item', 'title'))
+    item, title = (_role(columns, r, table, getattr(found.format, r))
+                   for r in ('item', 'title'))
     image = _role(columns, 'image', table, found.format.image)
     more = [c for c in (title, image, 'price') if c in columns]
     frame = _read(table, list(dict.fromkeys([item, *words, *more])))
@@ -391,24 +539,30 @@ def _load_found(found:_Found)->Dataset:
     if found.log:
         log, rest = _log_of(found, removed)
         items = found.items
-        mine = found.format.text or ('text', *_telling) if found.format.name == 'tables' else () # a review's title is no item's
+        # a review's title is no item's
+        mine = (found.format.text or ('text', *_telling)
+                if found.format.name == 'tables' else ())
         if not items and (words := [c.lower() for c in mine if c.lower() in rest]):
             frame = _joined_items(found, words)
         elif not items: frame = pl.DataFrame({' id': log.items})
-        unused[found.log.path.name] = [c for c in rest if items or c not in frame.columns]
+        unused[found.log.path.name] = [c for c in rest if items
+                                       or c not in frame.columns]
     if found.items:
         frame, unused[found.items.path.name] = _item_rows(found, removed)
-    if log is None or not frame[' id'].equals(log.items): frame = frame[canonical_order(frame[' id'])]
+    if log is None or not frame[' id'].equals(log.items):
+        frame = frame[canonical_order(frame[' id'])]
     if log is not None:
         before = _described(log, frame[' id'], found, removed)
         log = _filtered(before, found, removed)
         if found.format.core > 1:
-            removed['items of the metadata that nobody took'] = int((~_present(before)[1]).sum())
+            removed['items of the metadata that nobody took'] = int(
+                (~_present(before)[1]).sum())
             frame = frame.filter(pl.Series(_present(log)[1]))
         del before
     catalogue = _catalogue_of(frame, found)
     taken = None if log is None else _histories(log, catalogue)
-    dataset = Dataset(found.name, catalogue, taken, {reason: n for reason, n in removed.items() if n})
+    dataset = Dataset(found.name, catalogue, taken,
+                      {reason: n for reason, n in removed.items() if n})
     dataset.notes = _notes_on(dataset, found, unused)
     return dataset
 
@@ -418,32 +572,46 @@ def _check_given(found:_Found, given:dict)->None:
     if found.format.name == 'JSON pair': return
     tables = [t for t in (found.log, found.items) if t and not t.columns]
     known = [c for t in tables for c in _columns_of(t)]
-    named = [*(given.get(r) for r in ('time', 'title', 'image', 'rating')), *given.get('text', ())]
+    named = [*(given.get(r) for r in ('time', 'title', 'image', 'rating')),
+             *given.get('text', ())]
     odd = next((c for c in named if c and tables and c.lower() not in known), None)
-    if odd: raise ValueError(f'{tables[0].path}, line 1: no column {odd} among {", ".join(known)}; name one that is there.')
+    if odd:
+        raise ValueError(f'{tables[0].path}, line 1: no column {odd} among '
+                         f'{", ".join(known)}; name one that is there.')
 
 # %% ../../nbs/01_data/03_formats.ipynb #e6d566e8
 def load(path:str|Path, # a folder, one of its files, or a folder of shards
          user:str|None=None, item:str|None=None, time:str|None=None,
              # names of columns, where they are not the usual ones
-         text:Sequence[str]|None=None, # columns that make the items' text, in this order
-         title:str|None=None, image:str|None=None, rating:str|None=None, # names of columns
-         where:str|None=None, # SQL: which rows are an interaction, such as "event = 'buy'"
+         # columns that make the items' text, in this order
+         text:Sequence[str]|None=None,
+         title:str|None=None, image:str|None=None,
+         rating:str|None=None, # names of columns
+         # SQL: which rows are an interaction, such as "event = 'buy'"
+         where:str|None=None,
          min_rating:float|None=None, # least rating that counts
-         core:int|None=None, # least interactions of each user and item; None: the layout's own
+         # least interactions of each user and item; None: the layout's own
+         core:int|None=None,
          dedupe:bool|None=None, # of a user's interactions with an item only the first
          max_users:int|None=None, # at most so many, chosen by their ids
-         strict:bool=False # items without metadata and repeated metadata are errors, not counted
+         # items without metadata and repeated metadata are errors, not counted
+         strict:bool=False
         )->Dataset:
-    "The data set at a path, its layout recognised; `report` tells what was left out; ValueError for a wrong option"
-    given = dict(user=user, item=item, time=time, title=title, image=image, rating=rating, where=where,
+    """The data set at a path, its layout recognised; `report` tells what was left out;
+    ValueError for a wrong option"""
+    given = dict(user=user, item=item, time=time, title=title, image=image,
+                 rating=rating, where=where,
                  min_rating=min_rating, core=core,
                  dedupe=dedupe, max_users=max_users, strict=strict,
-                 text=(text,) if isinstance(text, str) else text if text is None else tuple(text))
+                 text=(text,) if isinstance(text, str) else text if text is None
+                 else tuple(text))
     given = {name: value for name, value in given.items() if value is not None}
     for name, least in dict(core=0, max_users=1).items():
-        if given.get(name, least) < least: raise ValueError(f'{name} is {given[name]}, expected {least} or more.')
-    if given.get('text') == (): raise ValueError('text names no column, expected one or more; name them, or leave text out.')
+        if given.get(name, least) < least:
+            raise ValueError(f'{name} is {given[name]}, expected {least} or more.')
+    if given.get('text') == ():
+        raise ValueError(
+            'text names no column, expected one or more; name them, or leave text out.')
     found = recognise(Path(path), Format('tables')._replace(**given))
     _check_given(found, given)
     return _load_found(found._replace(format=found.format._replace(**given)))

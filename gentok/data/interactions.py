@@ -25,22 +25,27 @@ class Interactions(NamedTuple):
 
     @property
     def n(self)->int: return len(self.u) # interactions
-    def __repr__(self)->str: return f'Interactions({self.n:,} interactions, {len(self.users):,} users, {len(self.items):,} items)'
+    def __repr__(self)->str:
+        return (f'Interactions({self.n:,} interactions, {len(self.users):,} users, '
+                f'{len(self.items):,} items)')
 
 # %% ../../nbs/01_data/07_interactions.ipynb #aed1b237
-def _gather(user:tuple, item:tuple, time:np.ndarray)->Interactions: # two results of `_encode` (t and the ids); t
+def _gather(user:tuple, item:tuple, time:np.ndarray
+           )->Interactions: # two results of `_encode` (t and the ids); t
     "The log of three columns; users and items in standard order"
     def sorted_codes(codes, names):
         order = canonical_order(names)
         return names.gather(order), np.argsort(order).astype(np.uint32)[codes]
-    with ThreadPoolExecutor() as pool: (users, u), (items, i) = pool.map(sorted_codes, *zip(user, item))
+    with ThreadPoolExecutor() as pool:
+        (users, u), (items, i) = pool.map(sorted_codes, *zip(user, item))
     return Interactions(users, items, u, i, np.asarray(time))
 
 
 # %% ../../nbs/01_data/07_interactions.ipynb #df6ebbd3
 def _take(log:Interactions, rows:np.ndarray)->Interactions: # positions or a mask
     "Some rows of a log, in the order of `rows`; users and items keep their positions"
-    with ThreadPoolExecutor() as pool: u, i, time = pool.map(lambda column: column[rows], (log.u, log.i, log.time))
+    with ThreadPoolExecutor() as pool:
+        u, i, time = pool.map(lambda column: column[rows], (log.u, log.i, log.time))
     return log._replace(u=u, i=i, time=time)
 
 # %% ../../nbs/01_data/07_interactions.ipynb #0fa9d2f9
@@ -77,30 +82,36 @@ def k_core(log:Interactions, k:int=5)->Interactions: # 5 in the Amazon benchmark
     while (thin := [(n > 0) & (n < k) for n in counts])[0].any() or thin[1].any():
         rows = np.flatnonzero((thin[0][log.u] | thin[1][log.i]) & alive)
         alive[rows] = False
-        counts = [n - np.bincount(x[rows], minlength=len(n)) for n, x in zip(counts, (log.u, log.i))]
+        counts = [n - np.bincount(x[rows], minlength=len(n))
+                  for n, x in zip(counts, (log.u, log.i))]
     return log if alive.all() else _take(log, alive)
 
 # %% ../../nbs/01_data/07_interactions.ipynb #81a21abe
-def _present(log:Interactions)->tuple[np.ndarray, np.ndarray]: # bool: of each user, of each item
+def _present(log:Interactions
+            )->tuple[np.ndarray, np.ndarray]: # bool: of each user, of each item
     "Which users and items have an interaction"
     found = np.zeros(len(log.users), bool), np.zeros(len(log.items), bool)
     for there, positions in zip(found, (log.u, log.i)): there[positions] = True
     return found
 
 # %% ../../nbs/01_data/07_interactions.ipynb #58451a00
-def _lost(before:Interactions, after:Interactions)->dict[str, int]: # 'interactions', 'users', 'items'
+def _lost(before:Interactions, after:Interactions
+         )->dict[str, int]: # 'interactions', 'users', 'items'
     "How much of a log a step removed"
     size = lambda log: (log.n, *(int(x.sum()) for x in _present(log)))
-    return {what: b - a for what, b, a in zip(('interactions', 'users', 'items'), size(before), size(after))}
+    return {what: b - a for what, b, a
+            in zip(('interactions', 'users', 'items'), size(before), size(after))}
 
 # %% ../../nbs/01_data/07_interactions.ipynb #fa90d9a5
 def _first_users(log:Interactions, n:int)->Interactions:
-    "The rows of the first n users in standard order: a sample that no order of the data decides"
+    """The rows of the first n users in standard order: a sample that no order of the
+    data decides"""
     there = np.flatnonzero(_present(log)[0])
     return _take(log, log.u <= there[n - 1]) if n < len(there) else log
 
 # %% ../../nbs/01_data/07_interactions.ipynb #e3506f37
-def _histories(log:Interactions, catalogue:Catalogue)->Histories: # in order; holds every item of the log
+def _histories(log:Interactions, catalogue:Catalogue
+              )->Histories: # in order; holds every item of the log
     "One sequence of rows per user of the log"
     users, items = _present(log)
     row = np.full(len(log.items), -1)
@@ -108,13 +119,17 @@ def _histories(log:Interactions, catalogue:Catalogue)->Histories: # in order; ho
     rows = _rows_of_ids(names, catalogue.frame['item'])
     row[items] = rows.to_numpy() if not rows.null_count() else catalogue.rows(names)
     offsets = np.r_[0, np.bincount(log.u, minlength=len(users))[users].cumsum()]
-    return Histories(log.users.filter(pl.Series(users)).to_list(), torch.from_numpy(row[log.i]),
+    return Histories(log.users.filter(pl.Series(users)).to_list(),
+                     torch.from_numpy(row[log.i]),
                      torch.from_numpy(offsets))
 
 # %% ../../nbs/01_data/07_interactions.ipynb #732a34ee
 def _rows_of_ids(ids:pl.Series,
-                 known:pl.Series)->pl.Series: # unique -> Int64, null for an id that is not among the known
+                 known:pl.Series
+                 # unique -> Int64, null for an id that is not among the known
+                )->pl.Series:
     "Where each id stands among the known ones"
     if ids.equals(known): return pl.Series(np.arange(len(ids)))
     known = known.alias('id').to_frame().with_row_index('row')
-    return ids.alias('id').to_frame().join(known, on='id', how='left', maintain_order='left')['row'].cast(pl.Int64)
+    return ids.alias('id').to_frame().join(known, on='id', how='left',
+                                           maintain_order='left')['row'].cast(pl.Int64)

@@ -16,7 +16,9 @@ from .tables import _Table, _columns_of, _kind_of, _table_at
 class Format(NamedTuple):
     "One published layout: which files, and which columns play which role"
     name: str
-    log: str = '' # the interactions' file names, a regular expression; a group `name` names the data set
+    # the interactions' file names, a regular expression; a group `name` names the data
+    # set
+    log: str = ''
     items: str = '' # the items' file names
     user: str = ''
     item: str = ''
@@ -29,7 +31,8 @@ class Format(NamedTuple):
     where: str = '' # SQL: which rows are an interaction
     core: int = 0 # least interactions of a user and an item; 0: nothing is filtered
     dedupe: bool = False # of a user's interactions with an item, the first
-    separator: str = '' # of text; '': comma, semicolon or tab, whichever the header uses most
+    # of text; '': comma, semicolon or tab, whichever the header uses most
+    separator: str = ''
     item_separator: str = ''
     log_columns: tuple[str, ...] = () # of files without a header
     item_columns: tuple[str, ...] = ()
@@ -42,70 +45,107 @@ class Format(NamedTuple):
 
 # %% ../../nbs/01_data/09_layouts.ipynb #308d5f99
 formats = (
-    Format('JSON pair', r'(?P<name>.+)\.inter\.json', r'(?P<name>.+)\.item\.json', 'user', 'item', key='item',
+    Format('JSON pair', r'(?P<name>.+)\.inter\.json', r'(?P<name>.+)\.item\.json',
+           'user', 'item', key='item',
            text=('title', 'brand', 'categories', 'description')),
-    Format('RecBole', r'(?P<name>.+)\.inter', r'(?!u\.item)(?P<name>.+)\.item', 'user_id', 'item_id', 'timestamp', 'rating',
+    Format('RecBole', r'(?P<name>.+)\.inter', r'(?!u\.item)(?P<name>.+)\.item',
+           'user_id', 'item_id', 'timestamp', 'rating',
            separator='\t'),
-    Format('MovieLens 1M', r'ratings\.dat', r'movies\.dat', 'user', 'item', 'time', 'rating', text=('title',
+    Format('MovieLens 1M', r'ratings\.dat', r'movies\.dat', 'user', 'item', 'time',
+           'rating', text=('title',
         'genres'), separator='::',
-           log_columns=('user', 'item', 'rating', 'time'), item_columns=('item', 'title', 'genres')),
-    Format('MovieLens', r'ratings\.csv', r'movies\.csv', 'userid', 'movieid', 'timestamp', 'rating', text=('title',
+           log_columns=('user', 'item', 'rating', 'time'),
+           item_columns=('item', 'title', 'genres')),
+    Format('MovieLens', r'ratings\.csv', r'movies\.csv', 'userid', 'movieid',
+           'timestamp', 'rating', text=('title',
         'genres')),
-    Format('MovieLens 100K', r'u\.data', r'u\.item', 'user', 'item', 'time', 'rating', text=('title', 'date'),
-           separator='\t', item_separator='|', log_columns=('user', 'item', 'rating', 'time'), item_columns=('item',
+    Format('MovieLens 100K', r'u\.data', r'u\.item', 'user', 'item', 'time', 'rating',
+           text=('title', 'date'),
+           separator='\t', item_separator='|',
+           log_columns=('user', 'item', 'rating', 'time'), item_columns=('item',
                'title', 'date')),
-    Format('Amazon 2023', r'(?P<name>(?!meta_).+)\.jsonl', r'meta_(?P<name>.+)\.jsonl', 'user_id', 'parent_asin', 'timestamp', 'rating',
-           text=('title', 'features', 'categories'), image='images', core=5, dedupe=True),
-    Format('Amazon 2023 benchmark', r'(?P<name>.+)\.csv', r'meta_(?P<name>.+)\.jsonl', 'user_id', 'parent_asin',
+    Format('Amazon 2023', r'(?P<name>(?!meta_).+)\.jsonl', r'meta_(?P<name>.+)\.jsonl',
+           'user_id', 'parent_asin', 'timestamp', 'rating',
+           text=('title', 'features', 'categories'), image='images', core=5,
+           dedupe=True),
+    Format('Amazon 2023 benchmark', r'(?P<name>.+)\.csv', r'meta_(?P<name>.+)\.jsonl',
+           'user_id', 'parent_asin',
            'timestamp', 'rating',
            text=('title', 'features', 'categories'), image='images'),
-    Format('Amazon 2018', r'(?:reviews_)?(?P<name>(?!meta_).+?)(?:_5)?\.json', r'meta_(?P<name>.+)\.json', 'reviewerid', 'asin', 'unixreviewtime',
-           'overall', text=('title', 'brand', 'category', 'categories', 'description'), image='imageurlhighres',
+    Format('Amazon 2018', r'(?:reviews_)?(?P<name>(?!meta_).+?)(?:_5)?\.json',
+           r'meta_(?P<name>.+)\.json', 'reviewerid', 'asin', 'unixreviewtime',
+           'overall', text=('title', 'brand', 'category', 'categories', 'description'),
+           image='imageurlhighres',
                core=5, dedupe=True),
 )
 
 # %% ../../nbs/01_data/09_layouts.ipynb #e5fbf0d0
 formats += (
-    Format('Yelp', r'yelp_academic_dataset_review\.json', r'yelp_academic_dataset_business\.json', 'user_id', 'business_id', 'date', 'stars',
+    Format('Yelp', r'yelp_academic_dataset_review\.json',
+           r'yelp_academic_dataset_business\.json', 'user_id', 'business_id', 'date',
+           'stars',
            text=('name', 'categories', 'city'), title='name'),
-    Format('Steam', r'.*steam_reviews\.json', r'.*steam_games\.json', 'username', 'product_id', 'date', key='id',
+    Format('Steam', r'.*steam_reviews\.json', r'.*steam_games\.json', 'username',
+           'product_id', 'date', key='id',
            text=('title', 'genres', 'tags', 'specs', 'publisher')),
-    Format('Steam recommendations', r'recommendations\.csv', r'games\.csv', 'user_id', 'app_id', 'date',
+    Format('Steam recommendations', r'recommendations\.csv', r'games\.csv', 'user_id',
+           'app_id', 'date',
            text=('title',)),
-    Format('RetailRocket', r'events\.csv', r'item_properties_part\d\.csv', 'visitorid', 'itemid', 'timestamp', text=('value',), together=True,
+    Format('RetailRocket', r'events\.csv', r'item_properties_part\d\.csv', 'visitorid',
+           'itemid', 'timestamp', text=('value',), together=True,
            item_where="property = 'categoryid'", latest='timestamp'),
-    Format('H&M', r'transactions_train\.csv', r'articles\.csv', 'customer_id', 'article_id', 't_dat',
-           text=('prod_name', 'product_type_name', 'product_group_name', 'colour_group_name', 'section_name',
+    Format('H&M', r'transactions_train\.csv', r'articles\.csv', 'customer_id',
+           'article_id', 't_dat',
+           text=('prod_name', 'product_type_name', 'product_group_name',
+                 'colour_group_name', 'section_name',
                  'detail_desc'),
            title='prod_name', image='images/{item:.3}/{item}.jpg'),
-    Format('KuaiRec', r'(?:big|small)_matrix\.csv', r'kuairec_caption_category\.csv', 'user_id', 'video_id', 'timestamp', 'watch_ratio',
-           text=('manual_cover_text', 'caption', 'topic_tag', 'first_level_category_name', 'second_level_category_name', 'third_level_category_name')),
-    Format('KuaiRand', r'log_standard_.*\.csv', r'video_features_basic_.*\.csv', 'user_id', 'video_id', 'time_ms',
+    Format('KuaiRec', r'(?:big|small)_matrix\.csv', r'kuairec_caption_category\.csv',
+           'user_id', 'video_id', 'timestamp', 'watch_ratio',
+           text=('manual_cover_text', 'caption', 'topic_tag',
+                 'first_level_category_name', 'second_level_category_name',
+                 'third_level_category_name')),
+    Format('KuaiRand', r'log_standard_.*\.csv', r'video_features_basic_.*\.csv',
+           'user_id', 'video_id', 'time_ms',
            text=('tag', 'video_type', 'music_type'),
            where='is_click = 1', together=True),
-    Format('MIND', r'behaviors\.tsv', r'news\.tsv', 'user', 'item', 'time', key='item', text=('title', 'category',
+    Format('MIND', r'behaviors\.tsv', r'news\.tsv', 'user', 'item', 'time', key='item',
+           text=('title', 'category',
         'subcategory', 'abstract'), separator='\t',
-           log_columns=('impression', 'user', 'time', 'history', 'shown'), item_columns=('item', 'category',
+           log_columns=('impression', 'user', 'time', 'history', 'shown'),
+           item_columns=('item', 'category',
                'subcategory', 'title', 'abstract')),
-    Format('lines of items', r'(?P<name>.+)\.txt', user='user', item='item', separator='\x1f', log_columns=('line',)),
+    Format('lines of items', r'(?P<name>.+)\.txt', user='user', item='item',
+           separator='\x1f', log_columns=('line',)),
 )
 
 # %% ../../nbs/01_data/09_layouts.ipynb #090b914b
-_aliases = dict(user='user user_id userid uid visitorid visitor_id customer_id customerid reviewerid member_id',
-               item='item item_id itemid iid parent_asin asin movieid movie_id product_id productid article_id video_id business_id news_id sku isbn',
-               time='time timestamp datetime date date_time ts t_dat time_ms unixreviewtime event_time created_at',
-               rating='rating stars overall score', image='image image_path image_url images', title='title name item_name product_name prod_name')
+_aliases = dict(user='user user_id userid uid visitorid visitor_id customer_id '
+                     'customerid reviewerid member_id',
+               item='item item_id itemid iid parent_asin asin movieid movie_id '
+                    'product_id productid article_id video_id business_id news_id sku '
+                    'isbn',
+               time='time timestamp datetime date date_time ts t_dat time_ms '
+                    'unixreviewtime event_time created_at',
+               rating='rating stars overall score',
+               image='image image_path image_url images',
+               title='title name item_name product_name prod_name')
 _aliases = {role: names.split() for role, names in _aliases.items()}
-_telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand', 'categories', 'category', 'genres',
+_telling = ('title', 'name', 'item_name', 'product_name', 'prod_name', 'brand',
+            'categories', 'category', 'genres',
            'features', 'description', 'detail_desc')
 
 # %% ../../nbs/01_data/09_layouts.ipynb #3dcfda39
-def _role(columns:Sequence[str], name:str, table:_Table, given:str='')->str|None: # columns in lower case
-    "The column that plays a role, under the name given or a usual one; ValueError where two could"
+def _role(columns:Sequence[str], name:str, table:_Table, given:str=''
+         )->str|None: # columns in lower case
+    """The column that plays a role, under the name given or a usual one; ValueError
+    where two could"""
     if given: return given.lower() if given.lower() in columns else None
     found = [c for c in columns if c in _aliases[name]]
-    if len(found) > 1: raise ValueError(f'{table.path}: columns {" and ".join(found)} could both be the {name}; '
-                                        f'say which with {name}={found[0]!r}, or remove or rename one.')
+    if len(found) > 1:
+        raise ValueError(
+            f'{table.path}: columns {" and ".join(found)} could both be the {name}; '
+                         f'say which with {name}={found[0]!r}, or remove or rename one.')
     return found[0] if found else None
 
 # %% ../../nbs/01_data/09_layouts.ipynb #ba4a2ab1
@@ -120,10 +160,12 @@ class _Found(NamedTuple):
 # %% ../../nbs/01_data/09_layouts.ipynb #35bc46a2
 _json_pair = re.compile(r'.+\.(inter|item)\.json')
 
-def _tables_in(folder:Path)->tuple[dict[str, _Table], list[str]]: # name -> table; the other files
+def _tables_in(folder:Path
+              )->tuple[dict[str, _Table], list[str]]: # name -> table; the other files
     "What lies in a folder"
     tables, others = {}, []
-    for path in sorted(f for f in folder.iterdir() if not f.name.startswith(('.', '_'))):
+    for path in sorted(f for f in folder.iterdir()
+                       if not f.name.startswith(('.', '_'))):
         known = _json_pair.fullmatch(path.name) or not _is_document(path)
         if (table := _table_at(path)) and known: tables[table.path.name] = table
         elif path.is_file() or _kind_of(path.name): others.append(path.name)
@@ -139,31 +181,44 @@ def _is_document(path:Path)->bool:
     if path.suffix != '.json' or path.stat().st_size > 1 << 26: return False
     try: value = json.loads(path.read_text('utf-8'))
     except (ValueError, RecursionError): return False
-    return not (isinstance(value, dict) and len(path.read_text('utf-8').strip().splitlines()) == 1)
+    return not (isinstance(value, dict)
+                and len(path.read_text('utf-8').strip().splitlines()) == 1)
 
 # %% ../../nbs/01_data/09_layouts.ipynb #f1e2903c
-def _candidates(tables:dict[str, _Table])->dict[tuple, tuple[list, list]]: # (format, name) -> interactions, items
-    "The published layouts that a folder's tables could be; those with interactions, else those with items alone"
+def _candidates(tables:dict[str, _Table]
+                # (format, name) -> interactions, items
+               )->dict[tuple, tuple[list, list]]:
+    """The published layouts that a folder's tables could be; those with interactions,
+    else those with items alone"""
     found, taken = {}, set()
     for format in formats:
         plain = format.log_columns == ('line',) # any text is lines of words
-        if plain and (found or not all(n.endswith(('.txt', '.txt.gz')) for n in tables)): continue
+        if plain and (found
+                      or not all(n.endswith(('.txt', '.txt.gz')) for n in tables)):
+            continue
         here, short = {}, {}
         sides = (format.log, format.log_columns), (format.items, format.item_columns)
         for side, (pattern, columns) in enumerate(sides):
-            needed = [format.key or format.item] if side else [*filter(None, (format.user, format.item, format.time))]
+            needed = ([format.key or format.item] if side
+                      else [*filter(None, (format.user, format.item, format.time))])
             for table in tables.values():
-                match = re.fullmatch(pattern, table.name, re.I) if pattern and table.path not in taken else None
-                if not match or plain and re.match('readme|license', table.name, re.I): continue
-                table = table._replace(columns=columns, separator=side and format.item_separator or format.separator)
+                match = (re.fullmatch(pattern, table.name, re.I)
+                         if pattern and table.path not in taken else None)
+                if not match or plain and re.match('readme|license', table.name, re.I):
+                    continue
+                table = table._replace(columns=columns, separator=side
+                                       and format.item_separator or format.separator)
                 key = format, match.groupdict().get('name') or ''
                 sure = format.name in ('JSON pair', 'RecBole') # by their names
-                if sure or _has(table, needed): here.setdefault(key, ([], []))[side].append(table)
+                if sure or _has(table, needed):
+                    here.setdefault(key, ([], []))[side].append(table)
                 elif side == 0: short[key] = table, needed
-        for key in short.keys() & {key for key, (logs, _) in here.items() if not logs}: # its items are there
+        # its items are there
+        for key in short.keys() & {key for key, (logs, _) in here.items() if not logs}:
             table, needed = short[key]
-            raise ValueError(f'{table.path}, line 1: not all of {", ".join(needed)} among {", ".join(_columns_of(table))}; '
-                             f'a log of {format.name} has them, so correct the header.')
+            raise ValueError(f'{table.path}, line 1: not all of {", ".join(needed)} '
+                             f'among {", ".join(_columns_of(table))}; a log of '
+                             f'{format.name} has them, so correct the header.')
         if any(logs for logs, _ in here.values()):
             here = {key: sides for key, sides in here.items() if sides[0]}
             taken |= {t.path for sides in here.values() for side in sides for t in side}
@@ -179,33 +234,50 @@ def _refuse_parts(names:list[str], folder:Path, every:set)->None:
         found = _parts.fullmatch(name.rpartition('.')[0])
         alike = sorted(n for n in every if found and n.startswith(found[1])
                        and _parts.fullmatch(n.removesuffix('.gz').rpartition('.')[0]))
-        if len(alike) > 1: raise ValueError(f'{folder}: {" and ".join(alike)} are parts of one log that was split before, and gentok splits '
-                                            f'by itself; join them into {found[1]}.{name.rpartition(".")[2]}.')
+        if len(alike) > 1:
+            raise ValueError(f'{folder}: {" and ".join(alike)} are parts of one log '
+                             'that was split before, and gentok splits '
+                             'by itself; join them into '
+                             f'{found[1]}.{name.rpartition(".")[2]}.')
 
 # %% ../../nbs/01_data/09_layouts.ipynb #3440d21a
-def _generic(tables:dict[str, _Table], own:_Table|None, given:Format, folder:Path)->tuple[list, list]:
-    "Tables of one's own: interactions have a user and an item, items have no user; a name decides where the header leaves doubt"
+def _generic(tables:dict[str, _Table], own:_Table|None, given:Format,
+             folder:Path)->tuple[list, list]:
+    """Tables of one's own: interactions have a user and an item, items have no user; a
+    name decides where the header leaves doubt"""
     logs, items, seen, lacking = [], [], {}, []
     for t in tables.values():
         try: columns = list(_columns_of(t))
         except (ValueError, OSError):
             if not own or t.path == own.path: raise
             continue
-        user, item, time = (_role(columns, r, t, getattr(given, r)) for r in ('user', 'item', 'time'))
+        user, item, time = (_role(columns, r, t, getattr(given, r))
+                            for r in ('user', 'item', 'time'))
         seen[t.path.name] = columns
-        if user and item and not t.name.startswith(('items', 'products')): logs.append(t)
-        elif t.name.startswith('interactions'): lacking.append((t, 'item' if user else 'user'))
+        if user and item and not t.name.startswith(('items', 'products')):
+            logs.append(t)
+        elif t.name.startswith('interactions'):
+            lacking.append((t, 'item' if user else 'user'))
         elif item or (given.key and given.key.lower() in columns): items.append(t)
-    for t, r in lacking: raise ValueError(f"{t.path}, line 1: no column {getattr(given, r) or r} among {', '.join(seen[t.path.name])}; "
-                                          f"expected user, item, time, so add or rename it, or say {r}='…'.")
+    for t, r in lacking:
+        raise ValueError(f"{t.path}, line 1: no column {getattr(given, r) or r} among "
+                         f"{', '.join(seen[t.path.name])}; "
+                         "expected user, item, time, so add or rename it, or say "
+                         f"{r}='…'.")
     if items and not logs and not own:
-        lacking = [n for n, c in seen.items() if not any(_role(c, r, tables[n]) for r in ('user', 'item'))]
-    if lacking: raise ValueError(f'{folder}: no table has a user and an item, and {lacking[0]} has neither ({", ".join(seen[lacking[0]][:8])}); '
-                                 'correct its header, or name the items alone as the path.')
-    odd = [n for n in (given.user, given.item) if n and not any(n.lower() in columns for columns in seen.values())]
+        lacking = [n for n, c in seen.items()
+                   if not any(_role(c, r, tables[n]) for r in ('user', 'item'))]
+    if lacking:
+        raise ValueError(f'{folder}: no table has a user and an item, and {lacking[0]} '
+                         f'has neither ({", ".join(seen[lacking[0]][:8])}); correct '
+                         'its header, or name the items alone as the path.')
+    odd = [n for n in (given.user, given.item) if n
+           and not any(n.lower() in columns for columns in seen.values())]
     if odd or not logs + items: raise ValueError(
-        f"{own.path if own else folder}, line 1: {f'no column {odd[0]}; found' if odd else 'columns'} "
-        f"{'; '.join(f'{n}: ' + ', '.join(c[:8]) for n, c in seen.items())}; expected user, item, time or item, text: add a header, "
+        f"{own.path if own else folder}, line 1: "
+        f"{f'no column {odd[0]}; found' if odd else 'columns'} "
+        f"{'; '.join(f'{n}: ' + ', '.join(c[:8]) for n, c in seen.items())}; expected "
+        "user, item, time or item, text: add a header, "
         "or name the columns with user='…', item='…', time='…', text=['…'].")
     return logs, items
 
@@ -216,37 +288,50 @@ def _one_of_them(found:list[_Table], what:str)->_Table|None: # interactions or i
     named = [t for t in found if t.name.startswith(what)]
     if len(named) == 1: return named[0]
     a, b = (t.path.name for t in found[:2])
-    raise ValueError(f'{found[0].path.parent}: {a} and {b} could both be the {what}; name one of the two as the path, or move the other away.')
+    raise ValueError(f'{found[0].path.parent}: {a} and {b} could both be the {what}; '
+                     'name one of the two as the path, or move the other away.')
 
 # %% ../../nbs/01_data/09_layouts.ipynb #5930f4a3
 def recognise(path:Path, # a folder, or one of its files
               given:Format=Format('tables') # what the user says of the columns
              )->_Found:
-    "The one data set at a path; FileNotFoundError if nothing is there, ValueError unless there is just one"
-    if not path.exists(): raise FileNotFoundError(f'{path} does not exist; check the path.')
+    """The one data set at a path; FileNotFoundError if nothing is there, ValueError
+    unless there is just one"""
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist; check the path.')
     own = _table_at(path)
     folder = path.parent if own or path.is_file() else path
     tables, others = _tables_in(folder)
     if path.is_file() and not own or not tables: raise ValueError(
-        f'{path} holds no data that is recognised (found {", ".join([path.name] if path.is_file() else others[:5]) or "nothing"}); '
-        'expected one of the layouts of the page "Any format, one dataset", or CSV, TSV, JSON lines or Parquet tables.')
+        f'{path} holds no data that is recognised (found '
+        f'{", ".join([path.name] if path.is_file() else others[:5]) or "nothing"}); '
+        'expected one of the layouts of the page "Any format, one dataset", or CSV, '
+        'TSV, JSON lines or Parquet tables.')
     if own: own = tables[own.path.name]
     asked = {own.path.name: own} if own and own.name.endswith('.txt') else tables
     known = {} if given.user or given.item else _candidates(asked)
-    if own: known = {k: v for k, v in known.items() if any(t.path == own.path for side in v for t in side)}
-    read = {t.name for (format, _), sides in known.items() if format.together for side in sides for t in side}
-    _refuse_parts([t.name for t in ([own] if own else tables.values()) if t.name not in read], folder, set(tables))
-    if len(known) > 1: raise ValueError(f'{path} holds more than one data set ({", ".join(sorted(t.path.name for v in known.values() for s in v for t in s))}); '
-                                        'name one of the files.')
-    if not any(logs for logs, _ in known.values()): # perhaps the interactions are a table of one's own
+    if own:
+        known = {k: v for k, v in known.items()
+                 if any(t.path == own.path for side in v for t in side)}
+    read = {t.name for (format, _), sides in known.items() if format.together
+            for side in sides for t in side}
+    _refuse_parts([t.name for t in ([own] if own else tables.values())
+                   if t.name not in read], folder, set(tables))
+    if len(known) > 1:
+        raise ValueError(f'{path} holds more than one data set '
+                         f'({", ".join(sorted(t.path.name for v in known.values() for s in v for t in s))}); name one of the files.')
+    # perhaps the interactions are a table of one's own
+    if not any(logs for logs, _ in known.values()):
         named = {t.path for sides in known.values() for side in sides for t in side}
         rest = {n: t for n, t in tables.items() if t.path not in named}
         look = not known or any(t.kind != 'lines' for t in rest.values())
         logs, items = _generic(rest, own, given, folder) if look else ([], [])
         if logs or not known: known = {(given, ''): (logs, items)}
     (format, name), (logs, items) = next(iter(known.items()))
-    logs, items = ([t for t in side if t.path == own.path] or side if own else side for side in (logs, items))
-    logs, items = (_together(side) if format.together else side for side in (logs, items))
+    logs, items = ([t for t in side if t.path == own.path] or side if own else side
+                   for side in (logs, items))
+    logs, items = (_together(side) if format.together else side
+                   for side in (logs, items))
     log, items = _one_of_them(logs, 'interactions'), _one_of_them(items, 'items')
     used = {f.name for t in (log, items) if t for f in (t.path, *t.files)}
     beside = sorted({*(t.path.name for t in tables.values()), *others} - used)
@@ -256,4 +341,5 @@ def recognise(path:Path, # a folder, or one of its files
 # %% ../../nbs/01_data/09_layouts.ipynb #de362177
 def _together(tables:list[_Table])->list[_Table]:
     "Several files as one table"
-    return [tables[0]._replace(files=tuple(f for t in tables for f in t.files))] if tables else []
+    return ([tables[0]._replace(files=tuple(f for t in tables for f in t.files))]
+            if tables else [])

@@ -14,7 +14,8 @@ from .dataset import Dataset, Histories
 
 # %% ../../nbs/01_data/04_splits.ipynb #54b606d1
 class Examples(NamedTuple):
-    "Windows into one flat tensor: what followed items[start[e]:stop[e]]? items[stop[e]]"
+    """Windows into one flat tensor: what followed items[start[e]:stop[e]]?
+    items[stop[e]]"""
     items: Tensor # t: rows of all sequences, end to end; shared, never copied
     start: Tensor # e: where the history begins
     stop: Tensor # e: where the history ends and the target stands
@@ -26,18 +27,23 @@ class Examples(NamedTuple):
     @property
     def targets(self) -> Tensor: return self.items[self.stop] # e: rows
     @property
-    def lengths(self) -> Tensor: return self.stop - self.start # e: items in each history
+    def lengths(self) -> Tensor: # e: items in each history
+        return self.stop - self.start
     def histories(self) -> list[Tensor]: # e times t: rows
         "What each example may look at: views of `items`"
-        return [self.items[a:b] for a, b in zip(self.start.tolist(), self.stop.tolist())]
+        return [self.items[a:b]
+                for a, b in zip(self.start.tolist(), self.stop.tolist())]
     def select(self, idx) -> 'Examples': # idx: positions, a mask or a slice
         "Some of the examples, in the order of `idx`"
         idx = idx if isinstance(idx, slice) else torch.as_tensor(idx)
-        if isinstance(idx, Tensor) and idx.numel() == 0: idx = idx.long()  # an empty list is float
-        return self._replace(start=self.start[idx], stop=self.stop[idx], users=self.users[idx])
+        if isinstance(idx, Tensor) and idx.numel() == 0:
+            idx = idx.long() # an empty list is float
+        return self._replace(start=self.start[idx], stop=self.stop[idx],
+                             users=self.users[idx])
     def __repr__(self) -> str:
         few, many = (self.lengths.aminmax() if self.n else (0, 0))
-        return (f'Examples({self.n:,} of {len(self.users.unique()):,} users, histories of '
+        return (
+            f'Examples({self.n:,} of {len(self.users.unique()):,} users, histories of '
                 f'{int(few)} to {int(many)} items, {self.skipped:,} users skipped)')
 
 # %% ../../nbs/01_data/04_splits.ipynb #c2e2901e
@@ -48,7 +54,8 @@ def windows(histories:Histories,
            )->Examples:
     "The examples of consecutive targets, users in order, short histories first"
     users = torch.arange(len(counts)).repeat_interleave(counts) # e
-    nth = torch.arange(len(users)) - (counts.cumsum(0) - counts)[users] # e: 0, 1, … within its user
+    # e: 0, 1, … within its user
+    nth = torch.arange(len(users)) - (counts.cumsum(0) - counts)[users]
     begin = histories.offsets[:-1][users]
     stop = begin + first[users] + nth
     start = begin if max_history is None else torch.maximum(begin, stop - max_history)
@@ -65,9 +72,11 @@ class Split(NamedTuple):
 
 # %% ../../nbs/01_data/04_splits.ipynb #c016c59c
 def leave_one_out(dataset:Dataset,
-                  max_history:int|None=20 # as in TIGER, LETTER, LC-Rec, MTGRec; None keeps all
+                  # as in TIGER, LETTER, LC-Rec, MTGRec; None keeps all
+                  max_history:int|None=20
                  )->Split: # training has none of the users that were held out
-    "Last item for test, last but one for validation, prefixes of the rest for training; ValueError without histories"
+    """Last item for test, last but one for validation, prefixes of the rest for
+    training; ValueError without histories"""
     if max_history is not None and max_history < 1:
         raise ValueError(f'max_history is {max_history}; '
                          'expected at least 1, or None for no limit.')
@@ -84,13 +93,16 @@ def leave_one_out(dataset:Dataset,
 
 # %% ../../nbs/01_data/04_splits.ipynb #b841e9e7
 def _training_items(dataset:Dataset
-                  )->Tensor: # n: bool, whether the item occurs before somebody's last two
+                   # n: bool, whether the item occurs before somebody's last two
+                  )->Tensor:
     "Which items of the catalogue occur in the training part"
     h = dataset.histories
-    back = h.offsets[1:].repeat_interleave(h.lengths) - torch.arange(len(h.items)) # t: 1 = last
+    # t: 1 = last
+    back = h.offsets[1:].repeat_interleave(h.lengths) - torch.arange(len(h.items))
     seen = torch.zeros(len(dataset.catalogue), dtype=torch.bool)
     early = back > 2
-    if dataset.held_out is not None: early &= ~dataset.held_out.repeat_interleave(h.lengths)
+    if dataset.held_out is not None:
+        early &= ~dataset.held_out.repeat_interleave(h.lengths)
     seen[h.items[early]] = True
     return seen
 
@@ -98,7 +110,8 @@ def _training_items(dataset:Dataset
 def _shortest_users(lengths:Tensor, # u
                    n:int, # users wanted
                    seed:int=0)->Tensor: # u: bool
-    "The n users with the shortest histories of two items or more; a draw decides among equals"
+    """The n users with the shortest histories of two items or more; a draw decides
+    among equals"""
     draw = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
     order = draw[lengths[draw].argsort(stable=True)]
     asked = order[lengths[order] >= 2]
@@ -108,18 +121,23 @@ def _shortest_users(lengths:Tensor, # u
 def hold_out(dataset:Dataset,
              share:float=.05, # of the users who can be asked; ETEGRec's
              seed:int=0 # of the draw among equals
-            )->Dataset: # the same, with other training users; validation and test have all
-    "Training never sees the users with the shortest histories (ETEGRec, unseen users); ValueError for a wrong share"
+             # the same, with other training users; validation and test have all
+            )->Dataset:
+    """Training never sees the users with the shortest histories (ETEGRec, unseen
+    users); ValueError for a wrong share"""
     lengths = dataset.histories.lengths
     users, teach = int((lengths >= 2).sum()), int((lengths >= 4).sum())
     n = round(share*users) if 0 < share < 1 else 0
     if dataset.held_out is not None: raise ValueError(
-        f'{dataset.name} already holds out {int(dataset.held_out.sum()):,} users; give the data set as it was loaded.')
+        f'{dataset.name} already holds out {int(dataset.held_out.sum()):,} users; give '
+        'the data set as it was loaded.')
     if not n: raise ValueError(
-        f'a share of {share} of {users:,} users is nobody, expected one user or more; give a share between {1/max(users, 2):.2g} and 1.')
+        f'a share of {share} of {users:,} users is nobody, expected one user or more; '
+        f'give a share between {1/max(users, 2):.2g} and 1.')
     unseen = _shortest_users(lengths, n, seed)
     if not (lengths[~unseen] >= 4).any(): raise ValueError(
-        f'without {n:,} of {users:,} users none of the {teach:,} with four items or more is left to train on; lower share (now {share}).')
+        f'without {n:,} of {users:,} users none of the {teach:,} with four items or '
+        f'more is left to train on; lower share (now {share}).')
     held = copy(dataset)
     held.name, held.held_out = f'{dataset.name}-unseen-{share:g}-{seed}', unseen
     return held

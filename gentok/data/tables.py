@@ -16,7 +16,8 @@ import polars as pl
 from tqdm.auto import tqdm
 
 # %% ../../nbs/01_data/08_tables.ipynb #8e011fc1
-_endings = dict(text=('csv', 'tsv', 'txt', 'dat', 'data', 'inter', 'item'), lines=('jsonl', 'ndjson', 'json'),
+_endings = dict(text=('csv', 'tsv', 'txt', 'dat', 'data', 'inter', 'item'),
+                lines=('jsonl', 'ndjson', 'json'),
                parquet=('parquet',), arrow=('arrow', 'feather'))
 
 class _Table(NamedTuple):
@@ -24,13 +25,17 @@ class _Table(NamedTuple):
     path: Path # the file or the folder that a person would name
     files: tuple[Path, ...]
     kind: str # text, lines, parquet or arrow
-    columns: tuple[str, ...] = () # of a text table without a header: the first of its columns
-    separator: str = '' # of a text table; '': whichever of comma, semicolon and tab the header uses most
+    # of a text table without a header: the first of its columns
+    columns: tuple[str, ...] = ()
+    # of a text table; '': whichever of comma, semicolon and tab the header uses most
+    separator: str = ''
 
     @property
     def name(self)->str: return self.path.name.removesuffix('.gz')
     @property
-    def quoted(self)->bool: return not self.columns and self.separator != '\t' and self.files[0].name.removesuffix('.gz').endswith('.csv')
+    def quoted(self)->bool:
+        return (not self.columns and self.separator != '\t'
+                and self.files[0].name.removesuffix('.gz').endswith('.csv'))
 
 # %% ../../nbs/01_data/08_tables.ipynb #373dbdcc
 def _kind_of(name:str)->str: # '' where the ending is not known
@@ -44,31 +49,43 @@ _shard = re.compile(r'(?P<stem>.+)-(?P<n>\d{5})-of-(?P<of>\d{5})(?P<end>\..+)')
 def _complete(files:list[Path])->tuple[Path, ...]: # in order
     "The shards of a table; ValueError if one of them is missing"
     found = [_shard.fullmatch(f.name) for f in files]
-    missing = set(range(int(found[0]['of']))) - {int(f['n']) for f in found if f} if found[0] else ()
+    missing = (set(range(int(found[0]['of']))) - {int(f['n']) for f in found if f}
+               if found[0] else ())
     if missing: raise ValueError(
-        f'{files[0].parent} holds {len(files)} of {int(found[0]["of"])} shards of {found[0]["stem"]} (number '
-        f'{min(missing):05} is missing); copy all of them there.')
+        f'{files[0].parent} holds {len(files)} of {int(found[0]["of"])} shards of '
+        f'{found[0]["stem"]} (number {min(missing):05} is missing); copy all of them '
+        'there.')
     return tuple(files)
 
 # %% ../../nbs/01_data/08_tables.ipynb #7eb6634a
 def _table_at(path:Path)->_Table|None: # None: nothing that is known
-    "The table at a path: a file, a shard with its siblings, or a folder of parts (Spark, `save_to_disk`)"
+    """The table at a path: a file, a shard with its siblings, or a folder of parts
+    (Spark, `save_to_disk`)"""
     if path.is_dir():
-        parts = sorted(f for f in path.iterdir() if re.match(r'part[-.]\d|data-\d{5}-of-\d{5}\.', f.name) and _kind_of(f.name))
-        return _Table(path, _complete(parts), _kind_of(parts[0].name)) if parts else None
+        parts = sorted(f for f in path.iterdir() if re.match(
+            r'part[-.]\d|data-\d{5}-of-\d{5}\.', f.name) and _kind_of(f.name))
+        return (_Table(path, _complete(parts), _kind_of(parts[0].name)) if parts
+                else None)
     if not (kind := _kind_of(path.name)): return None
     if not (found := _shard.fullmatch(path.name)): return _Table(path, (path,), kind)
     return _Table(path.with_name(found['stem'] + found['end']),
-                 _complete(sorted(path.parent.glob(f'{found["stem"]}-?????-of-{found["of"]}{found["end"]}'))), kind)
+                 _complete(sorted(path.parent.glob(
+        f'{found["stem"]}-?????-of-{found["of"]}{found["end"]}'))), kind)
 
 # %% ../../nbs/01_data/08_tables.ipynb #b20c1871
 def _opened(path:Path)->io.BufferedIOBase:
-    "A file, decompressed where its name ends in .gz; what is missing, empty or misnamed is an error"
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; check the path.')
+    """A file, decompressed where its name ends in .gz; what is missing, empty or
+    misnamed is an error"""
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is not a file; check the path.')
     with open(path, 'rb') as f: head = f.read(2)
-    if not head: raise ValueError(f'{path} is empty; expected rows, so write or copy it again.')
-    if head == b'\x1f\x8b' and path.suffix != '.gz': raise ValueError(f'{path} looks like gzip; name it {path.name}.gz.')
-    if head in (b'\xff\xfe', b'\xfe\xff'): raise ValueError(f'{path}, line 1: not UTF-8 text but UTF-16; save the file as UTF-8.')
+    if not head:
+        raise ValueError(f'{path} is empty; expected rows, so write or copy it again.')
+    if head == b'\x1f\x8b' and path.suffix != '.gz':
+        raise ValueError(f'{path} looks like gzip; name it {path.name}.gz.')
+    if head in (b'\xff\xfe', b'\xfe\xff'):
+        raise ValueError(
+            f'{path}, line 1: not UTF-8 text but UTF-16; save the file as UTF-8.')
     return (gzip.open if path.suffix == '.gz' else open)(path, 'rb')
 
 # %% ../../nbs/01_data/08_tables.ipynb #55e2f4ac
@@ -78,27 +95,36 @@ def _lines(path:Path, encoding:str='utf-8')->Iterator[str]:
     try:
         with _opened(path) as f:
             for n, raw in enumerate(f, 1):
-                text = raw.decode('utf-8-sig' if n == 1 and encoding == 'utf-8' else encoding)
+                text = raw.decode('utf-8-sig' if n == 1 and encoding == 'utf-8'
+                                  else encoding)
                 yield from io.StringIO(text, newline=None) if '\r' in text.removesuffix('\r\n') else (text,)
-    except UnicodeDecodeError: raise ValueError(f'{path}, line {n}: not UTF-8 text; save the file as UTF-8.') from None
+    except UnicodeDecodeError:
+        raise ValueError(
+            f'{path}, line {n}: not UTF-8 text; save the file as UTF-8.') from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise ValueError(
-        f'{path}, after line {n}: the gzip data is cut or damaged ({e}); copy or download it again.') from None
+        f'{path}, after line {n}: the gzip data is cut or damaged ({e}); copy or '
+        'download it again.') from None
 
 # %% ../../nbs/01_data/08_tables.ipynb #b9e34fb0
 def _rows_of(table:_Table, path:Path)->Iterator[tuple[int,
                                                     list]]: # one of its files -> the line a row ends in, its values
-    "The rows of a text table, header included, one by one: slow, and exact about what is wrong where"
+    """The rows of a text table, header included, one by one: slow, and exact about what
+    is wrong where"""
     old = table.columns and path.suffix not in ('.gz',) and not _is_utf8(path)
     separator = _separator_of(table, path)
     text = _lines(path, 'latin-1' if old else 'utf-8')
     if len(separator) > 1:
-        yield from ((n, line.rstrip('\n').split(separator) if line.strip() else []) for n, line in enumerate(text, 1))
+        yield from ((n, line.rstrip('\n').split(separator) if line.strip() else [])
+                    for n, line in enumerate(text, 1))
         return
-    reader = csv.reader(text, delimiter=separator, strict=table.quoted, quoting=csv.QUOTE_MINIMAL if table.quoted
+    reader = csv.reader(text, delimiter=separator, strict=table.quoted,
+                        quoting=csv.QUOTE_MINIMAL if table.quoted
                         else csv.QUOTE_NONE)
     try:
         for row in reader: yield reader.line_num, row
-    except csv.Error as e: raise ValueError(f'{path}, line {reader.line_num}: not a table ({e}); correct that line.') from None
+    except csv.Error as e:
+        raise ValueError(f'{path}, line {reader.line_num}: not a table ({e}); correct '
+                         'that line.') from None
 
 def _is_utf8(path:Path)->bool:
     "Whether a file is UTF-8 text"
@@ -111,27 +137,33 @@ def _separator_of(table:_Table, path:Path)->str:
     "What stands between the values"
     if table.separator: return table.separator
     first = next((line for line in _lines(path) if line.strip()), '')
-    if not first: raise ValueError(f'{path} is empty; expected rows, so write or copy it again.')
+    if not first:
+        raise ValueError(f'{path} is empty; expected rows, so write or copy it again.')
     return max(',;\t', key=first.count)
 
 # %% ../../nbs/01_data/08_tables.ipynb #8f94d025
 def _header(table:_Table, path:Path|None=None)->list[str]: # None: of the first file
-    "The names of a text table's columns in lower case, without RecBole's types; ValueError for a name that stands twice"
+    """The names of a text table's columns in lower case, without RecBole's types;
+    ValueError for a name that stands twice"""
     first = _first_row(table, path := path or table.files[0])
     if table.columns:
         if len(first) < len(table.columns): raise ValueError(
-            f'{path}, line 1: {len(first)} values, expected {len(table.columns)} or more ({", ".join(table.columns)}); correct or remove it.')
+            f'{path}, line 1: {len(first)} values, expected {len(table.columns)} or '
+            f'more ({", ".join(table.columns)}); correct or remove it.')
         rest = (f'column_{n}' for n in range(len(table.columns) + 1, len(first) + 1))
         return [*table.columns, *rest][:len(first)]
     names = [name.strip().lower() for name in first]
-    if table.name.endswith(('.inter', '.item')): names = [name.partition(':')[0] for name in names]
+    if table.name.endswith(('.inter', '.item')):
+        names = [name.partition(':')[0] for name in names]
     return _once(names, path)
 
 def _names_in(table:_Table, path:Path, names:list[str])->list[str]:
-    "The columns of a shard, in its own order; ValueError if they are not those of the first"
+    """The columns of a shard, in its own order; ValueError if they are not those of the
+    first"""
     found = _header(table, path)
     if set(found) != set(names) and found: raise ValueError(
-        f'{path}, line 1: columns {", ".join(found[:8])}, expected {", ".join(names[:8])} as in {table.files[0].name}; write all shards alike.')
+        f'{path}, line 1: columns {", ".join(found[:8])}, expected '
+        f'{", ".join(names[:8])} as in {table.files[0].name}; write all shards alike.')
     return found
 
 def _first_row(table:_Table, path:Path)->list[str]:
@@ -141,30 +173,39 @@ def _first_row(table:_Table, path:Path)->list[str]:
 # %% ../../nbs/01_data/08_tables.ipynb #11fe5385
 def _once(names:list[str], path:Path)->list[str]:
     "The names; ValueError if one of them stands twice, or is no name"
-    if max(map(len, names), default=0) > 200: raise ValueError(f'{path}, line 1: a column name of {max(map(len, names)):,} letters; expected a header, so add one.')
+    if max(map(len, names), default=0) > 200:
+        raise ValueError(f'{path}, line 1: a column name of {max(map(len, names)):,} '
+                         'letters; expected a header, so add one.')
     twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None: raise ValueError(f'{path}, line 1: two columns are called {twice!r}; remove or rename one.')
+    if twice is not None:
+        raise ValueError(
+            f'{path}, line 1: two columns are called {twice!r}; remove or rename one.')
     return names
 
 # %% ../../nbs/01_data/08_tables.ipynb #969499a5
 def _fast_text(table:_Table, names:list[str], wanted:list[str],
                whole:str|None=None # all of its columns; to be read; of whole numbers
              )->pl.LazyFrame:
-    "Columns of a text table through polars; its `PolarsError` where the table has to be read slowly"
+    """Columns of a text table through polars; its `PolarsError` where the table has to
+    be read slowly"""
     separator = _separator_of(table, table.files[0])
     for path in table.files:
         try:
             with _opened(path) as f: head = f.read(1 << 16)
         except (EOFError, OSError, zlib.error) as e:
             if isinstance(e, FileNotFoundError): raise
-            raise pl.exceptions.ComputeError(str(e)) from None # it is read slowly, and the line named
-        if len(separator) > 1 or head.removeprefix(b'\xef\xbb\xbf')[:1] in b'\r\n' or b'\r' in head.replace(b'\r\n',
+            # it is read slowly, and the line named
+            raise pl.exceptions.ComputeError(str(e)) from None
+        if len(separator) > 1 or head.removeprefix(
+            b'\xef\xbb\xbf')[:1] in b'\r\n' or b'\r' in head.replace(b'\r\n',
             b'') or (table.columns and not _is_utf8(path)):
             raise pl.exceptions.ComputeError('a dialect of its own')
-    kind = dict(separator=separator, quote_char='"' if table.quoted else None, infer_schema=False,
+    kind = dict(separator=separator, quote_char='"' if table.quoted else None,
+                infer_schema=False,
                 schema_overrides={whole: pl.Int64} if whole else None,
                 has_header=not table.columns)
-    return pl.concat([pl.scan_csv(path, with_column_names=lambda _, own=_names_in(table, path, names): own,
+    return pl.concat([pl.scan_csv(
+        path, with_column_names=lambda _, own=_names_in(table, path, names): own,
                                   **kind).select(wanted)
                       for path in table.files])
 
@@ -178,9 +219,11 @@ def _slow_text(table:_Table, names:list[str], wanted:list[str])->pl.DataFrame:
         order = [own.index(name) for name in names] if own else []
         for n, row in each:
             if row and len(row) != width: raise ValueError(
-                f'{path}, line {n}: {len(row)} values, expected {width} as in the header; quote a value that holds the separator.')
+                f'{path}, line {n}: {len(row)} values, expected {width} as in the '
+                'header; quote a value that holds the separator.')
             found.append([row[at] or None for at in order] if row else [None]*width)
-    return pl.DataFrame(found, {name: pl.String for name in names}, orient='row').select(wanted)
+    return pl.DataFrame(found, {name: pl.String for name in names},
+                        orient='row').select(wanted)
 
 # %% ../../nbs/01_data/08_tables.ipynb #0b1423f3
 def _tally(path:Path, signs:str)->list[int]:
@@ -189,40 +232,56 @@ def _tally(path:Path, signs:str)->list[int]:
     with _opened(path) as f:
         while chunk := f.read(1 << 22):
             found = np.frombuffer(chunk, np.uint8)
-            counts = [n + np.count_nonzero(found == ord(sign)) for n, sign in zip(counts, signs)]
+            counts = [n + np.count_nonzero(found == ord(sign))
+                      for n, sign in zip(counts, signs)]
     return counts
 
 # %% ../../nbs/01_data/08_tables.ipynb #86689ada
 def _check_rows(table:_Table, names:list[str])->None: # all of its columns
-    "ValueError where a row is too short or too long, or where a quote swallows rows because it is closed in a later one"
+    """ValueError where a row is too short or too long, or where a quote swallows rows
+    because it is closed in a later one"""
     separator = _separator_of(table, table.files[0])
-    ends, signs, quotes = map(sum, zip(*(_tally(path, '\n' + separator + '"') for path in table.files)))
-    if signs in ((len(names) - 1)*ends, (len(names) - 1)*(ends + 1)) and not (quotes and table.quoted): return
+    ends, signs, quotes = map(sum, zip(*(_tally(path, '\n' + separator + '"')
+                                         for path in table.files)))
+    if signs in ((len(names) - 1)*ends,
+                 (len(names) - 1)*(ends + 1)) and not (quotes and table.quoted):
+        return
     try: whole = _fast_text(table, names, names).collect()
     except pl.exceptions.PolarsError: whole = _slow_text(table, names, names)
-    if whole[:, -1].null_count(): _slow_text(table, names, names) # is it empty, or not there?
+    if whole[:, -1].null_count():
+        _slow_text(table, names, names) # is it empty, or not there?
     for column in whole.iter_columns():
         for text in column.filter(column.str.contains('\n', literal=True)):
             rows = [line.split(separator) for line in text.split('\n')[1:]]
-            odd = next((r for r in rows if len(r) == len(names) and re.fullmatch(r'\S+', r[0])), None)
-            if odd: raise ValueError(f'{table.files[0]}: the quote before {text[:30]!r} is closed in a later row '
-                                     f'({separator.join(odd)[:40]!r}); double or remove it.')
+            odd = next((r for r in rows if len(r) == len(names)
+                        and re.fullmatch(r'\S+', r[0])), None)
+            if odd:
+                raise ValueError(f'{table.files[0]}: the quote before {text[:30]!r} is '
+                                 'closed in a later row '
+                                 f'({separator.join(odd)[:40]!r}); double or remove it.')
 
 # %% ../../nbs/01_data/08_tables.ipynb #7056c781
 def _objects(table:_Table)->Iterator[tuple[Path, int, dict]]: # file, line, object
-    "The objects of JSON lines, also of lines that Python wrote (Amazon 2014, Steam); a malformed line is named"
+    """The objects of JSON lines, also of lines that Python wrote (Amazon 2014, Steam);
+    a malformed line is named"""
     for path in table.files:
-        for n, line in enumerate(tqdm(_lines(path), path.name, unit=' lines', disable=None, leave=False), 1):
+        for n, line in enumerate(tqdm(_lines(path), path.name, unit=' lines',
+                                      disable=None, leave=False), 1):
             if not line.strip(): continue
-            try: value = ast.literal_eval(line) if line.startswith(("{'", "{u'")) else json.loads(line)
+            try:
+                value = (ast.literal_eval(line) if line.startswith(("{'", "{u'"))
+                         else json.loads(line))
             except (ValueError, SyntaxError, RecursionError, MemoryError) as e:
-                raise ValueError(f'{path}, line {n}: not JSON ({str(e)[:80]}); correct or remove that line.') from None
+                raise ValueError(f'{path}, line {n}: not JSON ({str(e)[:80]}); correct '
+                                 'or remove that line.') from None
             if not isinstance(value, dict): raise ValueError(
-                f'{path}, line {n}: {line.strip()[:40]!r} is not an object; expected one {{…}} per line, so correct or remove it.')
+                f'{path}, line {n}: {line.strip()[:40]!r} is not an object; expected '
+                f'one {{…}} per line, so correct or remove it.')
             yield path, n, value
 
 def _as_json(value)->str|None:
-    "A value of a JSON object as text; missing values and NaN are none, half a character is ?"
+    """A value of a JSON object as text; missing values and NaN are none, half a
+    character is ?"""
     if value is None or value != value: return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode('utf-8', 'replace').decode()
@@ -230,55 +289,73 @@ def _as_json(value)->str|None:
 # %% ../../nbs/01_data/08_tables.ipynb #f9194006
 def _slow_lines(table:_Table, wanted:list[str])->pl.DataFrame:
     "Columns of JSON lines through Python's json"
-    return pl.DataFrame([[_as_json({k.strip().lower(): v for k, v in o.items()}.get(name)) for name in wanted]
+    return pl.DataFrame([[_as_json({k.strip().lower(): v for k, v
+                                    in o.items()}.get(name)) for name in wanted]
                          for *_, o in _objects(table)],
                         {name: pl.String for name in wanted}, orient='row')
 
 # %% ../../nbs/01_data/08_tables.ipynb #261dac20
-_unreadable = pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError # a damaged file makes polars panic, too
+# a damaged file makes polars panic, too
+_unreadable = pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError
 
 def _columns_of(table:_Table)->dict[str, str]: # name in lower case -> as it is written
     "The columns of a table; of JSON lines, the keys of the first thousand"
     first = table.files[0]
     if table.kind == 'text': return {name: name for name in _header(table)}
-    if table.kind == 'lines': names = list(dict.fromkeys(key for *_, o in islice(_objects(table), 1000) for key in o))
+    if table.kind == 'lines':
+        names = list(dict.fromkeys(key for *_, o in islice(_objects(table), 1000)
+                                   for key in o))
     else:
         with _opened(first): pass
-        try: names = _scan(table._replace(files=(first,)), None).collect_schema().names()
+        try:
+            names = _scan(table._replace(files=(first,)), None).collect_schema().names()
         except _unreadable as e: raise ValueError(
-            f'{first} is not {table.kind.capitalize()} or is damaged ({str(e).splitlines()[0][:80]}); write it again.') from None
-    if not names: raise ValueError(f'{first}, line 1: no columns; expected rows, so write it again.')
+            f'{first} is not {table.kind.capitalize()} or is damaged '
+            f'({str(e).splitlines()[0][:80]}); write it again.') from None
+    if not names:
+        raise ValueError(
+            f'{first}, line 1: no columns; expected rows, so write it again.')
     lower = _once([name.strip().lower() for name in names], first)
     return dict(zip(lower, names))
 
-def _scan(table:_Table, names:dict[str, str]|None)->pl.LazyFrame: # lower -> written; None takes all
+def _scan(table:_Table, names:dict[str, str]|None
+         )->pl.LazyFrame: # lower -> written; None takes all
     "Columns of JSON lines, Parquet or Arrow through polars"
-    if table.kind == 'lines': frames = [pl.scan_ndjson(f, schema={n: pl.String for n in names.values()})
-                                        for f in table.files]
-    else: frames = [pl.scan_parquet(f) if table.kind == 'parquet' else _arrow(f).lazy() for f in table.files]
-    if names: frames = [f.select(pl.col(raw).alias(name) for name, raw in names.items()) for f in frames]
+    if table.kind == 'lines':
+        frames = [pl.scan_ndjson(f, schema={n: pl.String for n in names.values()})
+                  for f in table.files]
+    else:
+        frames = [pl.scan_parquet(f) if table.kind == 'parquet' else _arrow(f).lazy()
+                  for f in table.files]
+    if names:
+        frames = [f.select(pl.col(raw).alias(name) for name, raw in names.items())
+                  for f in frames]
     return pl.concat(frames, how='vertical_relaxed')
 
 # %% ../../nbs/01_data/08_tables.ipynb #bd2b673d
 def _arrow(path:Path)->pl.DataFrame:
     "An Arrow file, or a stream as `save_to_disk` of Hugging Face datasets writes it"
-    with open(path, 'rb') as f: return (pl.read_ipc if f.read(6) == b'ARROW1' else pl.read_ipc_stream)(path)
+    with open(path, 'rb') as f:
+        return (pl.read_ipc if f.read(6) == b'ARROW1' else pl.read_ipc_stream)(path)
 
 # %% ../../nbs/01_data/08_tables.ipynb #90ec4a1d
 def _read(table:_Table, wanted:list[str], # in lower case
          whole:str|None=None # one that is likely to hold whole numbers
         )->pl.DataFrame: # one row for each of the table, in its order
-    "Columns of a table, read at once; only when that fails, the line that is wrong is looked for"
+    """Columns of a table, read at once; only when that fails, the line that is wrong is
+    looked for"""
     known = _columns_of(table)
     names = {name: known[name] for name in dict.fromkeys(wanted)}
     try:
-        lazy = _fast_text(table, list(known), list(names), whole) if table.kind == 'text' else _scan(table, names)
+        lazy = (_fast_text(table, list(known), list(names), whole)
+                if table.kind == 'text' else _scan(table, names))
         frame = lazy.collect(engine='streaming')
     except _unreadable as e:
         if whole: return _read(table, wanted)
         if table.kind == 'text': return _slow_text(table, list(known), list(names))
         if table.kind == 'lines': return _slow_lines(table, list(names))
-        raise ValueError(f'{table.files[0]} is not {table.kind.capitalize()} or is damaged ({str(e).splitlines()[0][:80]}); write it again.') from None
+        raise ValueError(f'{table.files[0]} is not {table.kind.capitalize()} or is '
+                         f'damaged ({str(e).splitlines()[0][:80]}); write it again.') from None
     return frame
 
 # %% ../../nbs/01_data/08_tables.ipynb #50188374
@@ -286,12 +363,14 @@ def _place(table:_Table, row:int)->str: # from 0
     "'path, line n' of a row of the frame that `_read` gave"
     for path in table.files:
         if table.kind not in ('text', 'lines'):
-            height = _scan(table._replace(files=(path,)), None).select(pl.len()).collect().item()
+            height = _scan(table._replace(files=(path,)),
+                           None).select(pl.len()).collect().item()
             if row < height: return f'{path}, row {row + 1}'
         else:
             each = _rows_of(table, path) if table.kind == 'text' else ((n, o) for _, n,
                 o in _objects(table._replace(files=(path,))))
-            if table.kind == 'text' and not table.columns: next(row for _, row in each if any(row)) # the header
+            if table.kind == 'text' and not table.columns:
+                next(row for _, row in each if any(row)) # the header
             height = 0
             for height, (n, _) in enumerate(each, 1):
                 if height > row: return f'{path}, line {n}'

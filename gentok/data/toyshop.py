@@ -32,7 +32,8 @@ _counts = tuple(len(v) for v in _traits.values())
 # %% ../../nbs/01_data/01_toyshop.ipynb #eabd9fcd
 def _deal(n:int, # items
          rng:np.random.Generator
-        )->tuple[np.ndarray, np.ndarray]: # n×4 trait values; n: edition among its equals, from 1
+         # n×4 trait values; n: edition among its equals, from 1
+        )->tuple[np.ndarray, np.ndarray]:
     "Deal n items evenly over the trait combinations, in random order"
     stems = rng.permutation(np.array(list(product(*map(range, _counts[:3])))))
     sizes = rng.permuted(np.tile(np.arange(_counts[3]), (len(stems), 1)), axis=1)
@@ -54,15 +55,22 @@ class _Shop(NamedTuple):
     slant: int # degrees by which patterns are turned
 
 _shops = dict(
-    tiles=_Shop('tile', 'roundel quarry gable stellate cordate', 'vermilion ochre moss cobalt plum',
+    tiles=_Shop('tile', 'roundel quarry gable stellate cordate',
+                'vermilion ochre moss cobalt plum',
                'glazed ribbed stippled chequered', 'mosaic wall floor', (.62, .46), 0),
-    badges=_Shop('badge', 'disc block wedge sheriff sweetheart', 'scarlet amber emerald navy lilac',
-                'enamelled pinstriped studded gridded', 'lapel pocket jumbo', (.85, .42), 45),
-    flags=_Shop('flag', 'orb canton pennon asterisk valentine', 'crimson gold vert azure purpure',
+    badges=_Shop('badge', 'disc block wedge sheriff sweetheart',
+                 'scarlet amber emerald navy lilac',
+                'enamelled pinstriped studded gridded', 'lapel pocket jumbo',
+                (.85, .42), 45),
+    flags=_Shop('flag', 'orb canton pennon asterisk valentine',
+                'crimson gold vert azure purpure',
                'solid barred spotted quartered', 'desk boat mast', (.90, .50), 90),
-    kites=_Shop('kite', 'moon crate delta comet darling', 'cherry saffron lime sky violet',
-               'sheer ribboned speckled latticed', 'toddler family stunt', (.75, .58), 20),
-    stamps=_Shop('stamp', 'postmark die trine nova amour', 'carmine bistre sage ultramarine mauve',
+    kites=_Shop('kite', 'moon crate delta comet darling',
+                'cherry saffron lime sky violet',
+               'sheer ribboned speckled latticed', 'toddler family stunt', (.75, .58),
+               20),
+    stamps=_Shop('stamp', 'postmark die trine nova amour',
+                 'carmine bistre sage ultramarine mauve',
                 'blank lined pearled meshed', 'local inland overseas', (.45, .40), 0),
     cookies=_Shop('cookie', 'wafer cracker scone snowflake kiss',
                  'raspberry honey pistachio blueberry grape',
@@ -71,9 +79,12 @@ _shops = dict(
 # %% ../../nbs/01_data/01_toyshop.ipynb #f8327231
 _makers = ('Alder', 'Brook', 'Cobble', 'Dune', 'Elm', 'Finch')
 _templates = (
-    '{colour} {shape} {noun}: {plain}, {pattern}, {size} size. {maker}, edition {edition:02}.',
-    '{maker} edition {edition:02}: {noun} in {colour}, {pattern}, {size} size; {shape}, {plain}.',
-    '{size} size {shape} {noun} by {maker}, {pattern} {plain} in {colour}, edition {edition:02}.')
+    '{colour} {shape} {noun}: {plain}, {pattern}, {size} size. {maker}, edition '
+    '{edition:02}.',
+    '{maker} edition {edition:02}: {noun} in {colour}, {pattern}, {size} size; '
+    '{shape}, {plain}.',
+    '{size} size {shape} {noun} by {maker}, {pattern} {plain} in {colour}, edition '
+    '{edition:02}.')
 
 def _describe(name:str, # domain
              values:np.ndarray, # n×4 trait values
@@ -82,13 +93,16 @@ def _describe(name:str, # domain
             )->tuple[list, list]: # texts; titles
     "A text and a short title for each item, in the domain's own words"
     shop = _shops[name]
-    words = [[getattr(shop, t).split()[v] for t, v in zip(_traits, row)] for row in values]
-    maker, form = (rng.integers(len(x), size=len(values)) for x in (_makers, _templates))
+    words = [[getattr(shop, t).split()[v] for t, v in zip(_traits, row)]
+             for row in values]
+    maker, form = (rng.integers(len(x), size=len(values))
+                   for x in (_makers, _templates))
     plain = [_traits['shape'][s] for s in values[:, 0]]
     text = [_templates[f].format(**dict(zip(_traits, w)), noun=shop.noun, plain=p,
                                 maker=_makers[m], edition=e)
             for w, p, m, f, e in zip(words, plain, maker, form, edition)]
-    return [t[0].upper() + t[1:] for t in text], [f'{c} {p} {s}, {z}' for s, c, p, z in words]
+    return [t[0].upper() + t[1:] for t in text], [f'{c} {p} {s}, {z}'
+                                                  for s, c, p, z in words]
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #7df86203
 def _polygon(shape:int # 0 to 4
@@ -114,13 +128,15 @@ def _backdrop(name:str # domain
     if name == 'tiles':
         d.rectangle((0, 0, _N, _N), fill='#cfc7b6')
         d.rounded_rectangle((7, 7, 184, 184), 12, fill='#f6f0e3')
-    elif name == 'badges': d.ellipse((3, 3, 188, 188), fill='#fff8d9', outline='#b08d2e', width=9)
+    elif name == 'badges':
+        d.ellipse((3, 3, 188, 188), fill='#fff8d9', outline='#b08d2e', width=9)
     elif name == 'flags':
         d.rectangle((4, 0, 14, _N), fill='#7a5a3a')
         d.polygon([(14, 8), (190, 8), (174, 90), (190, 172), (14, 172)], fill='#e8eff6')
     elif name == 'kites':
         d.line([(96, 180), (120, 184), (150, 176), (188, 190)], fill='#8a8f98', width=5)
-        d.polygon([(96, 0), (190, 92), (96, 190), (2, 92)], '#e4f3ee', outline='#8a8f98', width=4)
+        d.polygon([(96, 0), (190, 92), (96, 190), (2, 92)], '#e4f3ee',
+                  outline='#8a8f98', width=4)
     elif name == 'stamps':
         d.rectangle((8, 8, 183, 183), fill='#f1e7dc')
         for k in range(8, _N, 22):
@@ -149,7 +165,8 @@ def _fabric(colour:int, pattern:int, # trait values
             if pattern == 2: d.ellipse((a, b, a + 14, b + 14), fill=light)
             if pattern == 3 and (a + b)//step % 2:
                 d.rectangle((a, b, a + step-1, b + step-1), fill=light)
-    return cloth.rotate(shop.slant, Image.BICUBIC).crop((_N//2, _N//2, _N//2 + _N, _N//2 + _N))
+    return cloth.rotate(shop.slant,
+                        Image.BICUBIC).crop((_N//2, _N//2, _N//2 + _N, _N//2 + _N))
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #cc6c5b38
 def _draw(name:str, # domain
@@ -161,12 +178,14 @@ def _draw(name:str, # domain
     radius, (x, y) = (42, 58, 76)[size], (92, 90) if name == 'flags' else (96, 96)
     if name == 'kites': radius *= .78
     a = np.deg2rad(tilt)
-    turned = _polygon(shape) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+    turned = _polygon(shape) @ np.array([[np.cos(a), np.sin(a)],
+                                         [-np.sin(a), np.cos(a)]])
     corners = [tuple(c) for c in turned*radius + (x, y)]
     mask = Image.new('L', (_N, _N)); ImageDraw.Draw(mask).polygon(corners, fill=255)
     page = _backdrop(name)
     page.paste(_fabric(colour, pattern, _shops[name]), mask=mask)
-    ImageDraw.Draw(page).line([*corners, *corners[:2]], fill='#3a3a40', width=5, joint='curve')
+    ImageDraw.Draw(page).line([*corners, *corners[:2]], fill='#3a3a40', width=5,
+                              joint='curve')
     return page.resize((48, 48), Image.LANCZOS)
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #4bbbf3d5
@@ -180,7 +199,8 @@ class _Pictures(Sequence):
     def __len__(self) -> int: return len(self.values)
     def __getitem__(self, row:int) -> Image.Image:
         return _draw(self.name, self.values[row], self.tilts[row])
-    def __repr__(self) -> str: return f"Pictures({self.name!r}: {len(self):,}, drawn on demand)"
+    def __repr__(self) -> str:
+        return f"Pictures({self.name!r}: {len(self):,}, drawn on demand)"
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #a00e3db2
 def image_grid(pictures:Iterable, # PIL pictures
@@ -192,14 +212,17 @@ def image_grid(pictures:Iterable, # PIL pictures
     w, h = (max(p.size[k] for p in pictures) + gap for k in (0, 1))
     rows = -(-len(pictures)//columns)
     page = Image.new('RGB', (min(columns, len(pictures))*w, rows*h), 'white')
-    for k, p in enumerate(pictures): page.paste(p, (k % columns*w + gap//2, k//columns*h + gap//2))
+    for k, p in enumerate(pictures):
+        page.paste(p, (k % columns*w + gap//2, k//columns*h + gap//2))
     return page
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #396d5c25
 def shop_grid(names:Iterable[str]=('tiles', 'badges', 'flags'), # domains, side by side
-              start:Sequence=(3, 0, 0, 2) # trait values of the item that each row changes
+              # trait values of the item that each row changes
+              start:Sequence=(3, 0, 0, 2)
              ):
-    "A figure of the domains: each row changes one trait and leaves the others; gives its axes"
+    """A figure of the domains: each row changes one trait and leaves the others; gives
+    its axes"""
     from gentok.figures import axes
     names = list(names)
     panels = np.atleast_1d(axes(w=2.3, h=2.2, n=len(names)))
@@ -207,7 +230,8 @@ def shop_grid(names:Iterable[str]=('tiles', 'badges', 'flags'), # domains, side 
         sheet = Image.new('RGB', (5*52, 4*52), 'white')
         for t, count in enumerate(_counts):
             for v in range(count):
-                sheet.paste(_draw(name, [*start[:t], v, *start[t+1:]]), (52*v + 2, 52*t + 2))
+                sheet.paste(_draw(name, [*start[:t], v, *start[t+1:]]),
+                            (52*v + 2, 52*t + 2))
         ax.imshow(sheet, interpolation='none'); ax.set_title(name)
         ax.set_xticks([])
         ax.set_yticks(np.arange(4)*52 + 26, _traits if name == names[0] else ['']*4)
@@ -215,9 +239,11 @@ def shop_grid(names:Iterable[str]=('tiles', 'badges', 'flags'), # domains, side 
     return panels
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #a10b1bbf
-_steps = dict(collector=(0, 1, 0), matcher=(1, 0, 0), tailor=(0, 0, 1), magpie=(0, 1, 1))
+_steps = dict(collector=(0, 1, 0), matcher=(1, 0, 0), tailor=(0, 0, 1),
+              magpie=(0, 1, 1))
 _taste_names = list(_steps)
-_habit_strength = (.75, .65, .5) # shape, colour, pattern: the nearer the root, the firmer the habit
+# shape, colour, pattern: the nearer the root, the firmer the habit
+_habit_strength = (.75, .65, .5)
 _return_rate = .5
 
 def _habit(delta:int, # steps along the circle of values
@@ -227,7 +253,8 @@ def _habit(delta:int, # steps along the circle of values
          )->np.ndarray: # v×v: from value to value, rows sum to 1
     "How one trait moves from purchase to purchase: `M` of the equation above"
     one = np.eye(len(q))
-    return sigma*np.roll(one, delta, axis=1) + (1 - sigma)*(_return_rate*one[home] + (1 - _return_rate)*q)
+    return sigma*np.roll(one, delta, axis=1) + (1 - sigma)*(_return_rate*one[home]
+                                                            + (1 - _return_rate)*q)
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #1ada81c9
 def _group_moves(groups:np.ndarray, # g×3: shape, colour, pattern of each group
@@ -296,12 +323,15 @@ def _shopping(truth:Truth,
              rng:np.random.Generator
             )->tuple[Tensor, Tensor]: # items of all users, user after user; offsets
     "Send every user of a `Truth` shopping, step by step"
-    start, moves = truth.start.numpy(), truth.moves.numpy().reshape(-1, truth.moves.shape[-1])
+    start, moves = (truth.start.numpy(),
+                    truth.moves.numpy().reshape(-1, truth.moves.shape[-1]))
     taste, m_g = truth.tastes.numpy(), truth.moves.shape[-1]
     lengths = 5 + np.minimum(rng.geometric(1/4, len(taste)) - 1, 25)
     path = [_draw_rows(start, taste, rng)]
-    for _ in range(1, lengths.max()): path.append(_draw_rows(moves, taste*m_g + path[-1], rng))
-    g = np.stack(path, 1)[np.arange(len(path)) < lengths[:, None]] # t: users one after another
+    for _ in range(1, lengths.max()):
+        path.append(_draw_rows(moves, taste*m_g + path[-1], rng))
+    # t: users one after another
+    g = np.stack(path, 1)[np.arange(len(path)) < lengths[:, None]]
     order = np.argsort(truth.group.numpy(), kind='stable') # items, group by group
     ladder = truth.weight.numpy()[order].cumsum() # rises by 1 within each group
     ends = np.bincount(truth.group.numpy()).cumsum()
@@ -317,9 +347,11 @@ def _first_domains(n:int) -> tuple:
 
 def _check_domains(names:list):
     if unknown := [d for d in names if d not in _shops]:
-        raise ValueError(f"no domain is called {unknown[0]!r}; choose among {', '.join(_shops)}.")
+        raise ValueError(
+            f"no domain is called {unknown[0]!r}; choose among {', '.join(_shops)}.")
     if twice := [d for d in names if names.count(d) > 1]:
-        raise ValueError(f"domain {twice[0]!r} was asked for twice; name each domain once.")
+        raise ValueError(
+            f"domain {twice[0]!r} was asked for twice; name each domain once.")
 
 def _open(name:str, n_items:int, n_users:int, seed:int) -> Dataset:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -327,7 +359,8 @@ def _open(name:str, n_items:int, n_users:int, seed:int) -> Dataset:
     text, titles = _describe(name, values, edition, rng)
     images = _Pictures(name, values, rng.normal(scale=6, size=n_items))
     ids = [f'{name}-{i:04}' for i in range(n_items)]
-    catalogue = Catalogue([ids[i] for i in canonical_order(ids)], text, images, name, titles)
+    catalogue = Catalogue([ids[i] for i in canonical_order(ids)], text, images, name,
+                          titles)
     truth = _write_truth(values, n_users, rng)
     users = [f'{name}-u{u:04}' for u in range(n_users)]
     dataset = Dataset(name, catalogue, Histories(users, *_shopping(truth, rng)))
@@ -335,14 +368,19 @@ def _open(name:str, n_items:int, n_users:int, seed:int) -> Dataset:
     return dataset
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #a3fa1c0f
-def toyshop(n_items:int=1000, # per domain; beyond 300 there are several editions of each item
+def toyshop(
+            # per domain; beyond 300 there are several editions of each item
+            n_items:int=1000,
             n_users:int=5000, # per domain; users of two domains are different people
-            domains:tuple|int=('tiles', 'badges', 'flags'), # names, or how many of the six
+            # names, or how many of the six
+            domains:tuple|int=('tiles', 'badges', 'flags'),
             seed:int=0 # everything follows from it
            )->list[Dataset]: # one per domain; `truth` set on each
-    "A shop for each domain: items with text and pictures, users, histories, the truth; ValueError for no item or user"
+    """A shop for each domain: items with text and pictures, users, histories, the
+    truth; ValueError for no item or user"""
     if isinstance(domains, str): domains = (domains,)
-    if isinstance(domains, int) or not len(domains): domains = _first_domains(domains or 0)
+    if isinstance(domains, int) or not len(domains):
+        domains = _first_domains(domains or 0)
     for name, n in dict(n_items=n_items, n_users=n_users).items():
         if n < 1: raise ValueError(f"{name} is {n}; expected at least 1 per domain.")
     _check_domains(list(domains))
@@ -354,16 +392,21 @@ def _padded(histories:Iterable, # b of 1-d rows
            )->Tensor: # b t+1: rows, -1 after the end
     "Histories as one rectangle"
     histories = [torch.as_tensor(h, dtype=torch.long) for h in histories]
-    if not histories: raise ValueError("no histories were given; expected at least one.")
+    if not histories:
+        raise ValueError("no histories were given; expected at least one.")
     taken = torch.cat(histories)
     if len(wrong := taken[(taken < 0) | (taken >= n)]):
-        raise ValueError(f"a history holds row {int(wrong[0])} but the shop has {n:,} items; "
+        raise ValueError(
+            f"a history holds row {int(wrong[0])} but the shop has {n:,} items; "
                          f"expected rows 0 to {n-1:,}.")
-    return F.pad(pad_sequence(histories, batch_first=True, padding_value=-1), (0, 1), value=-1)
+    return F.pad(pad_sequence(histories, batch_first=True, padding_value=-1), (0, 1),
+                 value=-1)
 
+# %% ../../nbs/01_data/01_toyshop.ipynb #869c0270
 @patch
 def posterior(self:Truth,
-              histories:Iterable # b histories: rows in time order, of any length, 0 included
+              # b histories: rows in time order, of any length, 0 included
+              histories:Iterable
              )->Tensor: # b m: chance of each taste, float64
     "What a history says about its owner's taste: Bayes' rule, for all users at once"
     rows = _padded(histories, len(self.group))
@@ -375,7 +418,8 @@ def posterior(self:Truth,
 # %% ../../nbs/01_data/01_toyshop.ipynb #e5bda724
 @patch
 def predictive(self:Truth,
-               histories:Iterable # b histories: rows in time order, of any length, 0 included
+               # b histories: rows in time order, of any length, 0 included
+               histories:Iterable
               )->Tensor: # b n: chance of each item to come next, float64
     "The exact distribution of the next item"
     histories = list(histories)
@@ -389,18 +433,21 @@ def predictive(self:Truth,
 # %% ../../nbs/01_data/01_toyshop.ipynb #5ef93ad4
 def _target_rank(p:Tensor, # b n: score of each item
                 targets:Tensor # b: rows
-               )->Tensor: # b: how many items stand before the target; the lower row wins a tie
+                # b: how many items stand before the target; the lower row wins a tie
+               )->Tensor:
     "Where each target stands in its user's ranking, from 0"
     own = p.gather(1, targets[:, None])
     earlier = torch.arange(p.shape[1]) < targets[:, None]
     return ((p > own) | ((p == own) & earlier)).sum(1)
 
+# %% ../../nbs/01_data/01_toyshop.ipynb #020b3ca4
 def _at_k(rank:Tensor, # b
          ks:Sequence=(5, 10)
         )->dict: # 'recall@5', 'ndcg@5', ...: means over users
     "Recall and NDCG at several k from the targets' ranks"
     gain = dict(recall=torch.ones(len(rank)), ndcg=1/(rank + 2.).log2())
-    return {f'{m}@{k}': (g*(rank < k)).double().mean().item() for k in ks for m, g in gain.items()}
+    return {f'{m}@{k}': (g*(rank < k)).double().mean().item() for k in ks
+            for m, g in gain.items()}
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #fe3b2b16
 @patch
@@ -409,21 +456,28 @@ def bayes_optimal(self:Truth,
                   targets:Tensor, # b: the row that came next
                   ks:Sequence=(5, 10)
                  )->dict: # 'recall@5', 'ndcg@5', ...: the limit, on these targets
-    "What the best possible ranking reaches on actual targets; ValueError unless there is one for each history"
+    """What the best possible ranking reaches on actual targets; ValueError unless there
+    is one for each history"""
     histories, targets = list(histories), torch.as_tensor(targets)
     if len(histories) != len(targets):
-        raise ValueError(f"{len(histories):,} histories came with {len(targets):,} targets; "
+        raise ValueError(
+            f"{len(histories):,} histories came with {len(targets):,} targets; "
                          f"give one target per history.")
     parts = range(0, len(targets), 1000)
-    rank = [_target_rank(self.predictive(histories[a:a+1000]), targets[a:a+1000]) for a in parts]
+    rank = [_target_rank(self.predictive(histories[a:a+1000]), targets[a:a+1000])
+            for a in parts]
     return _at_k(torch.cat(rank), ks)
 
+# %% ../../nbs/01_data/01_toyshop.ipynb #a3e69b2f
 @patch
 def expected_optimal(self:Truth,
                      histories:Iterable, # b histories: rows in time order
                      ks:Sequence=(5, 10)
                     )->dict: # 'recall@5', 'ndcg@5', ...
-    "What the best possible ranking reaches on average over all targets that might have come"
+    """What the best possible ranking reaches on average over all targets that might
+    have come"""
     top = self.predictive(histories).sort(-1, descending=True).values # b n
-    gain = dict(recall=torch.ones(top.shape[1]), ndcg=1/(torch.arange(top.shape[1]) + 2.).log2())
-    return {f'{m}@{k}': (top*g)[:, :k].sum(-1).mean().item() for k in ks for m, g in gain.items()}
+    gain = dict(recall=torch.ones(top.shape[1]),
+                ndcg=1/(torch.arange(top.shape[1]) + 2.).log2())
+    return {f'{m}@{k}': (top*g)[:, :k].sum(-1).mean().item() for k in ks
+            for m, g in gain.items()}

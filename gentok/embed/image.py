@@ -40,20 +40,25 @@ def _picture_at(images:Sequence, # of PIL pictures and None
     "The picture of a row; ValueError if it cannot be read or is something else"
     try:
         picture = images[row]
-        if isinstance(picture, Image.Image): picture.load()  # a torn file is noticed here
+        if isinstance(picture, Image.Image):
+            picture.load() # a torn file is noticed here
     except Exception as e: raise ValueError(
         f'The picture of row {row} cannot be read ({e}); mend the file, or use None '
         'where there is no picture.') from None
     if picture is None or isinstance(picture, Image.Image): return picture
-    raise ValueError(f'The picture of row {row} is a {type(picture).__name__}, expected a PIL '
+    raise ValueError(
+        f'The picture of row {row} is a {type(picture).__name__}, expected a PIL '
                      'picture or None; open it with PIL.Image.open.')
 
+# %% ../../nbs/02_embed/03_image.ipynb #309d858e
 def _picture_batches(images:Sequence, # n
                     size:int # pictures at a time
-                   )->Iterator[tuple[Tensor, list]]: # rows that have a picture, and the pictures
+                    # rows that have a picture, and the pictures
+                   )->Iterator[tuple[Tensor, list]]:
     "The pictures that are there, a batch at a time, with a progress bar on a terminal"
     for i in tqdm(range(0, len(images), size), 'embed', disable=None):
-        batch = {row: _picture_at(images, row) for row in range(i, min(i+size, len(images)))}
+        batch = {row: _picture_at(images, row)
+                 for row in range(i, min(i+size, len(images)))}
         there = [row for row, picture in batch.items() if picture is not None]
         if there: yield torch.tensor(there), [batch[row] for row in there]
 
@@ -64,26 +69,31 @@ class PixelPca:
                  dim:int, # directions wanted
                  size:int=32, # s: pixels of a side
                  seed:int=0): # of the sample
-        self.wanted, self.size, self.seed, self.mean, self.directions = dim, size, seed, None, None
+        self.wanted, self.size, self.seed, self.mean, self.directions = (dim, size,
+                                                                         seed, None, None)
     def read(self, pictures:list)->Tensor: # b p
         "The pixels of a few pictures, p = 3s² numbers each"
         return torch.from_numpy(np.stack([_pixels(p, self.size) for p in pictures]))
-    def fit(self, images:Sequence, sample:int=10_000)->'PixelPca': # n pictures or None; how many are read
+    def fit(self, images:Sequence, sample:int=10_000
+           )->'PixelPca': # n pictures or None; how many are read
         "Learn the mean picture and the directions V; ValueError if there is no picture"
         rows = range(len(images))
         if len(images) > sample:
             rng = np.random.default_rng(self.seed)
             rows = np.sort(rng.permutation(len(images))[:sample]).tolist()
         there = [p for p in (_picture_at(images, row) for row in rows) if p is not None]
-        if not there: raise ValueError(f'There is no picture among {len(rows):,} items; '
-                                       'embed their texts with TextEncoder instead.')
+        if not there:
+            raise ValueError(f'There is no picture among {len(rows):,} items; '
+                             'embed their texts with TextEncoder instead.')
         x = self.read(there).numpy()
         pca = PCA(min(self.wanted, *x.shape), random_state=self.seed)
-        with np.errstate(invalid='ignore', divide='ignore'): pca.fit(x)  # of equal pictures
+        with np.errstate(invalid='ignore', divide='ignore'):
+            pca.fit(x) # of equal pictures
         s = pca.singular_values_
         rank = max(1, int((s > 1e-4*max(s.max(), 1e-4)).sum()))
         self.mean = torch.from_numpy(pca.mean_.astype(np.float32))
-        self.directions = torch.from_numpy(pca.components_[:rank].T.astype(np.float32)).contiguous()
+        self.directions = torch.from_numpy(
+            pca.components_[:rank].T.astype(np.float32)).contiguous()
         return self
     def batch(self, pictures:list)->Tensor: # b d
         "The vectors of a few pictures, z = (x - mean) V"
@@ -109,22 +119,28 @@ class _ClipVision:
                  device:str='cpu'):
         hf, folder = _need_transformers(), _model_folder(name)
         try: family = hf.AutoConfig.from_pretrained(folder).model_type
-        except Exception as e: family = f'without a readable config.json ({type(e).__name__})'
+        except Exception as e:
+            family = f'without a readable config.json ({type(e).__name__})'
         if family not in ('clip', 'clip_vision_model'): raise ValueError(
-            f"{folder} is a model {family!r}, expected 'clip'; give a CLIP's folder, or 'pca'.")
+            f"{folder} is a model {family!r}, expected 'clip'; give a CLIP's folder, "
+            "or 'pca'.")
         if not (folder/'preprocessor_config.json').is_file(): raise ValueError(
-            f'{folder} has no preprocessor_config.json; save the image processor beside the model.')
+            f'{folder} has no preprocessor_config.json; save the image processor '
+            'beside the model.')
         config = hf.AutoConfig.from_pretrained(folder)
         if family == 'clip':
             config.vision_config.projection_dim = config.projection_dim
             config = config.vision_config
-        self.process, self.device = hf.CLIPImageProcessorPil.from_pretrained(folder), device
-        self.model = _load_whole(hf.CLIPVisionModelWithProjection, folder, config).to(device)
+        self.process, self.device = (hf.CLIPImageProcessorPil.from_pretrained(folder),
+                                     device)
+        self.model = _load_whole(hf.CLIPVisionModelWithProjection, folder,
+                                 config).to(device)
         self.dim = config.projection_dim
     @torch.no_grad()
     def batch(self, pictures:list)->Tensor: # b d
         "The vectors of a few pictures"
-        x = self.process([p.convert('RGB') for p in pictures], return_tensors='pt')['pixel_values']
+        x = self.process([p.convert('RGB') for p in pictures],
+                         return_tensors='pt')['pixel_values']
         return self.model(pixel_values=x.to(self.device)).image_embeds.float().cpu()
     def __repr__(self)->str: return f'd={self.dim}, CLIP'
 
@@ -132,23 +148,27 @@ class _ClipVision:
 def _small_clip(folder:str|Path, # where it is saved
                seed:int=0
               )->str: # the folder
-    "Save a tiny CLIP vision model with random weights, d = 16, for pictures of 32 × 32 pixels"
+    """Save a tiny CLIP vision model with random weights, d = 16, for pictures of 32 ×
+    32 pixels"""
     from safetensors.torch import save_model
     hf = _need_transformers()
-    config = hf.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    config = hf.CLIPVisionConfig(hidden_size=32, intermediate_size=64,
+                                 num_hidden_layers=2,
         num_attention_heads=4, image_size=32, patch_size=8, projection_dim=16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = hf.CLIPVisionModelWithProjection(config)
     hf.CLIPImageProcessorPil(size=dict(shortest_edge=32),
-                             crop_size=dict(height=32, width=32)).save_pretrained(folder)
+                             crop_size=dict(height=32,
+                                            width=32)).save_pretrained(folder)
     config.save_pretrained(folder)
     save_model(model, str(Path(folder)/'model.safetensors'), {'format': 'pt'})
     return str(folder)
 
 # %% ../../nbs/02_embed/03_image.ipynb #4744e587
 class ImageEncoder:
-    "Pictures to vectors: 'pca' of pixels, or the image half of CLIP (Radford et al. 2021); ValueError for a wrong dim"
+    """Pictures to vectors: 'pca' of pixels, or the image half of CLIP (Radford et al.
+    2021); ValueError for a wrong dim"""
     def __init__(self,
                  name:str|Path='pca', # 'pca', a folder, or a name on the hub
                  dim:int|None=None, # 128 for 'pca'; a CLIP has a width of its own
@@ -160,12 +180,14 @@ class ImageEncoder:
         if dim is not None and dim < 1: raise ValueError(
             f'dim is {dim}, expected at least 1; 128 is usual.')
         self.name, self.normalise, self.batch_size = str(name), normalise, batch_size
-        self.source = Path(name).name if Path(name).is_dir() else self.name  # marks the tables
+        # marks the tables
+        self.source = Path(name).name if Path(name).is_dir() else self.name
         builtin = self.name == 'pca'
-        self.model = PixelPca(dim or 128, size, seed) if builtin else _ClipVision(name, device)
+        self.model = (PixelPca(dim or 128, size, seed) if builtin
+                      else _ClipVision(name, device))
         if not builtin and dim not in (None, self.dim): raise ValueError(
-            f'{self.source} gives {self.dim} numbers and dim={dim} was asked; leave dim out, '
-            'and shorten the table with Whitening(dim).')
+            f'{self.source} gives {self.dim} numbers and dim={dim} was asked; leave '
+            'dim out, and shorten the table with Whitening(dim).')
     fitted = property(lambda self: getattr(self.model, 'directions', True) is not None,
                       doc='Is there something to encode with?')
     dim = property(lambda self: self.model.dim, doc='d: numbers per vector')
@@ -180,14 +202,17 @@ def fit(self:ImageEncoder,
     if isinstance(self.model, PixelPca): self.model.fit(images)
     return self
 
+# %% ../../nbs/02_embed/03_image.ipynb #1f22d8ce
 @patch
 def encode(self:ImageEncoder,
            images:Sequence # n: PIL pictures, None where there is none
           )->Tensor: # n d: float32
-    "One vector per item; items without a picture get the mean, and a warning counts them; ValueError before fitting"
+    """One vector per item; items without a picture get the mean, and a warning counts
+    them; ValueError before fitting"""
     if not self.fitted: raise ValueError(
         f'{self} knows no pictures; call .fit(images) before .encode.')
-    z, there = torch.zeros(len(images), self.dim), torch.zeros(len(images), dtype=torch.bool)
+    z, there = torch.zeros(len(images), self.dim), torch.zeros(len(images),
+                                                               dtype=torch.bool)
     for rows, pictures in _picture_batches(images, self.batch_size):
         z[rows], there[rows] = self.model.batch(pictures), True
     if isinstance(self.model, _ClipVision) and there.any(): z[~there] = z[there].mean(0)
@@ -201,7 +226,8 @@ def encode(self:ImageEncoder,
 def embed(self:ImageEncoder,
           catalogue:Catalogue # n items, with pictures
          )->EmbeddingTable: # n d
-    "The catalogue's pictures as a table; fits on them first if nothing was fitted; ValueError if it has none"
+    """The catalogue's pictures as a table; fits on them first if nothing was fitted;
+    ValueError if it has none"""
     if catalogue.images is None: raise ValueError(
         f'{catalogue} has no pictures to embed; use TextEncoder on its texts.')
     if not self.fitted: self.fit(catalogue.images)
@@ -213,13 +239,15 @@ def save(self:ImageEncoder,
          folder:str|Path # made if missing
         ):
     "Write what `load` needs; ValueError if nothing was fitted"
-    if not self.fitted: raise ValueError(f'{self} has nothing to save; call .fit(images) first.')
+    if not self.fitted:
+        raise ValueError(f'{self} has nothing to save; call .fit(images) first.')
     config, pca = dict(kind='ImageEncoder', name=self.name, normalise=self.normalise,
                        batch_size=self.batch_size), self.model
     if not isinstance(pca, PixelPca): return write_folder(folder, config)
     write_folder(folder, dict(config, dim=pca.wanted, size=pca.size, seed=pca.seed),
                  dict(mean=pca.mean, directions=pca.directions))
 
+# %% ../../nbs/02_embed/03_image.ipynb #7132c8fb
 @patch(cls_method=True)
 def load(cls:ImageEncoder,
          folder:str|Path, # written by `save`
@@ -234,6 +262,7 @@ def load(cls:ImageEncoder,
     found = [len(tensors.get(k, [])) for k in ('mean', 'directions')]
     p = 3*self.model.size**2
     if found != [p, p]: raise ValueError(
-        f'{folder} has {found} rows of mean and directions, expected {p} of each; save it again.')
+        f'{folder} has {found} rows of mean and directions, expected {p} of each; save '
+        'it again.')
     self.model.mean, self.model.directions = tensors['mean'], tensors['directions']
     return self

@@ -30,33 +30,46 @@ class ItemImages(Sequence):
 
 # %% ../../nbs/02_embed/09_items.ipynb #303fc35f
 class ItemTable(EmbeddingTable):
-    "An embedding table whose rows also have a text and, perhaps, a picture; ValueError if their numbers differ"
+    """An embedding table whose rows also have a text and, perhaps, a picture;
+    ValueError if their numbers differ"""
     def __init__(self,
                  table:EmbeddingTable, # n d
                  text:Sequence[str], # n
-                 images:Sequence|None=None # n: pictures or None; None for a catalogue without pictures
+                 # n: pictures or None; None for a catalogue without pictures
+                 images:Sequence|None=None
                 ):
         super().__init__(table._ids, table.matrix, table.source)
-        text, images = list(text), ItemImages([(None, 0)]*len(table)) if images is None else images
+        text, images = (list(text),
+                        ItemImages([(None, 0)]*len(table)) if images is None
+                        else images)
         if not len(text) == len(images) == len(table): raise ValueError(
-            f'there are {len(text):,} texts and {len(images):,} pictures for {len(table):,} items; give one of each, or no pictures at all.')
+            f'there are {len(text):,} texts and {len(images):,} pictures for '
+            f'{len(table):,} items; give one of each, or no pictures at all.')
         self.text = text
-        self.images = images if isinstance(images, ItemImages) else ItemImages([(images, r) for r in range(len(text))])
-    def __getitem__(self, index:slice|int|Sequence|Tensor)->'ItemTable': # k: rows, or n: bool
+        self.images = (images if isinstance(images, ItemImages)
+                       else ItemImages([(images, r) for r in range(len(text))]))
+    def __getitem__(self, index:slice|int|Sequence|Tensor
+                   )->'ItemTable': # k: rows, or n: bool
         rows = _row_positions(index, len(self)).tolist()
-        return ItemTable(super().__getitem__(rows), [self.text[r] for r in rows], self.images.pick(rows))
+        return ItemTable(super().__getitem__(rows), [self.text[r] for r in rows],
+                         self.images.pick(rows))
     def __repr__(self)->str:
         seen = sum(images is not None for images, _ in self.images.places)
-        return f'ItemTable({len(self):,} items, d={self.dim}, {self.source!r}, texts, {seen:,} with pictures)'
+        return (f'ItemTable({len(self):,} items, d={self.dim}, {self.source!r}, texts, '
+                f'{seen:,} with pictures)')
 
 # %% ../../nbs/02_embed/09_items.ipynb #f5795655
-def _items_of(catalogue:Catalogue, table:EmbeddingTable # with a vector for each of its items
+def _items_of(catalogue:Catalogue,
+              table:EmbeddingTable # with a vector for each of its items
             )->ItemTable: # in the catalogue's order
-    "A catalogue's items with vectors, words and pictures; KeyError for an item without a vector"
+    """A catalogue's items with vectors, words and pictures; KeyError for an item
+    without a vector"""
     return ItemTable(table.for_ids(catalogue.ids), catalogue.text, catalogue.images)
 
 # %% ../../nbs/02_embed/09_items.ipynb #6e80d84d
-def _concat_domain_items(tables:dict[str, ItemTable] # name of a domain -> its items; same width
+def _concat_domain_items(
+                         # name of a domain -> its items; same width
+                         tables:dict[str, ItemTable]
                   )->ItemTable: # ids 'domain/id'
     "The items of several domains below each other, words and pictures included"
     text = [text for table in tables.values() for text in table.text]

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (Tokenizer, decoders, models, normalizers, pre_tokenizers,
+    trainers)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -33,23 +34,32 @@ class _Words:
         self.tokenizer.no_padding(), self.tokenizer.no_truncation()
         known = self.tokenizer.get_vocab()
         if lost := [t for t in (pad, mask) if t not in known]: raise ValueError(
-            f'The tokenizer has no token {lost[0]!r}; add it as a special token, or name the one it has.')
-        self.names, self.pad, self.mask, self.size = (pad, mask), known[pad], known[mask], 1 + max(known.values())
+            f'The tokenizer has no token {lost[0]!r}; add it as a special token, or '
+            'name the one it has.')
+        self.names, self.pad, self.mask, self.size = ((pad, mask), known[pad],
+                                                      known[mask],
+                                                      1 + max(known.values()))
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = tuple(sorted(i for i, token in added.items() if token.special))
-        literals = sorted((added[i].content for i in self.special), key=len, reverse=True)
+        literals = sorted((added[i].content for i in self.special), key=len,
+                          reverse=True)
         self.literals = re.compile('|'.join(map(re.escape, literals)))
-    def __repr__(self)->str: return f'Words({self.size:,} tokens, {len(self.special)} of them special)'
+    def __repr__(self)->str:
+        return f'Words({self.size:,} tokens, {len(self.special)} of them special)'
     def to_config(self)->dict: # plain JSON, for `_read_words`
         "The vocabulary and the names of its two tokens"
-        return dict(zip(('pad', 'mask'), self.names), tokenizer=json.loads(self.tokenizer.to_str()))
-    def encode(self, texts:Sequence[str], most:int|None=None)->Tensor: # b t: long, padded on the right
+        return dict(zip(('pad', 'mask'), self.names),
+                    tokenizer=json.loads(self.tokenizer.to_str()))
+    def encode(self, texts:Sequence[str], most:int|None=None
+              )->Tensor: # b t: long, padded on the right
         "The tokens of each text as one rectangle of at least one column"
         rows = [torch.tensor(row or [self.pad]) for row in self.ids(texts, most)]
-        return pad_sequence(rows, batch_first=True, padding_value=self.pad) if rows else torch.zeros(0, 1).long()
+        return (pad_sequence(rows, batch_first=True, padding_value=self.pad) if rows
+                else torch.zeros(0, 1).long())
     def decode(self, tokens:Tensor)->list[str]: # b t
         "The texts, special tokens left out"
-        return [t.strip() for t in self.tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=True)]
+        return [t.strip() for t in self.tokenizer.decode_batch(
+            tokens.tolist(), skip_special_tokens=True)]
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #8fa92e7b
 @patch(cls_method=True)
@@ -57,11 +67,15 @@ def learn(cls:_Words, texts:Sequence[str], # whose words it is to know
           size:int=2000 # tokens in all, special ones and the 256 bytes included
          )->_Words:
     "A byte-pair vocabulary in lower case, learnt from texts"
-    if size < 258: raise ValueError(f'size is {size}; the bytes and two special tokens need at least 258.')
-    bpe, bytewise = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if size < 258:
+        raise ValueError(
+            f'size is {size}; the bytes and two special tokens need at least 258.')
+    bpe, bytewise = (Tokenizer(models.BPE()),
+                     pre_tokenizers.ByteLevel(add_prefix_space=True))
     bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     bpe.pre_tokenizer, bpe.decoder = bytewise, decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, show_progress=False,
+    bpe.train_from_iterator(texts,
+                            trainers.BpeTrainer(vocab_size=size, show_progress=False,
         special_tokens=['[PAD]', '[MASK]'], initial_alphabet=bytewise.alphabet()))
     return cls(bpe)
 
@@ -79,12 +93,14 @@ def ids(self:_Words,
         most:int|None=None # tokens per text; longer ones are cut
        )->list[list[int]]: # of any length
     "The tokens of each text"
-    found = self.tokenizer.encode_batch([self.clean(t) for t in texts], add_special_tokens=False)
+    found = self.tokenizer.encode_batch([self.clean(t) for t in texts],
+                                        add_special_tokens=False)
     return [f.ids[:most] for f in found]
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #f40cdaf8
 class ItemEncoder(nn.Module):
-    "Texts and pictures to L vectors per item (UTGRec, section 2.2.1); NotImplementedError for what a subclass lacks"
+    """Texts and pictures to L vectors per item (UTGRec, section 2.2.1);
+    NotImplementedError for what a subclass lacks"""
     kinds = {}  # name -> class
     width:int # d
     L:int # code tokens
@@ -97,14 +113,18 @@ class ItemEncoder(nn.Module):
     def prepare(self, texts:Sequence[str], images:Sequence|None=None, # b, b
                 vectors:Tensor|None=None # b v: known of each item
                )->dict[str, Tensor]: # name -> b ...: a row for each item
-        "All that `forward` needs of some items, made on the CPU; ValueError if the columns do not fit"
-        raise NotImplementedError(f'{type(self).__name__} lacks prepare; choose one of {sorted(self.kinds)}.')
+        """All that `forward` needs of some items, made on the CPU; ValueError if the
+        columns do not fit"""
+        raise NotImplementedError(
+            f'{type(self).__name__} lacks prepare; choose one of {sorted(self.kinds)}.')
     def forward(self, **prepared:Tensor)->Tensor: # b l d
         "Hidden states at the code tokens"
-        raise NotImplementedError(f'{type(self).__name__} lacks forward; choose one of {sorted(self.kinds)}.')
+        raise NotImplementedError(
+            f'{type(self).__name__} lacks forward; choose one of {sorted(self.kinds)}.')
     def to_config(self)->dict: # plain JSON
         "What `from_config(config, base)` needs to build this encoder again"
-        raise NotImplementedError(f'{type(self).__name__} lacks to_config, so it cannot be saved.')
+        raise NotImplementedError(
+            f'{type(self).__name__} lacks to_config, so it cannot be saved.')
     def weights(self)->dict[str, Tensor]: # name -> weight
         "Everything that training may change, by name"
         return self.state_dict(keep_vars=True)
@@ -115,13 +135,19 @@ def _columns(texts:Sequence[str], # b
             images:Sequence|None=None # b: PIL pictures and None
            )->tuple[list, list]: # b texts, b pictures
     "Texts and pictures of the same items; ValueError if they do not fit together"
-    if isinstance(texts, str): raise ValueError('texts is one text; give a list with one text per item.')
+    if isinstance(texts, str):
+        raise ValueError('texts is one text; give a list with one text per item.')
     odd = [t for t in texts if not isinstance(t, str)]
-    if odd: raise ValueError(f"a text is {odd[0]!r}; give a string for each item, '' where there is none.")
+    if odd:
+        raise ValueError(f"a text is {odd[0]!r}; give a string for each item, '' where "
+                         "there is none.")
     if images is not None and len(images) != len(texts): raise ValueError(
-        f'{len(texts)} texts came with {len(images)} pictures; give one per text, None where there is none.')
+        f'{len(texts)} texts came with {len(images)} pictures; give one per text, None '
+        'where there is none.')
     rows = range(len(texts))
-    return list(texts), [None]*len(texts) if images is None else [_picture_at(images, row) for row in rows]
+    return (list(texts),
+            [None]*len(texts) if images is None
+            else [_picture_at(images, row) for row in rows])
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #4abfddc7
 def _picture_patches(picture:Image.Image, # of any size and mode
@@ -142,8 +168,11 @@ class _Block(nn.Module):
         super().__init__()
         self.heads, self.p, self.drop = heads, dropout, nn.Dropout(dropout)
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.both, self.out = nn.Linear(width, width), nn.Linear(width, 2*width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4*width), nn.GELU(), nn.Linear(4*width, width))
+        self.query, self.both, self.out = (nn.Linear(width, width),
+                                           nn.Linear(width, 2*width),
+                                           nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4*width), nn.GELU(),
+                                 nn.Linear(4*width, width))
 
     def forward(self, x:Tensor, # b s d
                 seen:Tensor, # b 1 t s: True where a position may look
@@ -151,8 +180,11 @@ class _Block(nn.Module):
                )->Tensor: # b t d
         y, asked = self.before(x), slice(-(last or x.shape[1]), None)
         split = [self.query(y[:, asked]), *self.both(y).chunk(2, -1)]
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in split)  # b h s d/h
-        mixed = F.scaled_dot_product_attention(q, k, v, seen, self.p if self.training else 0.)
+        # b h s d/h
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for part in split)
+        mixed = F.scaled_dot_product_attention(q, k, v, seen,
+                                               self.p if self.training else 0.)
         x = x[:, asked] + self.drop(self.out(mixed.transpose(1, 2).flatten(2)))
         return x + self.drop(self.mlp(self.between(x)))
 
@@ -167,7 +199,8 @@ def _code_order(n:int, # patches, words and vectors
 # %% ../../nbs/02_embed/06_multimodal.ipynb #9004a52d
 @dataclass(frozen=True)
 class LightConfig:
-    "Sizes of a light encoder; ValueError for those that do not divide, or are too small"
+    """Sizes of a light encoder; ValueError for those that do not divide, or are too
+    small"""
     width:int=128 # d
     heads:int=4
     text_layers:int=1 # of the words' own tower
@@ -182,14 +215,19 @@ class LightConfig:
     def __post_init__(self):
         for whole, part in (('width', 'heads'), ('size', 'patch')):
             a, b = getattr(self, whole), getattr(self, part)
-            if b < 1 or a < 1 or a % b: raise ValueError(f'{whole} is {a}, expected a multiple of {part} ({b}).')
+            if b < 1 or a < 1 or a % b:
+                raise ValueError(
+                    f'{whole} is {a}, expected a multiple of {part} ({b}).')
         for name in ('joint_layers', 'max_tokens'):
-            if getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)}, expected at least 1.')
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f'{name} is {getattr(self, name)}, expected at least 1.')
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #cede9bd4
 def _blocks(n:int, config:LightConfig)->nn.ModuleList:
     "A stack of n layers"
-    return nn.ModuleList(_Block(config.width, config.heads, config.dropout) for _ in range(n))
+    return nn.ModuleList(_Block(config.width, config.heads, config.dropout)
+                         for _ in range(n))
 
 def _small_rows(n:int, config:LightConfig)->nn.Parameter: # n d
     "Learnt vectors, small at first"
@@ -201,30 +239,36 @@ class _TextTower(nn.Module):
     def __init__(self, words:_Words, config:LightConfig):
         super().__init__()
         self.pad, self.embed = words.pad, nn.Embedding(words.size, config.width)
-        self.place, self.blocks = _small_rows(config.max_tokens, config), _blocks(config.text_layers, config)
+        self.place, self.blocks = (_small_rows(config.max_tokens, config),
+                                   _blocks(config.text_layers, config))
         nn.init.normal_(self.embed.weight, 0., .02)
 
     def forward(self, tokens:Tensor # b t: long
                )->tuple[Tensor, Tensor]: # b t d; b t: True where there is a word
         tokens = tokens[:, :max(1, int((tokens != self.pad).sum(1).max()))]
-        there, alone = tokens != self.pad, torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        there, alone = tokens != self.pad, torch.eye(tokens.shape[1], dtype=torch.bool,
+                                                     device=tokens.device)
         x = self.embed(tokens) + self.place[:tokens.shape[1]]
         for block in self.blocks: x = block(x, there[:, None, None] | alone)
         return x, there
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #55289940
 class _PictureTower(nn.Module):
-    "Patches in their places, each seeing the others; a marker where there is no picture"
+    """Patches in their places, each seeing the others; a marker where there is no
+    picture"""
     def __init__(self, config:LightConfig):
         super().__init__()
         self.from_patch = nn.Linear(3*config.patch**2, config.width)
-        self.place, self.marker = _small_rows((config.size//config.patch)**2, config), _small_rows(1, config)
+        self.place, self.marker = (_small_rows((config.size//config.patch)**2, config),
+                                   _small_rows(1, config))
         self.blocks = _blocks(config.image_layers, config)
 
     def forward(self, patches:Tensor, # b p c: bytes
                 pictured:Tensor # b: True where there is a picture
-               )->tuple[Tensor, Tensor]: # b p d; b p: True where there is a patch or the marker
-        marker, first = self.marker.expand(len(pictured), 1, -1), torch.ones_like(pictured)[:, None]
+                # b p d; b p: True where there is a patch or the marker
+               )->tuple[Tensor, Tensor]:
+        marker, first = (self.marker.expand(len(pictured), 1, -1),
+                         torch.ones_like(pictured)[:, None])
         if not pictured.any(): return marker, first
         x = self.from_patch(patches.to(marker.dtype)/127.5 - 1) + self.place
         for block in self.blocks: x = block(x, torch.ones_like(first)[:, None, None])
@@ -235,16 +279,21 @@ class _PictureTower(nn.Module):
 def _like_lengths(lengths:Tensor, # b: long
                  longest:int, # places that each row has now
                  size:int=16 # rows in a group
-                )->list[tuple[Tensor, int]]: # rows, and the places they need; each row once
-    "Rows in groups of like length, the longest first; one group of all, if that saves less than a quarter"
+                 # rows, and the places they need; each row once
+                )->list[tuple[Tensor, int]]:
+    """Rows in groups of like length, the longest first; one group of all, if that saves
+    less than a quarter"""
     rows = lengths.argsort(descending=True, stable=True)
-    groups = list(zip(rows.split(size), [max(1, n) for n in lengths[rows][::size].tolist()]))
+    groups = list(zip(rows.split(size),
+                      [max(1, n) for n in lengths[rows][::size].tolist()]))
     places = sum(len(group)*n for group, n in groups)
-    return groups if places < .75*len(lengths)*longest else [(torch.arange(len(lengths), device=rows.device), longest)]
+    return (groups if places < .75*len(lengths)*longest
+            else [(torch.arange(len(lengths), device=rows.device), longest)])
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #d62d9d17
 class LightEncoder(ItemEncoder):
-    "A small transformer over patches, words and code tokens, to be trained from scratch"
+    """A small transformer over patches, words and code tokens, to be trained from
+    scratch"""
     def __init__(self,
                  words:_Words, # its vocabulary
                  L:int=3, # code tokens
@@ -256,15 +305,18 @@ class LightEncoder(ItemEncoder):
             torch.manual_seed(seed)
             self.text, self.picture = _TextTower(words, config), _PictureTower(config)
             self.joint = _blocks(config.joint_layers, config)
-            self.from_vector = nn.Linear(config.vector, config.width) if config.vector else None
+            self.from_vector = (nn.Linear(config.vector, config.width) if config.vector
+                                else None)
             self.codes, self.norm = _small_rows(L, config), nn.LayerNorm(config.width)
             self.output = None if config.tied else _small_rows(words.size, config)
 
     embedding = property(lambda self: self.text.embed.weight) # v d
-    head = property(lambda self: self.embedding if self.output is None else self.output) # v d
+    # v d
+    head = property(lambda self: self.embedding if self.output is None else self.output)
 
     def forward(self, tokens:Tensor, # b t: long
-                patches:Tensor, pictured:Tensor, # b p c: bytes; b: True where there is a picture
+                patches:Tensor,
+                pictured:Tensor, # b p c: bytes; b: True where there is a picture
                 vectors:Tensor|None=None # b v: known of each item
                )->Tensor: # b l d
         "Hidden states at the code tokens, texts of like length together"
@@ -274,15 +326,20 @@ class LightEncoder(ItemEncoder):
         found = [self.together(*(part[rows] for part in parts)) for rows, _ in groups]
         return torch.cat(found)[torch.cat([rows for rows, _ in groups]).argsort()]
 
-    def together(self, tokens:Tensor, patches:Tensor, pictured:Tensor, vectors:Tensor|None=None # as in `forward`
+    def together(self, tokens:Tensor, patches:Tensor, pictured:Tensor,
+                 vectors:Tensor|None=None # as in `forward`
                 )->Tensor: # b l d
         "The states of rows that all get as many places as the longest"
         sure = torch.ones_like(pictured)[:, None]  # b 1
-        known = [] if vectors is None else [(self.from_vector(F.rms_norm(vectors, vectors.shape[-1:]))[:, None], sure)]
+        known = ([] if vectors is None
+                 else [
+            (self.from_vector(F.rms_norm(vectors, vectors.shape[-1:]))[:, None], sure)])
         parts = [self.picture(patches, pictured), *known, self.text(tokens),
                  (self.codes.expand(len(tokens), -1, -1), sure.expand(-1, self.L))]
         x, there = (torch.cat(part, 1) for part in zip(*parts))  # b s d, b s
-        seen = there[:, None, None] & _code_order(x.shape[1] - self.L, self.L).to(x.device)  # b 1 s s
+        # b 1 s s
+        seen = there[:, None, None] & _code_order(x.shape[1] - self.L,
+                                                  self.L).to(x.device)
         for block in self.joint[:-1]: x = block(x, seen)
         return self.norm(self.joint[-1](x, seen[:, :, -self.L:], self.L))
 
@@ -292,18 +349,26 @@ def prepare(self:LightEncoder,
             texts:Sequence[str], # b
             images:Sequence|None=None, # b: PIL pictures and None
             vectors:Tensor|None=None # b v: if `config.vector` is v
-           )->dict[str, Tensor]: # every tensor has a row per item, so rows may be taken later
-    "Tokens, patches, who has a picture, and the known vectors; ValueError for vectors of another shape"
+            # every tensor has a row per item, so rows may be taken later
+           )->dict[str, Tensor]:
+    """Tokens, patches, who has a picture, and the known vectors; ValueError for vectors
+    of another shape"""
     texts, pictures = _columns(texts, images)
     pictured = torch.tensor([p is not None for p in pictures], dtype=torch.bool)
     size, side = self.config.size, self.config.patch
-    patches = torch.zeros(len(texts), (size//side)**2 if pictured.any() else 0, 3*side**2, dtype=torch.uint8)
-    for row in pictured.nonzero()[:, 0].tolist(): patches[row] = _picture_patches(pictures[row], size, side)
-    prepared = dict(tokens=self.words.encode(texts, self.config.max_tokens), patches=patches, pictured=pictured)
-    found, wanted = (None if vectors is None else tuple(vectors.shape)), self.config.vector
+    patches = torch.zeros(len(texts), (size//side)**2 if pictured.any() else 0,
+                          3*side**2, dtype=torch.uint8)
+    for row in pictured.nonzero()[:, 0].tolist():
+        patches[row] = _picture_patches(pictures[row], size, side)
+    prepared = dict(tokens=self.words.encode(texts, self.config.max_tokens),
+                    patches=patches, pictured=pictured)
+    found, wanted = ((None if vectors is None else tuple(vectors.shape)),
+                     self.config.vector)
     if found != ((len(texts), wanted) if wanted else None): raise ValueError(
-        f'{len(texts)} texts came with {f"vectors {found}" if found else "no vectors"}; this encoder takes '
-        f'{wanted or "no"} numbers per item: set LightConfig(vector=...) to what you give.')
+        f'{len(texts)} texts came with '
+        f'{f"vectors {found}" if found else "no vectors"}; this encoder takes '
+        f'{wanted or "no"} numbers per item: set LightConfig(vector=...) to what you '
+        'give.')
     return {**prepared, 'vectors': vectors.float()} if wanted else prepared
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #0ea998b1
@@ -311,7 +376,8 @@ def prepare(self:LightEncoder,
 @torch.no_grad()
 def encode(self:ItemEncoder,
            texts:Sequence[str], # n
-           images:Sequence|None=None, # n: PIL pictures and None, opened a batch at a time
+           # n: PIL pictures and None, opened a batch at a time
+           images:Sequence|None=None,
            vectors:Tensor|None=None, # n v: if the encoder takes them
            batch_size:int=64 # items at a time
           )->Tensor: # n l d: float32, on the CPU
@@ -320,9 +386,12 @@ def encode(self:ItemEncoder,
     self.eval()
     try:
         for rows in tqdm(_batches_by_length(texts, batch_size), 'encode', disable=None):
-            pictures = None if images is None else [_picture_at(images, row) for row in rows]
-            prepared = self.prepare([texts[r] for r in rows], pictures, None if vectors is None else vectors[rows])
-            h[rows] = self(**{k: v.to(self.device) for k, v in prepared.items()}).float().cpu()
+            pictures = None if images is None else [_picture_at(images, row)
+                                                    for row in rows]
+            prepared = self.prepare([texts[r] for r in rows], pictures,
+                                    None if vectors is None else vectors[rows])
+            h[rows] = self(**{k: v.to(self.device)
+                              for k, v in prepared.items()}).float().cpu()
     finally: self.train(training)
     return h
 
@@ -334,17 +403,20 @@ def _projection(d:int, # width of the states
               )->nn.Sequential: # ... d -> ... d_c
     "The way from hidden states to code space (UTGRec, section 2.2.2)"
     generator = torch.Generator().manual_seed(seed)
-    layers = [nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((d, d//2), (d//2, d_c))]
+    layers = [nn.utils.skip_init(nn.Linear, *sizes)
+              for sizes in ((d, d//2), (d//2, d_c))]
     for layer in layers:
         nn.init.normal_(layer.weight, 0., .02, generator)
         nn.init.zeros_(layer.bias)
-    return nn.Sequential(nn.Dropout(dropout), layers[0], nn.SiLU(), nn.Dropout(dropout), layers[1])
+    return nn.Sequential(nn.Dropout(dropout), layers[0], nn.SiLU(), nn.Dropout(dropout),
+                         layers[1])
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #be1f5450
 def _read_words(config:dict # made by `Words.to_config`
               )->_Words:
     "The same vocabulary again"
-    return _Words(Tokenizer.from_str(json.dumps(config['tokenizer'])), config['pad'], config['mask'])
+    return _Words(Tokenizer.from_str(json.dumps(config['tokenizer'])), config['pad'],
+                  config['mask'])
 
 @patch
 def to_config(self:LightEncoder)->dict: # plain JSON
@@ -358,14 +430,16 @@ def from_config(cls:LightEncoder,
                 base:str|Path|None=None # for encoders that stand on a checkpoint
                )->LightEncoder:
     "A fresh encoder of the sizes in `config`"
-    return cls(_read_words(config['words']), config['L'], LightConfig(**config['sizes']))
+    return cls(_read_words(config['words']), config['L'],
+               LightConfig(**config['sizes']))
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #1a3d9da2
 def _encoder_kind(config:dict, # of a saved encoder
                  asked:type, # the class that was asked to read it
                  folder:str|Path # named in errors
                 )->type:
-    "The class of a saved encoder; ValueError if it is unknown, or not the one asked for"
+    """The class of a saved encoder; ValueError if it is unknown, or not the one asked
+    for"""
     name, module = config.get('kind'), str(config.get('module', ''))
     if module.startswith('gentok.embed.'): importlib.import_module(module)
     kind = ItemEncoder.kinds.get(name)
@@ -379,31 +453,39 @@ def _encoder_kind(config:dict, # of a saved encoder
 def _fill(weights:dict[str, Tensor], # of a model, by name; written in place
          tensors:dict[str, Tensor], # of a file
          folder:str|Path): # named in errors
-    "Copy a file's tensors into a model; ValueError names the first one that does not fit"
-    shapes = [{name: tuple(t.shape) for name, t in part.items()} for part in (tensors, weights)]
+    """Copy a file's tensors into a model; ValueError names the first one that does not
+    fit"""
+    shapes = [{name: tuple(t.shape) for name, t in part.items()}
+              for part in (tensors, weights)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         found, expected = (part.get(name, 'nothing') for part in shapes)
-        if found != expected: raise ValueError(f'{folder}/model.safetensors has {found} for {name}, config.json '
-                                               f'asks for {expected}; the two do not belong together, so save it again.')
+        if found != expected:
+            raise ValueError(
+                f'{folder}/model.safetensors has {found} for {name}, config.json '
+                             f'asks for {expected}; the two do not belong together, so '
+                             'save it again.')
     for name, tensor in tensors.items(): weights[name].copy_(tensor)
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #da13a927
 @patch
 def save_pretrained(self:ItemEncoder, folder:str|Path): # made if missing
     "Write `config.json` and `model.safetensors`"
-    config = dict(kind=type(self).__name__, module=type(self).__module__, **self.to_config())
+    config = dict(kind=type(self).__name__, module=type(self).__module__,
+                  **self.to_config())
     write_folder(folder, config, self.weights())
 
 # %% ../../nbs/02_embed/06_multimodal.ipynb #c8fbe5bf
 @patch(cls_method=True)
 def from_pretrained(cls:ItemEncoder, folder:str|Path, # written by `save_pretrained`
-                    base:str|Path|None=None # the checkpoint below it, if it has one that has moved
+                    # the checkpoint below it, if it has one that has moved
+                    base:str|Path|None=None
                    )->ItemEncoder: # in eval mode
     "Read an encoder, of the class that wrote it; ValueError says what does not fit"
     config, tensors = read_folder(folder)
     kind = _encoder_kind(config, cls, folder)
     try: self = kind.from_config(config, base)
     except (TypeError, KeyError) as e: raise ValueError(
-        f'{folder}/config.json has settings that {kind.__name__} does not understand ({e}); save it again.') from None
+        f'{folder}/config.json has settings that {kind.__name__} does not understand '
+        f'({e}); save it again.') from None
     _fill(self.weights(), tensors, folder)
     return self.eval()

@@ -57,13 +57,16 @@ class _Layout(NamedTuple):
 # %% ../../nbs/02_embed/07_pretrained.ipynb #94fc91bf
 def _read_pooling(config:dict # of a pooling module
                 )->str: # 'mean', 'cls' or 'max'
-    "The one way of pooling that a folder asks for; ValueError if it is another than mean, cls, max"
+    """The one way of pooling that a folder asks for; ValueError if it is another than
+    mean, cls, max"""
     known = dict(pooling_mode_mean_tokens='mean', pooling_mode_cls_token='cls',
                  pooling_mode_max_tokens='max', mean='mean', cls='cls', max='max')
-    asked = [k for k, on in config.items() if k.startswith('pooling_mode_') and on is True]
+    asked = [k for k, on in config.items() if k.startswith('pooling_mode_')
+             and on is True]
     if isinstance(config.get('pooling_mode'), str): asked = [config['pooling_mode']]
     if len(asked) == 1 and asked[0] in known: return known[asked[0]]
-    raise ValueError(f'The folder asks for the pooling {" and ".join(asked) or "of no kind"}; '
+    raise ValueError(
+        f'The folder asks for the pooling {" and ".join(asked) or "of no kind"}; '
                      'one of mean, cls and max is known here, so choose another model.')
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #3f0472ee
@@ -73,7 +76,8 @@ def _read_weights(folder:Path # of a module
     safe, old = folder/'model.safetensors', folder/'pytorch_model.bin'
     if safe.is_file(): return read_tensors(safe)
     if old.is_file(): return torch.load(old, map_location='cpu', weights_only=True)
-    raise ValueError(f'{folder} has no model.safetensors; copy the model again, as a whole.')
+    raise ValueError(
+        f'{folder} has no model.safetensors; copy the model again, as a whole.')
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #edf9cc5c
 def _read_dense(folder:Path # of one dense module
@@ -83,61 +87,75 @@ def _read_dense(folder:Path # of one dense module
     size = config.get('in_features'), config.get('out_features')
     found = {k: tuple(v.shape) for k, v in weights.items()}
     if found.get('linear.weight') != size[::-1]: raise ValueError(
-        f'{folder} promises a layer from {size[0]} to {size[1]} and holds {found}; copy it again.')
+        f'{folder} promises a layer from {size[0]} to {size[1]} and holds {found}; '
+        'copy it again.')
     name = config.get('activation_function', 'Tanh').split('.')[-1]
     if not hasattr(nn, name): raise ValueError(
-        f'{folder} asks for the activation {name!r}, which torch.nn lacks; choose another model.')
+        f'{folder} asks for the activation {name!r}, which torch.nn lacks; choose '
+        'another model.')
     linear = nn.Linear(*size, bias='linear.bias' in weights)
-    linear.load_state_dict({k.removeprefix('linear.'): v.float() for k, v in weights.items()})
+    linear.load_state_dict({k.removeprefix('linear.'): v.float()
+                            for k, v in weights.items()})
     return nn.Sequential(linear, getattr(nn, name)()).requires_grad_(False)
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #e2b64654
 def _read_layout(folder:Path # of a model
                )->_Layout:
-    "The steps that a folder lists in `modules.json`; a bare transformer if it has no such list"
-    if not (folder/'modules.json').is_file(): return _Layout(folder, **_read_limits(folder))
+    """The steps that a folder lists in `modules.json`; a bare transformer if it has no
+    such list"""
+    if not (folder/'modules.json').is_file():
+        return _Layout(folder, **_read_limits(folder))
     layout, dense = _Layout(folder), []
     for module in read_json(folder/'modules.json', list):
         kind, part = module['type'].split('.')[-1], folder/module['path']
         if kind != 'Normalize' and not part.is_dir(): raise ValueError(
             f'{folder} lists {module["path"]} in modules.json and has no such part; '
             'copy the model again, as a whole.')
-        if kind == 'Transformer': layout = layout._replace(folder=part, **_read_limits(part))
+        if kind == 'Transformer':
+            layout = layout._replace(folder=part, **_read_limits(part))
         elif kind == 'Pooling':
-            layout = layout._replace(pooling=_read_pooling(read_json(part/'config.json', dict)))
+            layout = layout._replace(pooling=_read_pooling(read_json(part/'config.json',
+                                                                     dict)))
         elif kind == 'Dense': dense.append(_read_dense(part))
         elif kind == 'Normalize': layout = layout._replace(normalise=True)
         else: raise ValueError(
             f'{folder} has a module of the unknown kind {kind!r}; choose another model.')
     return layout._replace(dense=nn.Sequential(*dense))
 
+# %% ../../nbs/02_embed/07_pretrained.ipynb #f3c05b9c
 def _read_limits(folder:Path)->dict:
     "How many tokens a text may have, and whether it is lower-cased"
     path = folder/'sentence_bert_config.json'
     config = read_json(path, dict) if path.is_file() else {}
-    return dict(max_tokens=config.get('max_seq_length'), lower=bool(config.get('do_lower_case')))
+    return dict(max_tokens=config.get('max_seq_length'),
+                lower=bool(config.get('do_lower_case')))
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #666bd470
 def _need_transformers()->ModuleType:
     "The transformers package; ImportError says how to install it"
     try: import transformers
-    except ImportError: raise ImportError('Pretrained encoders need the package transformers, '
-        'which is missing; run pip install "transformers>=5".') from None
+    except ImportError:
+        raise ImportError('Pretrained encoders need the package transformers, '
+            'which is missing; run pip install "transformers>=5".') from None
     return transformers
 
+# %% ../../nbs/02_embed/07_pretrained.ipynb #d3ff2623
 def _model_folder(name:str|Path # a folder, or a name on the hub
                 )->Path:
-    "The folder of a model, fetched from the Hugging Face hub if the name is not a folder here"
+    """The folder of a model, fetched from the Hugging Face hub if the name is not a
+    folder here"""
     path = Path(name).expanduser()
     if path.is_dir(): return path
     light = ['*.json', '*.txt', '*.model', '*.safetensors']
     try:
         from huggingface_hub import snapshot_download
-        found = Path(snapshot_download(str(name), allow_patterns=light, ignore_patterns=['o*/*']))
+        found = Path(snapshot_download(str(name), allow_patterns=light,
+                                       ignore_patterns=['o*/*']))
         if not any(found.glob('*.safetensors')):
             snapshot_download(str(name), allow_patterns=['*.bin'])
     except Exception as e: raise ValueError(
-        f'{str(name)!r} is no folder here and the hub does not give it ({type(e).__name__}); '
+        f'{str(name)!r} is no folder here and the hub does not give it '
+        f'({type(e).__name__}); '
         "give a folder with a model, a hub name, or a built-in encoder ('lsa', 'pca').") from None
     return found
 
@@ -147,14 +165,16 @@ def _load_whole(kind:type, # of transformers, such as `AutoModel`
                config=None, # of transformers; the folder's own by default
                dtype:torch.dtype=torch.float32 # of the weights
               )->nn.Module: # for inference
-    "A model of transformers; ValueError if weights are missing, where transformers would draw them"
+    """A model of transformers; ValueError if weights are missing, where transformers
+    would draw them"""
     more = dict(dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
     if config is not None: more['config'] = config
     logs = _need_transformers().utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity_error(), logs.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]): model, report = kind.from_pretrained(folder, **more)
+        with torch.random.fork_rng(devices=[]):
+            model, report = kind.from_pretrained(folder, **more)
     except Exception as e:
         why = (str(e).strip() or type(e).__name__).split('\n')[0]
         raise ValueError(
@@ -164,20 +184,25 @@ def _load_whole(kind:type, # of transformers, such as `AutoModel`
         if bars: logs.enable_progress_bar()
     lost = sorted(map(str, [*report['missing_keys'], *report['mismatched_keys']]))
     lost = [name for name in lost if 'pooler' not in name]
-    if lost: raise ValueError(f'{folder} lacks {len(lost)} weights, or has them in another shape, '
-                              f'{lost[0]} for one; copy the model again.')
+    if lost:
+        raise ValueError(
+            f'{folder} lacks {len(lost)} weights, or has them in another shape, '
+                         f'{lost[0]} for one; copy the model again.')
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #7594a95e
 def _load_tokenizer(folder:Path # of a transformer
                   ): # a tokenizer of transformers that can pad
     "The tokenizer saved beside a model; ValueError if there is none"
-    files = ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'vocab.txt', 'vocab.json',
+    files = ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'vocab.txt',
+             'vocab.json',
              'sentencepiece.bpe.model')
     if not any((folder/name).is_file() for name in files): raise ValueError(
-        f'{folder} has no tokenizer (tokenizer.json or another); save one beside the model.')
+        f'{folder} has no tokenizer (tokenizer.json or another); save one beside the '
+        'model.')
     tokenizer = _need_transformers().AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #55f14a77
@@ -186,14 +211,17 @@ def _small_tokenizer(texts:Sequence[str], # whose words it knows
                    )->int: # size of its vocabulary
     "Save a tokenizer of whole words in the style of BERT"
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]')
+    special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
+                   sep_token='[SEP]')
     words = [*special.values(), *sorted({w for t in texts for w in t.split()})]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token='[UNK]'))
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)},
+                                           unk_token='[UNK]'))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]',
         special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
     wrap = _need_transformers().PreTrainedTokenizerFast
-    wrap(tokenizer_object=tokenizer, model_max_length=128, **special).save_pretrained(folder)
+    wrap(tokenizer_object=tokenizer, model_max_length=128,
+         **special).save_pretrained(folder)
     return len(words)
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #a44e3646
@@ -209,7 +237,8 @@ def _small_model(kind:str, # 'bert' or 't5'
         if kind == 't5': model = hf.T5EncoderModel(hf.T5Config(
             vocab_size=n_words, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
         else: model = hf.BertModel(hf.BertConfig(
-            vocab_size=n_words, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=n_words, hidden_size=32, num_hidden_layers=2,
+            num_attention_heads=4,
             intermediate_size=64, max_position_embeddings=128, pad_token_id=0))
     from safetensors.torch import save_model
     model.config.save_pretrained(folder)
@@ -225,17 +254,20 @@ def _text_transformer(folder:Path # of the transformer
     except Exception as e: raise ValueError(
         f'{folder} has no config.json that names a model ({type(e).__name__}); '
         'copy the model again.') from None
-    halves = dict(t5=hf.T5EncoderModel, mt5=hf.MT5EncoderModel, umt5=hf.UMT5EncoderModel)
+    halves = dict(t5=hf.T5EncoderModel, mt5=hf.MT5EncoderModel,
+                  umt5=hf.UMT5EncoderModel)
     model = _load_whole(halves.get(family, hf.AutoModel), folder)
     whole = model.config.is_encoder_decoder and family not in halves
     return model.get_encoder() if whole else model
 
 # %% ../../nbs/02_embed/07_pretrained.ipynb #574e12f6
 class SentenceModel:
-    "A transformer that gives one vector per text, as its folder asks (Sentence-BERT, Reimers and Gurevych 2019)"
+    """A transformer that gives one vector per text, as its folder asks (Sentence-BERT,
+    Reimers and Gurevych 2019)"""
     def __init__(self,
                  name:str|Path, # a folder or a name on the hub
-                 max_tokens:int|None=None, # longer texts are cut; the folder's own limit by default
+                 # longer texts are cut; the folder's own limit by default
+                 max_tokens:int|None=None,
                  device:str='cpu'):
         self.layout, self.device = _read_layout(_model_folder(name)), device
         self.tokenizer = _load_tokenizer(self.layout.folder)
@@ -250,7 +282,8 @@ class SentenceModel:
     def batch(self, texts:list[str])->Tensor: # b d
         "The vectors of a few texts"
         if self.layout.lower: texts = [t.lower() for t in texts]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens,
+        tokens = self.tokenizer(texts, padding=True, truncation=True,
+                                max_length=self.max_tokens,
                                 return_tensors='pt').to(self.device)
         tokens.pop('token_type_ids', None)
         h = self.model(**tokens).last_hidden_state

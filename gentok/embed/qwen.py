@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from ..store.files import read_json, _tensor_digest
 from .multimodal import ItemEncoder, _Words, _columns
-from .pretrained import _load_tokenizer, _load_whole, _model_folder, _need_transformers
+from gentok.embed.pretrained import (_load_tokenizer, _load_whole, _model_folder,
+    _need_transformers)
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #de53e357
-_qwen_special = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>',
+_qwen_special = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>',
+                 '<|vision_end|>', '<|vision_pad|>',
                 '<|image_pad|>', '<|video_pad|>')
 _small_template = ('''{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
@@ -37,13 +39,18 @@ def _small_qwen_tokenizer(texts:Sequence[str], # whose words it knows
                         ): # a Qwen2Tokenizer of transformers
     "A byte-pair tokenizer of Qwen's class, with its special tokens and a chat template"
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    bpe, bytewise = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe, bytewise = (Tokenizer(models.BPE()),
+                     pre_tokenizers.ByteLevel(add_prefix_space=False))
     bpe.pre_tokenizer = bytewise
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, show_progress=False,
-                                                       initial_alphabet=bytewise.alphabet()))
+    bpe.train_from_iterator(texts,
+                            trainers.BpeTrainer(vocab_size=size, show_progress=False,
+                                                initial_alphabet=bytewise.alphabet()))
     learnt = json.loads(bpe.to_str())['model']
-    tokenizer = _need_transformers().Qwen2Tokenizer(vocab=learnt['vocab'], extra_special_tokens=list(_qwen_special[1:]),
-                                                   merges=[tuple(pair) for pair in learnt['merges']])
+    tokenizer = _need_transformers().Qwen2Tokenizer(vocab=learnt['vocab'],
+                                                    extra_special_tokens=list(
+        _qwen_special[1:]),
+                                                   merges=[tuple(pair) for pair
+                                                           in learnt['merges']])
     tokenizer.chat_template = _small_template
     return tokenizer
 
@@ -54,14 +61,19 @@ def _small_qwen_config(tokenizer, # made by `_small_qwen_tokenizer`
                      ): # a Qwen2VLConfig of transformers
     "Sizes of a small Qwen2-VL with heads of 16 and tied output weights"
     token = tokenizer.convert_tokens_to_ids
-    text = dict(vocab_size=64*(len(tokenizer)//64 + 2), hidden_size=width, intermediate_size=2*width,
-                num_hidden_layers=layers, num_attention_heads=width//16, num_key_value_heads=width//32,
-                rope_parameters=dict(rope_type='default', rope_theta=1e6, mrope_section=[2, 3, 3]),
+    text = dict(vocab_size=64*(len(tokenizer)//64 + 2), hidden_size=width,
+                intermediate_size=2*width,
+                num_hidden_layers=layers, num_attention_heads=width//16,
+                num_key_value_heads=width//32,
+                rope_parameters=dict(rope_type='default', rope_theta=1e6,
+                                     mrope_section=[2, 3, 3]),
                 bos_token_id=None, eos_token_id=token('<|im_end|>'))
     vision = dict(depth=2, embed_dim=32, hidden_size=width, num_heads=2)
-    return _need_transformers().Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True,
+    return _need_transformers().Qwen2VLConfig(text_config=text, vision_config=vision,
+                                              tie_word_embeddings=True,
         image_token_id=token('<|image_pad|>'), video_token_id=token('<|video_pad|>'),
-        vision_start_token_id=token('<|vision_start|>'), vision_end_token_id=token('<|vision_end|>'))
+        vision_start_token_id=token('<|vision_start|>'),
+        vision_end_token_id=token('<|vision_end|>'))
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #211f7e7b
 def small_qwen(folder:str|Path, # where it is saved
@@ -69,14 +81,16 @@ def small_qwen(folder:str|Path, # where it is saved
                width:int=64, layers:int=2, # of the language model
                seed:int=0 # of the weights
               )->str: # the folder
-    "Save a small Qwen2-VL with random weights: the files of a real checkpoint, read in the same way"
+    """Save a small Qwen2-VL with random weights: the files of a real checkpoint, read
+    in the same way"""
     from safetensors.torch import save_model
     hf, tokenizer = _need_transformers(), _small_qwen_tokenizer(texts)
     config = _small_qwen_config(tokenizer, width, layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = hf.Qwen2VLForConditionalGeneration(config)
-    for part in (tokenizer, config, hf.Qwen2VLImageProcessorPil()): part.save_pretrained(folder)
+    for part in (tokenizer, config, hf.Qwen2VLImageProcessorPil()):
+        part.save_pretrained(folder)
     save_model(model, str(Path(folder)/'model.safetensors'), {'format': 'pt'})
     return str(folder)
 
@@ -86,31 +100,39 @@ def _qwen_folder(name:str|Path # a folder, or a name on the hub
     "The folder of a Qwen2-VL; ValueError if there is none, or it holds another model"
     try: folder = _model_folder(name)
     except ValueError as e: raise ValueError(
-        f'{str(e).split(";")[0]}; fetch Qwen/Qwen2-VL-2B-Instruct where there is a network and give the path of '
-        'its folder, or use LightEncoder, which needs no checkpoint.') from None
+        f'{str(e).split(";")[0]}; fetch Qwen/Qwen2-VL-2B-Instruct where there is a '
+        'network and give the path of its folder, or use LightEncoder, which needs no '
+        'checkpoint.') from None
     path = folder/'config.json'
-    kind = read_json(path, dict).get('model_type') if path.is_file() else 'without config.json'
-    if kind != 'qwen2_vl': raise ValueError(f"{folder} is a model {kind!r}, expected 'qwen2_vl'; give a Qwen2-VL's folder.")
+    kind = (read_json(path, dict).get('model_type') if path.is_file()
+            else 'without config.json')
+    if kind != 'qwen2_vl':
+        raise ValueError(f"{folder} is a model {kind!r}, expected 'qwen2_vl'; give a "
+                         "Qwen2-VL's folder.")
     return folder
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #de352f79
 def _qwen_tokenizer(folder:Path): # a tokenizer of transformers
     "The tokenizer in a folder, with the chat template that is there"
     tokenizer, old = _load_tokenizer(folder), folder/'chat_template.json'
-    if tokenizer.chat_template is None and old.is_file(): tokenizer.chat_template = read_json(old, dict,
-        chat_template=str)['chat_template']
+    if tokenizer.chat_template is None and old.is_file():
+        tokenizer.chat_template = read_json(old, dict,
+            chat_template=str)['chat_template']
     if tokenizer.chat_template is None: raise ValueError(
-        f'{folder} has no chat template; copy chat_template.json or chat_template.jinja of the checkpoint into it.')
+        f'{folder} has no chat template; copy chat_template.json or '
+        'chat_template.jinja of the checkpoint into it.')
     return tokenizer
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #9efc40c8
 def _qwen_eyes(folder:Path): # an image processor of transformers
-    "The image processor in a folder: torchvision's where that is installed, PIL's where not"
+    """The image processor in a folder: torchvision's where that is installed, PIL's
+    where not"""
     hf = _need_transformers()
     if not (folder/'preprocessor_config.json').is_file(): raise ValueError(
         f'{folder} has no preprocessor_config.json; copy it there from the checkpoint.')
     fast = hf.utils.is_torchvision_available()
-    return (hf.Qwen2VLImageProcessor if fast else hf.Qwen2VLImageProcessorPil).from_pretrained(folder)
+    return (hf.Qwen2VLImageProcessor if fast
+            else hf.Qwen2VLImageProcessorPil).from_pretrained(folder)
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #7d93ae0c
 def _code_names(L:int)->list[str]: # one per level
@@ -122,12 +144,16 @@ def _request(text:str, # of the item
             pictured:bool, # is there a picture?
             L:int # code tokens
            )->list[dict]: # one turn of the user, for a chat template
-    "What the user asks for, with or without a picture (UTGRec, section 2.2.1; the wording is ours)"
-    ask = (f'The picture shows an item of a shop, and this is how the shop describes it: {text}\n'
-           f'Sum up the picture and the description in {L} tokens, from coarse to fine.')
-    if not pictured: ask = (f'An item of a shop has no picture. This is how the shop describes it: {text}\n'
-                            f'Sum up the description in {L} tokens, from coarse to fine.')
-    return [dict(role='user', content=[dict(type='image')]*pictured + [dict(type='text', text=ask)])]
+    """What the user asks for, with or without a picture (UTGRec, section 2.2.1; the
+    wording is ours)"""
+    ask = ('The picture shows an item of a shop, and this is how the shop describes '
+           f'it: {text}\nSum up the picture and the description in {L} tokens, from '
+           'coarse to fine.')
+    if not pictured:
+        ask = ('An item of a shop has no picture. This is how the shop describes it: '
+               f'{text}\nSum up the description in {L} tokens, from coarse to fine.')
+    return [dict(role='user',
+                 content=[dict(type='image')]*pictured + [dict(type='text', text=ask)])]
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #afb4cb2d
 def _with_codes(tokenizer, # of a Qwen; changed
@@ -142,7 +168,8 @@ def _fit_rows(model:nn.Module, # a Qwen2-VL; changed
              rows:int, # tokens
              seed:int=0 # of rows that the model lacks
             )->nn.Module:
-    "Word embeddings and output weights of so many rows: spare rows go, missing ones are drawn"
+    """Word embeddings and output weights of so many rows: spare rows go, missing ones
+    are drawn"""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -151,20 +178,24 @@ def _fit_rows(model:nn.Module, # a Qwen2-VL; changed
 # %% ../../nbs/02_embed/08_qwen.ipynb #864e5a60
 @dataclass(frozen=True)
 class LoraSettings:
-    "What LoRA adds to every linear layer of the language model (UTGRec's values); ValueError for a rank below 1"
+    """What LoRA adds to every linear layer of the language model (UTGRec's values);
+    ValueError for a rank below 1"""
     rank:int=8 # r
     alpha:int=32 # the product is scaled by alpha/r
     dropout:float=.1 # on the way into A
     seed:int=0 # of A
     def __post_init__(self):
-        if self.rank < 1: raise ValueError(f'rank is {self.rank}, expected at least 1; give lora=None for no LoRA.')
+        if self.rank < 1:
+            raise ValueError(f'rank is {self.rank}, expected at least 1; give '
+                             'lora=None for no LoRA.')
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #43d28678
 def _need_peft()->ModuleType:
     "The peft package; ImportError says how to install it"
     try: import peft
-    except ImportError: raise ImportError('LoRA for Qwen2-VL needs the package peft, which is missing; '
-                                          "run pip install 'gentok[multimodal]', or give lora=None.") from None
+    except ImportError:
+        raise ImportError('LoRA for Qwen2-VL needs the package peft, which is missing; '
+                          "run pip install 'gentok[multimodal]', or give lora=None.") from None
     return peft
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #77e12589
@@ -173,8 +204,10 @@ def _add_lora(model:nn.Module, # a Qwen2-VL; changed
             )->nn.Module:
     "LoRA on the linear layers of the language model, and output weights of their own"
     peft, linear = _need_peft(), [name for name, m in model.named_modules()
-                                 if isinstance(m, nn.Linear) and name.startswith('model.language_model.')]
-    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+                                 if isinstance(m, nn.Linear)
+                                 and name.startswith('model.language_model.')]
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha,
+                             lora_dropout=settings.dropout,
                              target_modules=linear)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -191,30 +224,37 @@ def _trained_names(model:nn.Module, # a Qwen2-VL
     "LoRA, word embeddings and output weights; without LoRA the whole language model"
     ends = ('embed_tokens.weight', 'lm_head.weight')
     return {name for name, _ in model.named_parameters()
-            if (name.endswith(ends) or '.lora_' in name if lora else not name.startswith('model.visual.'))}
+            if (name.endswith(ends) or '.lora_' in name if lora
+                else not name.startswith('model.visual.'))}
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #e1dc3e13
 def _base_mark(model:nn.Module # a Qwen2-VL as it was read
              )->str: # eight digits
     "A mark by which a checkpoint is known again, whatever its precision"
-    parts = model.model.visual.patch_embed.proj.weight, model.model.language_model.layers[-1].mlp.down_proj.weight[:16]
+    parts = (model.model.visual.patch_embed.proj.weight,
+             model.model.language_model.layers[-1].mlp.down_proj.weight[:16])
     return _tensor_digest(*(part.detach().bfloat16().float().cpu() for part in parts))
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #c60d5722
 def _checkpoint_layers(model:nn.Module): # a language model of transformers
-    "Compute the layers' inner values again in the backward pass (non-reentrant); the frozen vision tower needs no such thing"
-    enable = getattr(model, 'activation_checkpointing_enable', None) or model.gradient_checkpointing_enable
+    """Compute the layers' inner values again in the backward pass (non-reentrant); the
+    frozen vision tower needs no such thing"""
+    enable = (getattr(model, 'activation_checkpointing_enable', None)
+              or model.gradient_checkpointing_enable)
     enable(dict(use_reentrant=False))
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #e2669d39
 class QwenEncoder(ItemEncoder):
     "Qwen2-VL with code tokens behind its prompt (UTGRec, section 2.2.1)"
     def __init__(self,
-                 name:str|Path, # folder or hub name of a Qwen2-VL, such as Qwen/Qwen2-VL-2B-Instruct
+                 # folder or hub name of a Qwen2-VL, such as Qwen/Qwen2-VL-2B-Instruct
+                 name:str|Path,
                  L:int=3, # code tokens
-                 lora:LoraSettings|None=LoraSettings(), # None: the whole language model is trained
+                 # None: the whole language model is trained
+                 lora:LoraSettings|None=LoraSettings(),
                  max_tokens:int=1024, # of an item's text; longer ones are cut
-                 pixels:tuple[int, int]=(128*28*28, 1024*28*28), # least and most, after resizing
+                 # least and most, after resizing
+                 pixels:tuple[int, int]=(128*28*28, 1024*28*28),
                  bf16:bool=False, # what is frozen in bfloat16
                  checkpointing:bool=True): # less memory in training, more time
         super().__init__()
@@ -223,10 +263,14 @@ class QwenEncoder(ItemEncoder):
         self.pixels, self.bf16, self.checkpointing = tuple(pixels), bf16, checkpointing
         self.tokenizer, self.eyes = _qwen_tokenizer(folder), _qwen_eyes(folder)
         self.words = _with_codes(self.tokenizer, L)
-        self.code_ids = torch.tensor(self.tokenizer.convert_tokens_to_ids(_code_names(L)))
-        kind, dtype = _need_transformers().Qwen2VLForConditionalGeneration, torch.bfloat16 if bf16 else torch.float32
-        self.qwen = _fit_rows(_load_whole(kind, folder, dtype=dtype), self.words.size, lora.seed if lora else 0)
-        self.width, self.mark = self.qwen.config.text_config.hidden_size, _base_mark(self.qwen)
+        self.code_ids = torch.tensor(
+            self.tokenizer.convert_tokens_to_ids(_code_names(L)))
+        kind, dtype = (_need_transformers().Qwen2VLForConditionalGeneration,
+                       torch.bfloat16 if bf16 else torch.float32)
+        self.qwen = _fit_rows(_load_whole(kind, folder, dtype=dtype), self.words.size,
+                              lora.seed if lora else 0)
+        self.width, self.mark = (self.qwen.config.text_config.hidden_size,
+                                 _base_mark(self.qwen))
         if lora: _add_lora(self.qwen, lora)
         self.set_trained()
         if checkpointing: _checkpoint_layers(self.qwen.model.language_model)
@@ -234,15 +278,20 @@ class QwenEncoder(ItemEncoder):
     embedding = property(lambda self: self.qwen.get_input_embeddings().weight) # v d
     head = property(lambda self: self.qwen.lm_head.weight) # v d
 
-    def forward(self, tokens:Tensor, there:Tensor, # b t: ids; 1 for tokens, 0 for padding
+    def forward(self, tokens:Tensor,
+                there:Tensor, # b t: ids; 1 for tokens, 0 for padding
                 places:Tensor, # b 3 t: positions in time, height and width
                 at:Tensor, # b l: where the code tokens stand
-                pixels:Tensor|None=None, grid:Tensor|None=None # patches c, pictures 3: of the whole batch
+                pixels:Tensor|None=None,
+                grid:Tensor|None=None # patches c, pictures 3: of the whole batch
                )->Tensor: # b l d: float32
         "Hidden states at the code tokens"
-        x = self.qwen.get_input_embeddings()(tokens).to(self.qwen.model.language_model.norm.weight.dtype)
-        h = self.qwen.model(input_ids=tokens, inputs_embeds=x, attention_mask=there, pixel_values=pixels,
-                            image_grid_thw=grid, position_ids=places.transpose(0, 1), use_cache=False)[0]  # b t d
+        x = self.qwen.get_input_embeddings()(tokens).to(
+            self.qwen.model.language_model.norm.weight.dtype)
+        h = self.qwen.model(input_ids=tokens, inputs_embeds=x, attention_mask=there,
+                            pixel_values=pixels,
+                            image_grid_thw=grid, position_ids=places.transpose(0, 1),
+                            use_cache=False)[0]  # b t d
         return h.gather(1, at[..., None].expand(-1, -1, h.shape[-1])).float()
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #3368d59a
@@ -267,26 +316,35 @@ def prompt(self:QwenEncoder,
           )->list[int]: # ids; the code tokens are the last L
     "The tokens of one item's prompt"
     [ids], text = self.words.ids([text]), self.words.clean(text)
-    if len(ids) > self.max_tokens: text = self.words.tokenizer.decode(ids[:self.max_tokens]).rstrip('\ufffd')
-    asked = self.tokenizer.apply_chat_template(_request(text, visual > 0, self.L), tokenize=False,
+    if len(ids) > self.max_tokens:
+        text = self.words.tokenizer.decode(ids[:self.max_tokens]).rstrip('\ufffd')
+    asked = self.tokenizer.apply_chat_template(_request(text, visual > 0, self.L),
+                                               tokenize=False,
                                                add_generation_prompt=True)
     asked = asked.replace('<|image_pad|>', '<|image_pad|>'*visual)
-    return self.words.tokenizer.encode(asked + ''.join(_code_names(self.L)), add_special_tokens=False).ids
+    return self.words.tokenizer.encode(asked + ''.join(_code_names(self.L)),
+                                       add_special_tokens=False).ids
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #086de25e
 def _opaque(picture:Image.Image)->Image.Image: # RGB
     "The picture on white paper"
-    if 'A' not in picture.getbands() and 'transparency' not in picture.info: return picture.convert('RGB')
-    return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA')).convert('RGB')
+    if 'A' not in picture.getbands() and 'transparency' not in picture.info:
+        return picture.convert('RGB')
+    return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'),
+                                 picture.convert('RGBA')).convert('RGB')
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #4e14f35e
 @patch
 def see(self:QwenEncoder, pictures:list # PIL pictures and None
-       )->dict[str, Tensor]: # pixels: patches c, grid: pictures 3; empty if there is no picture
-    "All patches of all pictures one after another, and each picture's patches in time, height and width"
-    pictures, (least, most) = [_opaque(p) for p in pictures if p is not None], self.pixels
+        # pixels: patches c, grid: pictures 3; empty if there is no picture
+       )->dict[str, Tensor]:
+    """All patches of all pictures one after another, and each picture's patches in
+    time, height and width"""
+    pictures, (least, most) = ([_opaque(p) for p in pictures if p is not None],
+                               self.pixels)
     if not pictures: return {}
-    found = self.eyes(pictures, size=dict(shortest_edge=least, longest_edge=most), return_tensors='pt')
+    found = self.eyes(pictures, size=dict(shortest_edge=least, longest_edge=most),
+                      return_tensors='pt')
     return dict(pixels=found['pixel_values'], grid=found['image_grid_thw'])
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #ba2870c4
@@ -296,39 +354,55 @@ def prepare(self:QwenEncoder,
             images:Sequence|None=None, # b: PIL pictures and None
             vectors:Tensor|None=None # not taken
            )->dict[str, Tensor]: # as `forward` takes them
-    "Prompts, padded on the right, the pixels of the pictures that are there, and all positions; ValueError for vectors"
-    if vectors is not None: raise ValueError('QwenEncoder takes no vectors of items; leave them out, or use LightEncoder.')
+    """Prompts, padded on the right, the pixels of the pictures that are there, and all
+    positions; ValueError for vectors"""
+    if vectors is not None:
+        raise ValueError('QwenEncoder takes no vectors of items; leave them out, or '
+                         'use LightEncoder.')
     texts, pictures = _columns(texts, images)
     seen = self.see(pictures)
-    counts = iter(seen['grid'].prod(1).div(self.eyes.merge_size**2).long().tolist() if seen else ())
-    rows = [torch.tensor(self.prompt(t, next(counts) if p else 0)) for t, p in zip(texts, pictures)]
+    counts = iter(seen['grid'].prod(1).div(self.eyes.merge_size**2).long().tolist()
+                  if seen else ())
+    rows = [torch.tensor(self.prompt(t, next(counts) if p else 0))
+            for t, p in zip(texts, pictures)]
     tokens = pad_sequence(rows, batch_first=True, padding_value=self.words.pad)
     there = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    at = (tokens[:, None] == self.code_ids[:, None]).int().argmax(-1)  # b l: the first place of each
+    # b l: the first place of each
+    at = (tokens[:, None] == self.code_ids[:, None]).int().argmax(-1)
     visual = (tokens == self.qwen.config.image_token_id).int()
-    places, _ = self.qwen.model.get_rope_index(tokens, visual, image_grid_thw=seen.get('grid'), attention_mask=there)
-    return dict(tokens=tokens, there=there, places=places.transpose(0, 1), at=at, **seen)
+    places, _ = self.qwen.model.get_rope_index(tokens, visual,
+                                               image_grid_thw=seen.get('grid'),
+                                               attention_mask=there)
+    return dict(tokens=tokens, there=there, places=places.transpose(0, 1), at=at,
+                **seen)
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #97e3d5cc
 @patch
 def to_config(self:QwenEncoder)->dict: # plain JSON
     "The checkpoint's place and mark, and all settings"
     path = Path(self.name).expanduser()
-    return dict(name=str(path.resolve()) if path.is_dir() else self.name, mark=self.mark, L=self.L,
-                lora=self.lora and asdict(self.lora), max_tokens=self.max_tokens, pixels=list(self.pixels),
+    return dict(name=str(path.resolve()) if path.is_dir() else self.name,
+                mark=self.mark, L=self.L,
+                lora=self.lora and asdict(self.lora), max_tokens=self.max_tokens,
+                pixels=list(self.pixels),
                 bf16=self.bf16, checkpointing=self.checkpointing)
 
 # %% ../../nbs/02_embed/08_qwen.ipynb #877fe54e
 @patch(cls_method=True)
-def from_config(cls:QwenEncoder, config:dict, base:str|Path|None=None)->QwenEncoder: # config of `to_config`
-    "An untrained encoder on the checkpoint named in `config`, or on `base`; ValueError if it is another one"
-    settings = {k: v for k, v in config.items() if k not in ('kind', 'module', 'mark')} | dict(name=base or config['name'])
+def from_config(cls:QwenEncoder, config:dict, base:str|Path|None=None
+               )->QwenEncoder: # config of `to_config`
+    """An untrained encoder on the checkpoint named in `config`, or on `base`;
+    ValueError if it is another one"""
+    settings = {k: v for k, v in config.items() if k not
+                in ('kind', 'module', 'mark')} | dict(name=base or config['name'])
     gone = Path(settings['name'])
     if gone.is_absolute() and not gone.is_dir(): raise ValueError(
-        f'The checkpoint below this encoder was in {gone}, which is not there; give its folder as base.')
+        f'The checkpoint below this encoder was in {gone}, which is not there; give '
+        'its folder as base.')
     settings['lora'] = settings['lora'] and LoraSettings(**settings['lora'])
     self = cls(**settings)
     if self.mark != config['mark']: raise ValueError(
-        f'{self.name} has the mark {self.mark}, expected {config["mark"]}: it is not the checkpoint that this encoder '
-        'was trained on; give the folder of the right one as base.')
+        f'{self.name} has the mark {self.mark}, expected {config["mark"]}: it is not '
+        'the checkpoint that this encoder was trained on; give the folder of the right '
+        'one as base.')
     return self

@@ -12,10 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..store.files import _fingerprint, read_folder, read_json, _remedy, write_folder
+from gentok.store.files import (_fingerprint, read_folder, read_json, _remedy,
+    write_folder)
 
 # %% ../../nbs/02_embed/01_table.ipynb #f70ad6a7
-def _plain_ids(ids:Sequence[Hashable]|Tensor # strings or whole numbers, of Python, numpy or torch
+def _plain_ids(
+               # strings or whole numbers, of Python, numpy or torch
+               ids:Sequence[Hashable]|Tensor
              )->tuple: # the same ids as Python's own `str` and `int`
     "Ids as Python values, each of them once; ValueError names the first that is not"
     if hasattr(ids, 'tolist'): ids = ids.tolist()
@@ -23,11 +26,11 @@ def _plain_ids(ids:Sequence[Hashable]|Tensor # strings or whole numbers, of Pyth
     seen = set()
     for row, i in enumerate(ids):
         if isinstance(i, bool) or not isinstance(i, (str, int)): raise ValueError(
-            f'Row {row} has the id {i!r} of type {type(i).__name__}; an id is a str or an int, '
-            'so convert it first.')
+            f'Row {row} has the id {i!r} of type {type(i).__name__}; an id is a str or '
+            'an int, so convert it first.')
         if i in seen: raise ValueError(
-            f'Id {i!r} occurs twice, the second time in row {row}; an item has one vector, '
-            'so drop or rename one.')
+            f'Id {i!r} occurs twice, the second time in row {row}; an item has one '
+            'vector, so drop or rename one.')
         seen.add(i)
     return tuple(ids)
 
@@ -35,28 +38,32 @@ def _plain_ids(ids:Sequence[Hashable]|Tensor # strings or whole numbers, of Pyth
 def _finite_matrix(matrix:Tensor, # n d: anything `torch.as_tensor` reads
                   ids:Sequence # n: named in errors
                  )->Tensor: # n d: float32, without a gradient
-    "The matrix in float32; ValueError if it is not n × d, or names the first id that is not finite"
+    """The matrix in float32; ValueError if it is not n × d, or names the first id that
+    is not finite"""
     matrix = torch.as_tensor(matrix).detach().float()
     if matrix.ndim != 2 or not matrix.shape[1]: raise ValueError(
-        f'The embeddings have the shape {tuple(matrix.shape)}; expected n × d, one row of at least '
-        'one number per item, so reshape them.')
+        f'The embeddings have the shape {tuple(matrix.shape)}; expected n × d, one row '
+        'of at least one number per item, so reshape them.')
     if len(ids) != len(matrix): raise ValueError(
-        f'There are {len(ids):,} ids for {len(matrix):,} rows; give exactly one row per id, '
-        'in the same order.')
+        f'There are {len(ids):,} ids for {len(matrix):,} rows; give exactly one row '
+        'per id, in the same order.')
     bad = ~torch.isfinite(matrix).all(1)
     if bad.any(): raise ValueError(
-        f'The vector of id {ids[int(bad.int().argmax())]!r} has NaN or infinite entries, as have '
-        f'{int(bad.sum())} of {len(ids):,} vectors in all; mend them or drop their items.')
+        f'The vector of id {ids[int(bad.int().argmax())]!r} has NaN or infinite '
+        f'entries, as have {int(bad.sum())} of {len(ids):,} vectors in all; mend them '
+        'or drop their items.')
     return matrix
 
 # %% ../../nbs/02_embed/01_table.ipynb #68b08eb1
 def _row_positions(index:slice|int|Sequence|Tensor, # which rows
                   n:int # how many there are
                  )->Tensor: # k: rows in 0..n-1, negative ones resolved
-    "Any way of pointing at rows as a tensor; ValueError if one is outside or a mask does not fit"
+    """Any way of pointing at rows as a tensor; ValueError if one is outside or a mask
+    does not fit"""
     if isinstance(index, slice):
         r = range(n)[index]
-        return torch.arange(r.start, r.stop, r.step) if r else torch.empty(0, dtype=torch.long)
+        return (torch.arange(r.start, r.stop, r.step) if r
+                else torch.empty(0, dtype=torch.long))
     try: index = torch.as_tensor(index).cpu().reshape(-1)
     except (TypeError, ValueError, RuntimeError): raise ValueError(
         f'Rows are numbers or a mask, found {str(index)[:60]}; '
@@ -76,7 +83,8 @@ def _row_positions(index:slice|int|Sequence|Tensor, # which rows
 
 # %% ../../nbs/02_embed/01_table.ipynb #9e004683
 class EmbeddingTable:
-    "One vector per item: ids, matrix and source travel together; ValueError unless each id is there once, with a finite vector"
+    """One vector per item: ids, matrix and source travel together; ValueError unless
+    each id is there once, with a finite vector"""
     def __init__(self,
                  ids:Sequence[Hashable]|Tensor, # n: unique, str or int
                  matrix:Tensor, # n d: finite; kept as float32
@@ -85,14 +93,16 @@ class EmbeddingTable:
         self._ids = _plain_ids(ids)
         self._matrix = _finite_matrix(matrix, self._ids)
         self.source, self._row = str(source), None
-    ids = property(lambda self: list(self._ids), doc='n: the original ids, in row order')
+    ids = property(lambda self: list(self._ids),
+                   doc='n: the original ids, in row order')
     matrix = property(lambda self: self._matrix, doc='n d: the vectors, float32')
     dim = property(lambda self: self._matrix.shape[1], doc='d: numbers per vector')
     def __len__(self)->int: return len(self._ids)
     def __iter__(self)->Iterator: return zip(self._ids, self._matrix)
     def __repr__(self)->str:
         return f'EmbeddingTable({len(self):,} items, d={self.dim}, {self.source!r})'
-    def __getitem__(self, index:slice|int|Sequence|Tensor)->'EmbeddingTable': # k: rows, or n: bool
+    def __getitem__(self, index:slice|int|Sequence|Tensor
+                   )->'EmbeddingTable': # k: rows, or n: bool
         rows = _row_positions(index, len(self))
         kept = self._matrix.index_select(0, rows.to(self._matrix.device))
         return EmbeddingTable([self._ids[r] for r in rows.tolist()], kept, self.source)
@@ -107,15 +117,18 @@ def rows(self:EmbeddingTable,
     ids = _plain_ids(ids)
     missing = [i for i in ids if i not in self._row]
     if missing: raise KeyError(
-        f'{self} has no vector for {missing[0]!r} and {len(missing)-1} other of {len(ids):,} ids; '
+        f'{self} has no vector for {missing[0]!r} and {len(missing)-1} other of '
+        f'{len(ids):,} ids; '
         "embed these items first, and mind that 1 is not '1'.")
     return torch.tensor([self._row[i] for i in ids], dtype=torch.long)
 
+# %% ../../nbs/02_embed/01_table.ipynb #62de0b94
 @patch
 def for_ids(self:EmbeddingTable,
             ids:Sequence[Hashable]|Tensor # in the order wanted, each once
            )->EmbeddingTable: # one row per id, in that order
-    "The table in another order, or a part of it, chosen by id; KeyError names the first unknown id"
+    """The table in another order, or a part of it, chosen by id; KeyError names the
+    first unknown id"""
     return self[self.rows(ids)]
 
 # %% ../../nbs/02_embed/01_table.ipynb #101b9c7a
@@ -126,33 +139,43 @@ def concat(tables:Sequence[EmbeddingTable] # other items, same width
     if not tables: raise ValueError('There is no table to join; give at least one.')
     widths = sorted({t.dim for t in tables})
     if len(widths) > 1: raise ValueError(
-        f'The tables have the widths {widths}; expected one width d, so embed them alike.')
+        f'The tables have the widths {widths}; expected one width d, so embed them '
+        'alike.')
     ids = [i for t in tables for i in t._ids]
     source = ' | '.join(dict.fromkeys(t.source for t in tables))
     return EmbeddingTable(ids, torch.cat([t.matrix for t in tables]), source)
 
 # %% ../../nbs/02_embed/01_table.ipynb #5f21be2f
-def _concat_domains(tables:dict[str, EmbeddingTable] # name of a domain -> its items; same width
+def _concat_domains(
+                    # name of a domain -> its items; same width
+                    tables:dict[str, EmbeddingTable]
             )->EmbeddingTable: # ids 'domain/id'
-    "The items of several domains below each other; ValueError if a name is empty or holds '/'"
+    """The items of several domains below each other; ValueError if a name is empty or
+    holds '/'"""
     for name in tables:
-        if not name or '/' in name: raise ValueError(f"A domain is called {name!r}; give a name without '/'.")
-    return concat([EmbeddingTable([f'{name}/{i}' for i in t._ids], t.matrix, t.source) for name, t in tables.items()])
+        if not name or '/' in name:
+            raise ValueError(f"A domain is called {name!r}; give a name without '/'.")
+    return concat([EmbeddingTable([f'{name}/{i}' for i in t._ids], t.matrix, t.source)
+                   for name, t in tables.items()])
 
 class _Domains(NamedTuple):
     "Which domain each item is from"
     names: tuple # m: in alphabetical order
     number: Tensor # n: position of each item's domain among the names
 
+# %% ../../nbs/02_embed/01_table.ipynb #f3bbf619
 def _domains_of(ids:Sequence[str] # n: 'domain/id', as `_concat_domains` makes them
               )->_Domains:
     "The domains that ids name; ValueError for an id that names none"
     found = [str(i).partition('/') for i in ids]
     odd = [i for i, (name, slash, _) in zip(ids, found) if not (name and slash)]
-    if odd: raise ValueError(f"{len(odd):,} ids name no domain (first: {odd[0]!r}); join tables with together({{'name': table}}).")
+    if odd:
+        raise ValueError(f"{len(odd):,} ids name no domain (first: {odd[0]!r}); join "
+                         f"tables with together({{'name': table}}).")
     names = sorted({name for name, _, _ in found})
     position = {name: m for m, name in enumerate(names)}
-    return _Domains(tuple(names), torch.tensor([position[name] for name, _, _ in found], dtype=torch.long))
+    return _Domains(tuple(names), torch.tensor([position[name] for name, _, _ in found],
+                                               dtype=torch.long))
 
 EmbeddingTable.together = staticmethod(_concat_domains)
 
@@ -167,13 +190,15 @@ def hstack(tables:Sequence[EmbeddingTable] # the same items in the same order
         if t._ids == first._ids: continue
         shared = set(t._ids) & set(first._ids)
         if len(shared) == len(t) == len(first): raise ValueError(
-            f'{t} has the ids of {first} in another order; call .for_ids(first.ids) on it first.')
+            f'{t} has the ids of {first} in another order; call .for_ids(first.ids) on '
+            'it first.')
         raise ValueError(f'{t} and {first} share {len(shared):,} ids only; '
                          'take those out of both with .for_ids(common) first.')
     return EmbeddingTable(first._ids, torch.cat([t.matrix for t in tables], 1),
                           ' + '.join(t.source for t in tables))
 
-EmbeddingTable.concat, EmbeddingTable.hstack = staticmethod(concat), staticmethod(hstack)
+EmbeddingTable.concat, EmbeddingTable.hstack = (staticmethod(concat),
+                                                staticmethod(hstack))
 
 # %% ../../nbs/02_embed/01_table.ipynb #0bd21c93
 @patch
@@ -183,22 +208,30 @@ def save(self:EmbeddingTable,
     "Write the table as `config.json`, `items.json` and `model.safetensors`"
     config = dict(kind='EmbeddingTable', source=self.source, n=len(self), dim=self.dim,
                   ids=_fingerprint(repr(self.ids)))
-    write_folder(folder, config, {'matrix': self._matrix}, items={'ids': list(self._ids)})
+    write_folder(folder, config, {'matrix': self._matrix},
+                 items={'ids': list(self._ids)})
 
+# %% ../../nbs/02_embed/01_table.ipynb #26f54d9c
 @patch(cls_method=True)
 def load(cls:EmbeddingTable,
          folder:str|Path, # written by `save`
          verify:bool=True # compare the digests of matrix and ids
         )->EmbeddingTable:
-    "Read a saved table; ValueError if the folder holds something else, or something that was changed"
+    """Read a saved table; ValueError if the folder holds something else, or something
+    that was changed"""
     config, tensors = read_folder(folder, verify)
     if config.get('kind') != 'EmbeddingTable': raise ValueError(
-        f'{folder} holds {config.get("kind", "something else")!r}, expected an embedding table; '
-        'give a folder that table.save wrote.')
-    if 'matrix' not in tensors: raise ValueError(f'{folder}/model.safetensors holds no matrix or is not there; {_remedy}')
+        f'{folder} holds {config.get("kind", "something else")!r}, expected an '
+        'embedding table; give a folder that table.save wrote.')
+    if 'matrix' not in tensors:
+        raise ValueError(
+            f'{folder}/model.safetensors holds no matrix or is not there; {_remedy}')
     ids = read_json(items := Path(folder)/'items.json', dict, ids=list)['ids']
     try: table = EmbeddingTable(ids, tensors['matrix'], config.get('source', ''))
-    except ValueError as e: raise ValueError(f'{items} and the matrix beside it make no table ({str(e).rstrip(".")}); {_remedy}') from None
-    if verify and config.get('ids', '') not in ('', _fingerprint(repr(table.ids))): raise ValueError(
-        f'{items} does not hold the ids that were written; {_remedy}')
+    except ValueError as e:
+        raise ValueError(f'{items} and the matrix beside it make no table '
+                         f'({str(e).rstrip(".")}); {_remedy}') from None
+    if verify and config.get('ids', '') not in ('', _fingerprint(repr(table.ids))):
+        raise ValueError(
+            f'{items} does not hold the ids that were written; {_remedy}')
     return table

@@ -27,18 +27,22 @@ from .pretrained import SentenceModel
 from .table import EmbeddingTable
 
 # %% ../../nbs/02_embed/02_text.ipynb #1401c739
-def _vectoriser(analyzer:Callable|None=None, # text to terms, in place of words and word pairs
+def _vectoriser(
+                # text to terms, in place of words and word pairs
+                analyzer:Callable|None=None,
                **settings)->TfidfVectorizer: # not fitted
     "Sublinear TF-IDF in float32"
     terms = dict(analyzer=analyzer) if analyzer else dict(ngram_range=(1, 2))
     return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **terms, **settings)
 
+# %% ../../nbs/02_embed/02_text.ipynb #3ed9cdea
 def _tfidf(texts:Sequence[str], # n: one per item
           analyzer:Callable|None=None # text to terms, in place of words and word pairs
          )->TfidfVectorizer: # fitted, float32
     "Sublinear TF-IDF over words and word pairs, fitted; ValueError if there is no word"
     for min_df in (2, 1) if len(texts) >= 200 else (1,):
-        try: return _vectoriser(analyzer, min_df=min_df, max_features=200_000).fit(texts)
+        try:
+            return _vectoriser(analyzer, min_df=min_df, max_features=200_000).fit(texts)
         except ValueError: pass  # no word is left at this threshold
     raise ValueError(f'There is no word in {len(texts):,} texts; '
                      'a word has two letters or digits or more, so look at the texts.')
@@ -52,10 +56,12 @@ _spaced = re.compile(r'\b\w\w+\b')  # two letters or digits or more, as in `_tfi
 def _words_of(text:str)->dict[str, list[str]]: # lower case, by kind of script
     "A text's words: of scripts that are written without spaces, and of all others"
     text = text.lower()
-    return dict(unspaced=_unspaced.findall(text), spaced=_spaced.findall(_unspaced.sub(' ', text)))
+    return dict(unspaced=_unspaced.findall(text),
+                spaced=_spaced.findall(_unspaced.sub(' ', text)))
 
 # %% ../../nbs/02_embed/02_text.ipynb #0d49493b
-_usual = dict(unspaced=0, spaced=10)  # m_g: a word no longer than this is a word, shared or not
+# m_g: a word no longer than this is a word, shared or not
+_usual = dict(unspaced=0, spaced=10)
 
 def _lost_texts(texts:Sequence[str] # n
               )->dict[str, int]: # by kind of script
@@ -74,19 +80,24 @@ def _characters_for(texts:Sequence[str] # n
                   )->tuple: # of 'unspaced', 'spaced', or neither
     "The kinds of script in which characters are counted, since words are not shared"
     least = dict(unspaced=.1, spaced=.5)  # share of texts that are lost on words
-    return tuple(group for group, n in _lost_texts(texts).items() if n and n >= least[group]*len(set(texts)))
+    return tuple(group for group, n in _lost_texts(texts).items() if n
+                 and n >= least[group]*len(set(texts)))
 
 # %% ../../nbs/02_embed/02_text.ipynb #5f87617f
 def _terms(text:str, characters:Sequence[str] # kinds of script, from `_characters_for`
          )->list: # of str
-    "Character 1-grams and 2-grams where words are not shared, words and word pairs elsewhere"
+    """Character 1-grams and 2-grams where words are not shared, words and word pairs
+    elsewhere"""
     found = []
     for group, words in _words_of(text).items():
-        if group in characters: found += [c for w in words for c in [*w, *map(''.join, zip(w, w[1:]))]]
+        if group in characters:
+            found += [c for w in words for c in [*w, *map(''.join, zip(w, w[1:]))]]
         else: found += [*words, *map(' '.join, zip(words, words[1:]))]
     return found
 
-def _analyzer_of(characters:Sequence[str])->Callable|None: # text to terms; None: words and word pairs
+# %% ../../nbs/02_embed/02_text.ipynb #c63304ae
+def _analyzer_of(characters:Sequence[str]
+                )->Callable|None: # text to terms; None: words and word pairs
     "What `_tfidf` counts"
     return partial(_terms, characters=characters) if characters else None
 
@@ -98,17 +109,20 @@ class Lsa:
                  seed:int=0): # of the random projections
         self.wanted, self.seed, self.words, self.directions = dim, seed, None, None
         self.characters = ()  # kinds of script in which characters are counted
-    def fit(self, texts:Sequence[str], groups:Sequence|None=None # n, n: the domain of each text, all of one weight
+    def fit(self, texts:Sequence[str],
+            groups:Sequence|None=None # n, n: the domain of each text, all of one weight
            )->'Lsa':
         "Learn the words' weights and the directions V, whatever the order of the texts"
-        order = sorted(range(len(texts)), key=lambda i: (texts[i], str(groups[i]) if groups is not None else ''))
+        order = sorted(range(len(texts)), key=lambda i: (texts[i], str(groups[i])
+                                                         if groups is not None else ''))
         texts = [texts[i] for i in order]
         characters = _characters_for(texts)
         words = _tfidf(texts, _analyzer_of(characters))
         x = words.transform(texts)  # n w
         if groups is not None: x = diags(_even_weights([groups[i] for i in order])) @ x
         with threadpool_limits(1):  # sums in the same order on any number of threads
-            _, s, vt = randomized_svd(x, min(self.wanted, *x.shape), n_iter=7, random_state=self.seed)
+            _, s, vt = randomized_svd(x, min(self.wanted, *x.shape), n_iter=7,
+                                      random_state=self.seed)
         rank = int((s > 1e-5*s.max()).sum())
         self.words, self.characters = words, characters
         self.directions = np.ascontiguousarray(vt[:rank].T, np.float32)  # w d
@@ -123,16 +137,20 @@ class Lsa:
     def __repr__(self)->str:
         if self.words is None: return f'dim={self.wanted}, not fitted'
         asked = '' if self.dim == self.wanted else f' of {self.wanted} asked'
-        return f'd={self.dim}{asked}, {_counted(self.words.vocabulary_, self.characters)}'
+        return (f'd={self.dim}{asked}, '
+                f'{_counted(self.words.vocabulary_, self.characters)}')
 
+# %% ../../nbs/02_embed/02_text.ipynb #71c15f18
 def _counted(vocabulary:Sequence[str], characters:Sequence[str])->str:
     "How many words, and how many character n-grams, in words"
-    short = sum(('unspaced' if _unspaced.match(w) else 'spaced') in characters for w in vocabulary)
+    short = sum(('unspaced' if _unspaced.match(w) else 'spaced') in characters
+                for w in vocabulary)
     parts = (len(vocabulary) - short, 'words'), (short, 'character n-grams (1-2)')
     return ' and '.join(f'{n:,} {what}' for n, what in parts if n)
 
 # %% ../../nbs/02_embed/02_text.ipynb #f1a9309b
-def _even_weights(groups:Sequence)->np.ndarray: # n -> n: of rows, so that all groups weigh the same
+def _even_weights(groups:Sequence
+                 )->np.ndarray: # n -> n: of rows, so that all groups weigh the same
     "The square root of the weight of each row"
     size = Counter(groups)
     return np.array([(len(groups)/(len(size)*size[g]))**.5 for g in groups], np.float32)
@@ -152,24 +170,30 @@ def _checked_texts(texts:Sequence[str] # n
 
 # %% ../../nbs/02_embed/02_text.ipynb #3d4151fa
 class TextEncoder:
-    "Texts to vectors: 'lsa' from counted words, or any encoder that transformers loads; ValueError for a wrong dim"
+    """Texts to vectors: 'lsa' from counted words, or any encoder that transformers
+    loads; ValueError for a wrong dim"""
     def __init__(self,
                  name:str|Path='lsa', # 'lsa', a folder, or a name on the hub
-                 dim:int|None=None, # 128 for 'lsa'; a pretrained encoder has a width of its own
+                 # 128 for 'lsa'; a pretrained encoder has a width of its own
+                 dim:int|None=None,
                  seed:int=0, # of 'lsa'
-                 normalise:bool=False, # to length 1, also where the model's folder does not ask
+                 # to length 1, also where the model's folder does not ask
+                 normalise:bool=False,
                  batch_size:int=64, # texts at a time, of a pretrained encoder
-                 max_tokens:int|None=None, # longer texts are cut; the folder's own limit by default
+                 # longer texts are cut; the folder's own limit by default
+                 max_tokens:int|None=None,
                  device:str='cpu'):
         if dim is not None and dim < 1: raise ValueError(
             f'dim is {dim}, expected at least 1; 128 is usual.')
         self.name, self.normalise, self.batch_size = str(name), normalise, batch_size
-        self.source = Path(name).name if Path(name).is_dir() else self.name  # marks the tables
+        # marks the tables
+        self.source = Path(name).name if Path(name).is_dir() else self.name
         builtin = self.name == 'lsa'
-        self.model = Lsa(dim or 128, seed) if builtin else SentenceModel(name, max_tokens, device)
+        self.model = (Lsa(dim or 128, seed) if builtin
+                      else SentenceModel(name, max_tokens, device))
         if not builtin and dim not in (None, self.dim): raise ValueError(
-            f'{self.source} gives {self.dim} numbers and dim={dim} was asked; leave dim out, '
-            'and shorten the table with Whitening(dim).')
+            f'{self.source} gives {self.dim} numbers and dim={dim} was asked; leave '
+            'dim out, and shorten the table with Whitening(dim).')
     fitted = property(lambda self: getattr(self.model, 'words', True) is not None,
                       doc='Is there something to encode with?')
     dim = property(lambda self: self.model.dim, doc='d: numbers per vector')
@@ -179,32 +203,42 @@ class TextEncoder:
 @patch
 def fit(self:TextEncoder,
         texts:Sequence[str], # n
-        groups:Sequence|None=None # n: the domain of each text; every domain then weighs the same
+        # n: the domain of each text; every domain then weighs the same
+        groups:Sequence|None=None
        )->TextEncoder:
-    "Learn from texts; a pretrained encoder has learnt already; a warning tells of characters; ValueError for other groups"
+    """Learn from texts; a pretrained encoder has learnt already; a warning tells of
+    characters; ValueError for other groups"""
     texts = _checked_texts(texts)
     if groups is not None and len(groups) != len(texts): raise ValueError(
-        f'{len(texts):,} texts and {len(groups):,} groups were given; give the domain of every text.')
+        f'{len(texts):,} texts and {len(groups):,} groups were given; give the domain '
+        'of every text.')
     if not isinstance(self.model, Lsa): return self
     if chosen := self.model.fit(texts, groups).characters:
         lost, n = _lost_texts(texts), len(set(texts))
-        warnings.warn(f'{max(lost[group] for group in chosen):,} of {n:,} texts have most of their letters in words '
-                      f'that no other text has, so {self.source!r} counts characters there (1-2), not words.', stacklevel=2)
+        warnings.warn(f'{max(lost[group] for group in chosen):,} of {n:,} texts have '
+                      'most of their letters in words that no other text has, so '
+                      f'{self.source!r} counts characters there (1-2), not words.',
+                      stacklevel=2)
     return self
 
+# %% ../../nbs/02_embed/02_text.ipynb #cd81703a
 @patch
 def encode(self:TextEncoder,
            texts:Sequence[str] # n
           )->Tensor: # n d: float32
-    "One vector per text; texts that say nothing get zeros, and a warning counts them; ValueError before fitting"
-    if not self.fitted: raise ValueError(f'{self} knows no words; call .fit(texts) before .encode.')
+    """One vector per text; texts that say nothing get zeros, and a warning counts them;
+    ValueError before fitting"""
+    if not self.fitted:
+        raise ValueError(f'{self} knows no words; call .fit(texts) before .encode.')
     texts = _checked_texts(texts)
     more = () if isinstance(self.model, Lsa) else (self.batch_size,)
     z = self.model.encode(texts, *more) if texts else torch.zeros(0, self.dim)
     z[torch.tensor([not t.strip() for t in texts], dtype=torch.bool)] = 0
     silent = int((z == 0).all(1).sum())
-    if silent: warnings.warn(f'{silent:,} of {len(texts):,} texts say nothing that {self.source!r} '
-                             'knows; their vectors are zero.', stacklevel=2)
+    if silent:
+        warnings.warn(
+            f'{silent:,} of {len(texts):,} texts say nothing that {self.source!r} '
+                      'knows; their vectors are zero.', stacklevel=2)
     return F.normalize(z, dim=-1) if self.normalise else z
 
 # %% ../../nbs/02_embed/02_text.ipynb #081878b3
@@ -222,14 +256,20 @@ def save(self:TextEncoder,
          folder:str|Path # made if missing
         ):
     "Write what `load` needs; ValueError if nothing was fitted"
-    if not self.fitted: raise ValueError(f'{self} has nothing to save; call .fit(texts) first.')
-    config, lsa = dict(kind='TextEncoder', name=self.name, normalise=self.normalise), self.model
+    if not self.fitted:
+        raise ValueError(f'{self} has nothing to save; call .fit(texts) first.')
+    config, lsa = (dict(kind='TextEncoder', name=self.name, normalise=self.normalise),
+                   self.model)
     if not isinstance(lsa, Lsa): return write_folder(
         folder, dict(config, batch_size=self.batch_size, max_tokens=lsa.max_tokens))
-    if lsa.characters: config['characters'] = list(lsa.characters)  # a folder without it means words
-    arrays, vocabulary = dict(idf=lsa.words.idf_, directions=lsa.directions), lsa.words.get_feature_names_out().tolist()
-    write_folder(folder, dict(config, dim=lsa.wanted, seed=lsa.seed, words=_fingerprint(repr(vocabulary))),
-                 {name: torch.from_numpy(a) for name, a in arrays.items()}, {'vocabulary': vocabulary})
+    if lsa.characters:
+        config['characters'] = list(lsa.characters) # a folder without it means words
+    arrays, vocabulary = (dict(idf=lsa.words.idf_, directions=lsa.directions),
+                          lsa.words.get_feature_names_out().tolist())
+    write_folder(folder, dict(config, dim=lsa.wanted, seed=lsa.seed,
+                              words=_fingerprint(repr(vocabulary))),
+                 {name: torch.from_numpy(a) for name, a in arrays.items()},
+                 {'vocabulary': vocabulary})
 
 # %% ../../nbs/02_embed/02_text.ipynb #59b6b236
 def _restored_words(vocabulary:list[str], # w: in the order of columns
@@ -253,17 +293,20 @@ def load(cls:TextEncoder,
         f'{folder} holds no text encoder; give a folder that encoder.save wrote.')
     characters, words = tuple(config.pop('characters', ())), config.pop('words', None)
     if unknown := set(characters) - _usual.keys(): raise ValueError(
-        f'{folder} counts the characters of {sorted(unknown)}, expected some of {list(_usual)}; save the encoder again.')
+        f'{folder} counts the characters of {sorted(unknown)}, expected some of '
+        f'{list(_usual)}; save the encoder again.')
     self = cls(device=device, **config)
     if not isinstance(self.model, Lsa): return self
-    vocabulary = read_json(Path(folder)/'items.json', dict, vocabulary=list)['vocabulary']
+    vocabulary = read_json(Path(folder)/'items.json', dict,
+                           vocabulary=list)['vocabulary']
     if words not in (None, _fingerprint(repr(vocabulary))): raise ValueError(
         f'{folder}/items.json has other words than were saved; save the encoder again.')
     sizes = [len(vocabulary), *(len(tensors.get(k, [])) for k in ('idf', 'directions'))]
     if len(set(sizes)) > 1: raise ValueError(
-        f'{folder} has {sizes[0]:,} words, {sizes[1]:,} weights and {sizes[2]:,} rows of '
-        'directions, expected as many of each; save the encoder again.')
-    self.model.words = _restored_words(vocabulary, tensors['idf'], _analyzer_of(characters))
+        f'{folder} has {sizes[0]:,} words, {sizes[1]:,} weights and {sizes[2]:,} rows '
+        'of directions, expected as many of each; save the encoder again.')
+    self.model.words = _restored_words(vocabulary, tensors['idf'],
+                                       _analyzer_of(characters))
     self.model.characters = characters
     self.model.directions = tensors['directions'].numpy()
     return self

@@ -21,17 +21,22 @@ class PrincipalAxes(NamedTuple):
     axes: Tensor # d d: orthonormal, in columns
     variance: Tensor # d: falling, ddof 1
 
-    def rank(self, floor:float=1e-10 # share of the widest variance below which a direction is noise
+    def rank(self,
+             # share of the widest variance below which a direction is noise
+             floor:float=1e-10
             )->int:
         "In how many directions the rows differ"
-        return int((self.variance > floor*self.variance[0]).sum()) if self.variance[0] > 0 else 0
+        return (int((self.variance > floor*self.variance[0]).sum())
+                if self.variance[0] > 0 else 0)
 
     @property
     def effective_dimensions(self)->float:
-        "Over how many directions the variance is spread, the square of its sum by the sum of its squares; 0 for no variance"
+        """Over how many directions the variance is spread, the square of its sum by the
+        sum of its squares; 0 for no variance"""
         total = self.variance.square().sum()
         return float(self.variance.sum()**2/total) if total > 0 else 0.
 
+# %% ../../nbs/02_embed/04_whitening.ipynb #857c4fda
 def principal_axes(x:Tensor, # n d
                    rows:int=65_536 # at a time, to bound the memory of float64
                   )->PrincipalAxes:
@@ -46,33 +51,44 @@ def principal_axes(x:Tensor, # n d
 
 # %% ../../nbs/02_embed/04_whitening.ipynb #1b8ed01b
 class Whitening:
-    "PCA whitening: d uncorrelated columns of unit sample variance; ValueError for a dim below 1"
+    """PCA whitening: d uncorrelated columns of unit sample variance; ValueError for a
+    dim below 1"""
     def __init__(self,
                  dim:int|None=None, # d; all independent directions by default
                  floor:float=1e-10): # share of the widest variance below which a direction is noise
         if dim is not None and dim < 1: raise ValueError(
             f'dim is {dim}, expected at least 1 or None for all directions.')
-        self.dim, self.floor, self.mean, self.axes, self.variance = dim, floor, None, None, None
+        self.dim, self.floor, self.mean, self.axes, self.variance = (dim, floor, None,
+                                                                     None, None)
 
     def fit(self, table:EmbeddingTable)->'Whitening':
-        "Learn mean, axes and variances from a table; ValueError if it has fewer than d directions"
+        """Learn mean, axes and variances from a table; ValueError if it has fewer than
+        d directions"""
         if len(table) < 2: raise ValueError(
-            f'{table} has no spread to learn from; fit on two items at least, and better on all.')
+            f'{table} has no spread to learn from; fit on two items at least, and '
+            'better on all.')
         mean, axes, variance = found = principal_axes(table.matrix)
         rank = found.rank(self.floor)
         d = rank if self.dim is None else self.dim
         if not 1 <= d <= rank: raise ValueError(
             f'{table} has {rank} independent directions and {d} were asked; '
-            + (f'give a dim of at most {rank}.' if rank else 'its vectors are all the same.'))
-        self.mean, self.axes, self.variance, self.dim = mean, axes[:, :d], variance[:d], d
+            + (f'give a dim of at most {rank}.' if rank
+               else 'its vectors are all the same.'))
+        self.mean, self.axes, self.variance, self.dim = (mean, axes[:, :d],
+                                                         variance[:d], d)
         return self
 
     def __call__(self, table:EmbeddingTable)->EmbeddingTable: # n d
-        "The table in the fitted space, ids attached; ValueError before fitting, and for a table of another width"
-        if self.mean is None: raise ValueError(f'{self} has no axes yet; call .fit(table) first.')
-        if table.dim != len(self.mean): raise ValueError(f'{table} has another width than the '
-            f'{len(self.mean)} columns this was fitted on; embed it with the same encoder.')
-        return EmbeddingTable(table.ids, self.apply(table.matrix), f'{table.source} whitened')
+        """The table in the fitted space, ids attached; ValueError before fitting, and
+        for a table of another width"""
+        if self.mean is None:
+            raise ValueError(f'{self} has no axes yet; call .fit(table) first.')
+        if table.dim != len(self.mean):
+            raise ValueError(f'{table} has another width than the '
+                f'{len(self.mean)} columns this was fitted on; embed it with the same '
+                'encoder.')
+        return EmbeddingTable(table.ids, self.apply(table.matrix),
+                              f'{table.source} whitened')
 
     def __repr__(self)->str:
         if self.mean is None: return f'Whitening(dim={self.dim}, not fitted)'
@@ -86,7 +102,8 @@ def apply(self:Whitening,
          )->Tensor: # n d: float32
     "The vectors in the fitted space, z = (x - mean) U / √Λ"
     scale = self.axes/self.variance.sqrt()  # d0 d
-    parts = [((part.double() - self.mean) @ scale).float() for part in x.cpu().split(rows)]
+    parts = [((part.double() - self.mean) @ scale).float()
+             for part in x.cpu().split(rows)]
     return torch.cat(parts)
 
 # %% ../../nbs/02_embed/04_whitening.ipynb #ce4f274a
@@ -95,10 +112,12 @@ def save(self:Whitening,
          folder:str|Path # made if missing
         ):
     "Write mean, axes and variances; ValueError if nothing was fitted"
-    if self.mean is None: raise ValueError(f'{self} has nothing to save; call .fit(table) first.')
+    if self.mean is None:
+        raise ValueError(f'{self} has nothing to save; call .fit(table) first.')
     write_folder(folder, dict(kind='Whitening', dim=self.dim, floor=self.floor),
                  dict(mean=self.mean, axes=self.axes, variance=self.variance))
 
+# %% ../../nbs/02_embed/04_whitening.ipynb #e9bbb456
 @patch(cls_method=True)
 def load(cls:Whitening,
          folder:str|Path # written by `save`
@@ -106,8 +125,9 @@ def load(cls:Whitening,
     "Read a saved whitening; ValueError if the folder holds something else"
     config, tensors = read_folder(folder)
     names = 'mean', 'axes', 'variance'
-    if config.get('kind') != 'Whitening' or set(tensors) != set(names): raise ValueError(
-        f'{folder} holds no whitening; give a folder that whitening.save wrote.')
+    if config.get('kind') != 'Whitening' or set(tensors) != set(names):
+        raise ValueError(
+            f'{folder} holds no whitening; give a folder that whitening.save wrote.')
     self = cls(config['dim'], config['floor'])
     self.mean, self.axes, self.variance = (tensors[name] for name in names)
     if self.axes.shape != (len(self.mean), self.dim): raise ValueError(

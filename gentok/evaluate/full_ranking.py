@@ -25,11 +25,13 @@ class Evaluation(NamedTuple):
     users: dict # 'recall@5', … -> b: the value of every user
     ranked: Ranked # items and scores, b k
 
+# %% ../../nbs/09_evaluate/06_full_ranking.ipynb #aa615556
 def summarise(ranked:Ranked, targets:Tensor, # b
               ks:tuple=(5, 10))->Evaluation:
     "Means and per-user values of ranked lists, 0 to 1; ValueError for other shapes"
     values = per_user(ranked.items, targets, ks)
-    means = {k: v.double().mean().item() for k, v in {**values, 'invalid_rate': ranked.invalid}.items()}
+    means = {k: v.double().mean().item()
+             for k, v in {**values, 'invalid_rate': ranked.invalid}.items()}
     return Evaluation(dict(means, users=len(targets)), values, ranked)
 
 # %% ../../nbs/09_evaluate/06_full_ranking.ipynb #0829eaed
@@ -37,17 +39,23 @@ def searcher(model:nn.Module, trie:Trie,
              exact:bool=False, # the true top k instead of a beam's
              free:bool=False # beams without the trie, as some papers search
             )->Callable: # (examples, k, beams, users at once) -> Ranked
-    "One way to search, as a function of whom to ask and how widely; ValueError for exact and free at once"
-    if exact and free: raise ValueError('exact and free exclude each other: the exact search runs over the trie; choose one.')
+    """One way to search, as a function of whom to ask and how widely; ValueError for
+    exact and free at once"""
+    if exact and free:
+        raise ValueError('exact and free exclude each other: the exact search runs '
+                         'over the trie; choose one.')
     def search(examples, k, beams, batch_size):
-        if exact: return exact_top_k(model, trie, examples, k, max(128, k), min(batch_size, 64))
+        if exact:
+            return exact_top_k(model, trie, examples, k, max(128, k),
+                               min(batch_size, 64))
         return beam_search(model, trie, examples, max(beams, k), k, free, batch_size)
     return search
 
 # %% ../../nbs/09_evaluate/06_full_ranking.ipynb #fbda476a
 class _Seen(NamedTuple):
     "What each of e users has had"
-    keys: Tensor # t: user and row as one number, each once, ascending; the last is above all of them
+    # t: user and row as one number, each once, ascending; the last is above all of them
+    keys: Tensor
     counts: Tensor # e: distinct items
     n_items: int
 
@@ -58,15 +66,19 @@ class _Seen(NamedTuple):
         keys = users*(self.n_items + 1) + rows + 1
         return self.keys[torch.searchsorted(self.keys, keys)] == keys
 
+# %% ../../nbs/09_evaluate/06_full_ranking.ipynb #f2408e67
 def _seen_by(examples:Examples, # their histories
             n_items:int)->_Seen:
     "The distinct items of every history"
     lengths, stride = _checked(examples, n_items).lengths, n_items + 1
     users = torch.arange(examples.n).repeat_interleave(lengths)  # t
-    at = torch.arange(len(users)) + (examples.start + lengths - lengths.cumsum(0))[users]  # t: places in `items`
+    # t: places in `items`
+    at = torch.arange(len(users)) + (examples.start + lengths
+                                     - lengths.cumsum(0))[users]
     keys = (users*stride + examples.items[at] + 1).unique()
     counts = torch.bincount(keys // stride, minlength=examples.n)
-    return _Seen(torch.cat([keys, keys.new_tensor([examples.n*stride])]), counts, n_items)
+    return _Seen(torch.cat([keys, keys.new_tensor([examples.n*stride])]), counts,
+                 n_items)
 
 # %% ../../nbs/09_evaluate/06_full_ranking.ipynb #06719dd5
 def _without(ranked:Ranked, # b m: the best of all items
@@ -75,7 +87,8 @@ def _without(ranked:Ranked, # b m: the best of all items
     "The first k of every list that its user has not had"
     old = seen.has(users[:, None], ranked.items)  # b m
     order = old.long().argsort(dim=1, stable=True)[:, :k]
-    items, scores, old = (x.gather(1, order) for x in (ranked.items, ranked.scores, old))
+    items, scores, old = (x.gather(1, order)
+                          for x in (ranked.items, ranked.scores, old))
     items, scores = items.masked_fill(old, -1), scores.masked_fill(old, -torch.inf)
     wrong = (items < 0) & (scores > -torch.inf)
     return Ranked(items, scores, wrong.float().mean(1))
@@ -86,8 +99,10 @@ def _groups_of(counts:Tensor, # e: distinct items of each user
              )->list[Tensor]: # positions of users
     "Users with similarly many items together: one, two, up to four, up to eight, …"
     size = counts.clamp(min=1).double().log2().ceil()
-    return [part for s in size.unique() for part in (size == s).nonzero()[:, 0].split(at_once)]
+    return [part for s in size.unique()
+            for part in (size == s).nonzero()[:, 0].split(at_once)]
 
+# %% ../../nbs/09_evaluate/06_full_ranking.ipynb #1bdaf0e1
 def rank_unseen(search:Callable, # as `searcher` gives
                 examples:Examples, # what the model reads
                 seen:_Seen, # of the same users
@@ -98,8 +113,10 @@ def rank_unseen(search:Callable, # as `searcher` gives
     "The k best among the items that a user has not had"
     def answer(users):
         more = 1 << (int(seen.counts[users].max()) - 1).bit_length()
-        wide, fewer = min(k + more, max(k, seen.n_items)), max(1, batch_size*beams//(beams + more))
-        return _without(search(examples.select(users), wide, beams + more, fewer), seen, users, k)
+        wide, fewer = (min(k + more, max(k, seen.n_items)),
+                       max(1, batch_size*beams//(beams + more)))
+        return _without(search(examples.select(users), wide, beams + more, fewer), seen,
+                        users, k)
     groups = _groups_of(seen.counts)
     return _in_order(map(answer, groups), groups)
 
@@ -111,34 +128,45 @@ def evaluate(model:nn.Module, trie:Trie,
              free:bool=False, # beams without the trie, as some papers search
              batch_size:int=128, # users at once
              ks:tuple=(5, 10), # cuts
-             unseen:bool|Examples=False # only items that are not in the history; Examples: not in these longer ones
+             # only items that are not in the history; Examples: not in these longer
+             # ones
+             unseen:bool|Examples=False
             )->Evaluation:
-    "Rank the whole catalogue for every user and compare with what came next; ValueError if `unseen` has other users"
+    """Rank the whole catalogue for every user and compare with what came next;
+    ValueError if `unseen` has other users"""
     search, k = searcher(model, trie, exact, free), max(ks)
-    if unseen is False: return summarise(search(examples, k, beams, batch_size), examples.targets, ks)
+    if unseen is False:
+        return summarise(search(examples, k, beams, batch_size), examples.targets, ks)
     whole = examples if unseen is True else unseen
     if not torch.equal(whole.users, examples.users): raise ValueError(
-        f'unseen holds {whole.n:,} histories, not those of the {examples.n:,} examples in their order; '
-        'make both by leave_one_out of one data set.')
+        f'unseen holds {whole.n:,} histories, not those of the {examples.n:,} examples '
+        'in their order; make both by leave_one_out of one data set.')
     seen = _seen_by(whole, trie.n_items)
-    found = summarise(rank_unseen(search, examples, seen, k, beams, batch_size), examples.targets, ks)
-    repeats = seen.has(torch.arange(examples.n), examples.targets).double().mean().item()
+    found = summarise(rank_unseen(search, examples, seen, k, beams, batch_size),
+                      examples.targets, ks)
+    repeats = seen.has(torch.arange(examples.n),
+                       examples.targets).double().mean().item()
     return found._replace(metrics=dict(found.metrics, repeats=repeats))
 
 # %% ../../nbs/09_evaluate/06_full_ranking.ipynb #e98f9cf0
 class Validation:
-    "What `Trainer` calls after an epoch: sums of the metrics over this process's share of the users"
+    """What `Trainer` calls after an epoch: sums of the metrics over this process's
+    share of the users"""
     def __init__(self, trie:Trie, examples:Examples, # usually split.valid
                  beams:int=20,
                  batch_size:int=128):
-        self.trie, self.examples, self.beams, self.batch_size = trie, examples, beams, batch_size
+        self.trie, self.examples, self.beams, self.batch_size = (trie, examples, beams,
+                                                                 batch_size)
 
-    def __call__(self, model:nn.Module, process:int=0, processes:int=1)->dict: # 'n', 'recall@10', 'ndcg@10'
+    def __call__(self, model:nn.Module, process:int=0, processes:int=1
+                )->dict: # 'n', 'recall@10', 'ndcg@10'
         "Sums over the users process, process + processes, …"
         mine = self.examples.select(slice(process, None, processes))
         if mine.n == 0: return dict.fromkeys(('n', 'recall@10', 'ndcg@10'), 0.)
-        users = evaluate(model, self.trie, mine, self.beams, batch_size=self.batch_size).users
-        return {'n': float(mine.n), **{k: users[k].double().sum().item() for k in ('recall@10', 'ndcg@10')}}
+        users = evaluate(model, self.trie, mine, self.beams,
+                         batch_size=self.batch_size).users
+        return {'n': float(mine.n),
+                **{k: users[k].double().sum().item() for k in ('recall@10', 'ndcg@10')}}
 
 # %% ../../nbs/09_evaluate/06_full_ranking.ipynb #066d7348
 def most_popular(examples:Examples, # of training: targets and what they follow
@@ -149,5 +177,7 @@ def most_popular(examples:Examples, # of training: targets and what they follow
     counts = torch.bincount(taken, minlength=n_items)
     best = counts.double().topk(min(k, n_items))
     items = torch.nn.functional.pad(best.indices, (0, max(0, k - n_items)), value=-1)
-    scores = torch.nn.functional.pad(best.values.float(), (0, max(0, k - n_items)), value=-torch.inf)
-    return Ranked(items.expand(n_users, -1), scores.expand(n_users, -1), torch.zeros(n_users))
+    scores = torch.nn.functional.pad(best.values.float(), (0, max(0, k - n_items)),
+                                     value=-torch.inf)
+    return Ranked(items.expand(n_users, -1), scores.expand(n_users, -1),
+                  torch.zeros(n_users))

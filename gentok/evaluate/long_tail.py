@@ -24,7 +24,8 @@ def training_counts(examples:Examples, # the training part of a split
 
 # %% ../../nbs/09_evaluate/03_long_tail.ipynb #69e20531
 class Groups(NamedTuple):
-    "Users parted by how often training saw their target; group g holds the counts low[g] to high[g]"
+    """Users parted by how often training saw their target; group g holds the counts
+    low[g] to high[g]"""
     group: Tensor # b: group of each user, 0 is the rarest
     low: Tensor   # g: fewest occurrences
     high: Tensor  # g: most occurrences
@@ -35,7 +36,8 @@ class Groups(NamedTuple):
     def names(self) -> list[str]:
         "What each group is, in words"
         spans = zip(self.low.tolist(), self.high.tolist())
-        return ['never seen' if h == 0 else f'seen {l:,}×' if l == h else f'seen {l:,}-{h:,}×' for l, h in spans]
+        return ['never seen' if h == 0 else f'seen {l:,}×' if l == h
+                else f'seen {l:,}-{h:,}×' for l, h in spans]
 
 # %% ../../nbs/09_evaluate/03_long_tail.ipynb #b1ca8fd7
 def quantile_groups(count:Tensor, # b: occurrences of each user's target
@@ -54,30 +56,39 @@ def popularity_groups(counts:Tensor, # n: occurrences of each item in training
                       targets:Tensor, # b: the row each user took
                       n:int=4 # groups wanted, beside that of the items never seen
                      )->Groups:
-    "Part users by the popularity of their target, into quantiles of users; ValueError without a count for each target"
+    """Part users by the popularity of their target, into quantiles of users; ValueError
+    without a count for each target"""
     counts, targets = torch.as_tensor(counts), torch.as_tensor(targets)
     if n < 1 or not len(targets) or targets.min() < 0 or targets.max() >= len(counts):
-        raise ValueError(f'{len(targets)} targets for {len(counts)} counts and n={n} found, one row of 0 to '
-                         f'{len(counts)-1} per user and n of 1 or more expected; count with training_counts(train, n_items).')
+        raise ValueError(f'{len(targets)} targets for {len(counts)} counts and n={n} '
+                         f'found, one row of 0 to {len(counts)-1} per user and n of 1 '
+                         'or more expected; count with training_counts(train, n_items).')
     count = counts[targets]
     group = quantile_groups(count, n)
     parts = [group == g for g in range(int(group.max()) + 1)]
-    sums = [(count[p].min(), count[p].max(), p.sum(), targets[p].unique().numel()) for p in parts]
+    sums = [(count[p].min(), count[p].max(), p.sum(), targets[p].unique().numel())
+            for p in parts]
     return Groups(group, *(torch.tensor([int(s[i]) for s in sums]) for i in range(4)))
 
 # %% ../../nbs/09_evaluate/03_long_tail.ipynb #1fc56991
 def by_group(values:dict[str, Tensor], # metric -> b: per user
              groups:Groups
-            )->list[dict]: # a row per group: 'group', 'users', 'items', and every metric's mean
+             # a row per group: 'group', 'users', 'items', and every metric's mean
+            )->list[dict]:
     "Means of per-user values within each group; ValueError for values of other users"
     if wrong := [name for name, v in values.items() if len(v) != len(groups.group)]:
-        raise ValueError(f'{wrong[0]} has {len(values[wrong[0]])} values for {len(groups.group)} grouped users, one per user '
-                         'expected; group and measure the same users.')
-    total = lambda v: torch.zeros(len(groups.users), dtype=torch.float64).index_add_(0, groups.group, v.double())
+        raise ValueError(f'{wrong[0]} has {len(values[wrong[0]])} values for '
+                         f'{len(groups.group)} grouped users, one per user expected; '
+                         'group and measure the same users.')
+    total = lambda v: torch.zeros(len(groups.users),
+                                  dtype=torch.float64).index_add_(0, groups.group,
+                                                                  v.double())
     means = {name: (total(v)/groups.users).tolist() for name, v in values.items()}
     head = [dict(group=name, users=u, items=i)
-            for name, u, i in zip(groups.names, groups.users.tolist(), groups.items.tolist())]
-    return [dict(row, **{m: v[g] for m, v in means.items()}) for g, row in enumerate(head)]
+            for name, u, i
+            in zip(groups.names, groups.users.tolist(), groups.items.tolist())]
+    return [dict(row, **{m: v[g] for m, v in means.items()})
+            for g, row in enumerate(head)]
 
 # %% ../../nbs/09_evaluate/03_long_tail.ipynb #e36a86f5
 def plot_groups(tables:dict[str, list], # name of a run -> its rows of `by_group`
@@ -89,7 +100,9 @@ def plot_groups(tables:dict[str, list], # name of a run -> its rows of `by_group
     ax, wide = axes(title, 'popularity of the item taken', metric), .8/len(tables)
     for i, (name, rows) in enumerate(tables.items()):
         at = [g + (i - (len(tables)-1)/2)*wide for g in range(len(rows))]
-        ax.bar(at, [r[metric] for r in rows], width=wide*.92, label=name, color=_cycle[i % len(_cycle)])
-    ax.set_xticks(range(len(rows)), [f"{r['group']}\n{r['users']:,} users" for r in rows])
+        ax.bar(at, [r[metric] for r in rows], width=wide*.92, label=name,
+               color=_cycle[i % len(_cycle)])
+    ax.set_xticks(range(len(rows)),
+                  [f"{r['group']}\n{r['users']:,} users" for r in rows])
     ax.legend()
     return ax

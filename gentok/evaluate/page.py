@@ -24,12 +24,14 @@ def _number(x # an int, a float, or something else
     if isinstance(x, bool) or not isinstance(x, (int, float)): return _esc(x)
     if isinstance(x, int): return f'{x:,}'
     if not math.isfinite(x): return '–'
-    digits = 4 if abs(x) < 1 else 3 if abs(x) < 10 else 2 if abs(x) < 100 else 1 if abs(x) < 1000 else 0
+    digits = (4 if abs(x) < 1 else 3 if abs(x) < 10 else 2 if abs(x) < 100 else 1
+              if abs(x) < 1000 else 0)
     return f'{x:,.{digits}f}'
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #765d5d0b
 def _thumbnail(image:Image.Image, # any size and mode
-              side:int=48, # pixels of the longer side; smaller pictures stay as they are
+              # pixels of the longer side; smaller pictures stay as they are
+              side:int=48,
               colours:int=48
              )->str: # a data URI
     "A picture as a small PNG of few colours, ready for an `src`"
@@ -37,7 +39,8 @@ def _thumbnail(image:Image.Image, # any size and mode
     layer.thumbnail((side, side), Image.Resampling.LANCZOS)
     flat = Image.new('RGB', layer.size, 'white')
     flat.paste(layer, mask=layer.getchannel('A'))
-    few, out = flat.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), io.BytesIO()
+    few, out = flat.quantize(colours, Image.Quantize.MEDIANCUT,
+                             dither=Image.Dither.NONE), io.BytesIO()
     few.save(out, 'PNG', optimize=True)
     return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
@@ -48,7 +51,8 @@ def _identifier(codes:Sequence[int], # the item's codes
     "An identifier: a dot in the colour of its first code, and the codes"
     hue = round(codes[0]*137.508) % 360
     rest = '·'.join(map(str, codes[skip:]))
-    return f'<span class="id"><i style="--h:{hue}"></i>{"·" if skip else ""}{rest}</span>'
+    return ('<span class="id"><i '
+            f'style="--h:{hue}"></i>{"·" if skip else ""}{rest}</span>')
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #2e317ecd
 class _Shelf:
@@ -59,17 +63,21 @@ class _Shelf:
         self.catalogue, self.codes = catalogue, codes.tolist()
         self.unread, self._ready = set(), {}
 
-    def picture(self, row:int)->str|None: # a data URI; None where there is no readable picture
+    def picture(self, row:int
+               )->str|None: # a data URI; None where there is no readable picture
         "The item's thumbnail"
         if self.catalogue.images is None: return None
         if row not in self._ready:
-            try: image = self.catalogue.images[row]; self._ready[row] = image and _thumbnail(image)
+            try:
+                image = self.catalogue.images[row]
+                self._ready[row] = image and _thumbnail(image)
             except OSError: self._ready[row] = None; self.unread.add(row)
         return self._ready[row]
 
     def title(self, row:int)->str:
         "The item's short name, escaped; shops' own `&amp;` are read first"
-        return _esc(html.unescape(str(self.catalogue.titles[row] or self.catalogue.ids[row])))
+        return _esc(html.unescape(str(self.catalogue.titles[row]
+                                      or self.catalogue.ids[row])))
 
     def img(self, row:int)->str: # '' where there is no picture
         "The item's `<img>`, with its title as alternative text"
@@ -82,25 +90,31 @@ def _tile(shelf:_Shelf, row:int,
         )->str:
     "An item with picture, title and identifier, as a list's element"
     mark = f'tile {mark}'.strip()
-    return f'<li class="{mark}">{shelf.img(row)}<span class="name">{shelf.title(row)}</span>{_identifier(shelf.codes[row])}</li>'
+    return (f'<li class="{mark}">{shelf.img(row)}<span '
+            f'class="name">{shelf.title(row)}</span>{_identifier(shelf.codes[row])}</li>')
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #d4b10cef
 def _fact(name:str, value, # a number or a text
          note:str='' # a second line
         )->str:
     "A number, large, above its name"
-    if isinstance(value, float) and name.endswith(('rate', 'share')): value = f'{value:.1%}'
+    if isinstance(value, float) and name.endswith(('rate', 'share')):
+        value = f'{value:.1%}'
     small = f'<small>{_esc(note)}</small>' if note else ''
     return f'<div class="fact"><dt>{_esc(name.replace("_", " "))}{small}</dt><dd>{_number(value)}</dd></div>'
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #6eeebfb3
-def _thinned(values:Sequence, most:int=400)->list[tuple[int, float]]: # position from 1, value
+def _thinned(values:Sequence, most:int=400
+            )->list[tuple[int, float]]: # position from 1, value
     "The finite values, at most `most` of them, both ends kept"
-    points = [(i+1, float(v)) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
+    points = [(i+1, float(v)) for i, v in enumerate(values) if v is not None
+              and math.isfinite(v)]
     if len(points) <= most: return points
     return [points[round(i*(len(points)-1)/(most-1))] for i in range(most)]
 
-def _scale(values:Sequence[float])->tuple: # a function onto 0…1, and whether it is logarithmic
+# %% ../../nbs/09_evaluate/05_page.ipynb #ed8eaa7b
+def _scale(values:Sequence[float]
+          )->tuple: # a function onto 0…1, and whether it is logarithmic
     "Where a value stands between the smallest and the largest"
     low, high = min(values), max(values)
     log = low > 0 and high > 50*low
@@ -110,19 +124,25 @@ def _scale(values:Sequence[float])->tuple: # a function onto 0…1, and whether 
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #9fac27c0
 def _curve(name:str, values:Sequence[float])->str:
-    "One curve as an SVG that reads at any width, and in words for those who cannot see it"
+    """One curve as an SVG that reads at any width, and in words for those who cannot
+    see it"""
     points = _thinned(values)
     if not points: return ''
     (first, start), (last, end), ys = points[0], points[-1], [v for _, v in points]
     (place, log), width = _scale(ys), max(last - first, 1)
     xy = [f'{52 + 240*(i - first)/width:.1f},{90 - 78*place(v):.1f}' for i, v in points]
     says = f'{name}: from {_number(start)} to {_number(end)} over {last:,} points'
-    edge = lambda y, v: f'<line x1="52" x2="292" y1="{y}" y2="{y}"/><text x="46" y="{y + 4}" class="end">{_number(v)}</text>'
+    edge = lambda y, v: (f'<line x1="52" x2="292" y1="{y}" y2="{y}"/><text x="46" '
+                         f'y="{y + 4}" class="end">{_number(v)}</text>')
     x, y = xy[-1].split(',')
-    return (f'<figure class="curve"><figcaption>{_esc(name)}<b>{_number(end)}</b></figcaption>'
-            f'<svg viewBox="0 0 300 110" role="img" aria-label="{_esc(says)}">{edge(12, max(ys))}{edge(90, min(ys))}'
-            f'<polyline points="{" ".join(xy)}"/><circle cx="{x}" cy="{y}" r="3.5"/><text x="52" y="106">{first:,}</text>'
-            f'<text x="292" y="106" class="end">{"log scale · " if log else ""}{last:,}</text></svg></figure>')
+    return ('<figure '
+            f'class="curve"><figcaption>{_esc(name)}<b>{_number(end)}</b></figcaption>'
+            '<svg viewBox="0 0 300 110" role="img" '
+            f'aria-label="{_esc(says)}">{edge(12, max(ys))}{edge(90, min(ys))}'
+            f'<polyline points="{" ".join(xy)}"/><circle cx="{x}" cy="{y}" '
+            f'r="3.5"/><text x="52" y="106">{first:,}</text>'
+            '<text x="292" y="106" '
+            f'class="end">{"log scale · " if log else ""}{last:,}</text></svg></figure>')
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #97912b11
 _style_colours = '''
@@ -225,17 +245,22 @@ def _sheet(title:str, body:str # HTML
          )->str: # a whole document
     "A document around a body: style inside, scripts and requests forbidden"
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_esc(title)}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-            f'<style>{_style}</style></head><body>{body}</body></html>\n')
+    return ('<!doctype html>\n<html lang="en"><head><meta '
+            f'charset="utf-8"><title>{_esc(title)}</title>'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link '
+            'rel="icon" href="data:,">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1"><meta '
+            'name="color-scheme" content="light '
+            f'dark"><style>{_style}</style></head><body>{body}</body></html>\n')
 
+# %% ../../nbs/09_evaluate/05_page.ipynb #11206064
 def _framed(document:str, # HTML
            height:int=300, # pixels
            width:str='100%'
           )->str:
     "A document as a frame inside another, for notebooks"
-    return (f'<div><iframe title="A part of a report" style="width:{width};height:{height}px;'
+    return ('<div><iframe title="A part of a report" '
+            f'style="width:{width};height:{height}px;'
             'border:1px solid #ccc;border-radius:8px" '
             f'srcdoc="{_esc(document)}"></iframe></div>')
 
@@ -244,13 +269,22 @@ def _panel(key:str, heading:str, lead:str, # a sentence below the heading
           body:str # HTML, '' for nothing to show
          )->tuple[str, str, str]: # key, heading, HTML
     "A section of the page with an anchor"
-    return key, heading, body and f'<section class="panel" id="{key}"><h2>{_esc(heading)}</h2><p>{_esc(lead)}</p>{body}</section>'
+    return (key, heading,
+            body and '<section class="panel" '
+                     f'id="{key}"><h2>{_esc(heading)}</h2><p>{_esc(lead)}</p>{body}</section>')
 
-def _page(title:str, lead:str, facts:str, panels:Iterable[tuple], closing:str)->str: # facts: HTML, else text
+# %% ../../nbs/09_evaluate/05_page.ipynb #9392f8f0
+def _page(title:str, lead:str, facts:str, panels:Iterable[tuple], closing:str
+         )->str: # facts: HTML, else text
     "A whole document from its parts"
     panels = [p for p in panels if p[2]]
-    links = ''.join(f'<a href="#{key}">{_esc(heading)}</a>' for key, heading, _ in panels)
+    links = ''.join(f'<a href="#{key}">{_esc(heading)}</a>'
+                    for key, heading, _ in panels)
     sections = ''.join(body for *_, body in panels)
-    return _sheet(title, f'<header class="top wrap"><h1>{_esc(title)}</h1><p>{_esc(lead)}</p><dl class="facts">{facts}</dl></header>'
-                 f'<nav aria-label="Sections"><div class="wrap">{links}</div></nav><main class="wrap">{sections}</main>'
+    return _sheet(title,
+                  '<header class="top '
+                  f'wrap"><h1>{_esc(title)}</h1><p>{_esc(lead)}</p><dl '
+                  f'class="facts">{facts}</dl></header>'
+                 '<nav aria-label="Sections"><div '
+                 f'class="wrap">{links}</div></nav><main class="wrap">{sections}</main>'
                  f'<footer><div class="wrap">{_esc(closing)}</div></footer>')

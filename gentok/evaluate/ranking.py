@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/09_evaluate/01_ranking.ipynb #4f68133c
-def _check_ranked(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is nothing
+def _check_ranked(
+                  # b k: catalogue rows, best first; -1 where there is nothing
+                  ranked:Tensor,
                  targets:Tensor # b: the row each user took
                 )->tuple[Tensor, Tensor]: # the two, as integer tensors
-    "Integer tensors of matching shapes, rows not below -1, targets not below 0, no item twice in a list"
+    """Integer tensors of matching shapes, rows not below -1, targets not below 0, no
+    item twice in a list"""
     ranked, targets = torch.as_tensor(ranked), torch.as_tensor(targets)
     if ranked.dim() != 2 or targets.shape != ranked.shape[:1]:
-        raise ValueError(f'Ranked lists of shape {tuple(ranked.shape)} and targets of shape {tuple(targets.shape)} '
-                         'found, (b, k) and (b,) expected; pass one list and one target per user.')
+        raise ValueError(f'Ranked lists of shape {tuple(ranked.shape)} and targets of '
+                         f'shape {tuple(targets.shape)} found, (b, k) and (b,) '
+                         'expected; pass one list and one target per user.')
     for name, rows in (('ranked', ranked), ('targets', targets)):
         if rows.numel() and (rows.is_floating_point() or rows.dtype == torch.bool):
-            raise ValueError(f'{name} holds {rows.dtype}, catalogue rows are integers; pass positions, not scores.')
+            raise ValueError(f'{name} holds {rows.dtype}, catalogue rows are integers; '
+                             'pass positions, not scores.')
     _check_rows(ranked, targets)
     return ranked.long(), targets.long()
 
@@ -30,22 +35,30 @@ def _check_rows(ranked:Tensor, # b k
               )->None:
     "A `ValueError` that names the first user whose target or list cannot be judged"
     if (bad := targets < 0).any():
-        raise ValueError(f'{int(bad.sum())} of {len(targets)} targets are negative (first: user {int(bad.nonzero()[0])}), '
-                         'a target is a catalogue row; leave out the users without a next item.')
+        raise ValueError(f'{int(bad.sum())} of {len(targets)} targets are negative '
+                         f'(first: user {int(bad.nonzero()[0])}), a target is a '
+                         'catalogue row; leave out the users without a next item.')
     if (bad := ranked < -1).any():
-        raise ValueError(f'The list of user {int(bad.nonzero()[0, 0])} holds {int(ranked[bad][0])}, '
-                         'rows are 0 or above and -1 means nothing; look up the items before ranking them.')
+        raise ValueError(
+            f'The list of user {int(bad.nonzero()[0, 0])} holds {int(ranked[bad][0])}, '
+                         'rows are 0 or above and -1 means nothing; look up the items '
+                         'before ranking them.')
     order = ranked.sort(1).values
     twice = (order[:, 1:] == order[:, :-1]) & (order[:, 1:] >= 0)
     if twice.any():
         user, place = twice.nonzero()[0].tolist()
-        raise ValueError(f'{int(twice.any(1).sum())} of {len(ranked)} lists hold an item twice (first: user {user}, item '
-                         f'{int(order[user, place])}), each item may stand once; keep its best place only.')
+        raise ValueError(f'{int(twice.any(1).sum())} of {len(ranked)} lists hold an '
+                         f'item twice (first: user {user}, item '
+                         f'{int(order[user, place])}), each item may stand once; keep '
+                         'its best place only.')
 
 # %% ../../nbs/09_evaluate/01_ranking.ipynb #9765b0d0
-def _rank_of_target(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is nothing
+def _rank_of_target(
+                    # b k: catalogue rows, best first; -1 where there is nothing
+                    ranked:Tensor,
                    targets:Tensor # b: the row each user took
-                  )->Tensor: # b: place of the target, counted from 1; 0 where it is absent
+                   # b: place of the target, counted from 1; 0 where it is absent
+                  )->Tensor:
     "Where each user's target stands in the list"
     ranked, targets = _check_ranked(ranked, targets)
     place = torch.arange(1, ranked.shape[1]+1, device=ranked.device)
@@ -55,9 +68,11 @@ def _rank_of_target(ranked:Tensor, # b k: catalogue rows, best first; -1 where t
 def _check_k(k:int)->int: # k itself
     "A whole number of places, 1 or more"
     if isinstance(k, bool) or int(k) != k or k < 1:
-        raise ValueError(f'k = {k} found, a whole number of 1 or more expected; pass k=10 for the first ten places.')
+        raise ValueError(f'k = {k} found, a whole number of 1 or more expected; pass '
+                         'k=10 for the first ten places.')
     return int(k)
 
+# %% ../../nbs/09_evaluate/01_ranking.ipynb #9c9542ec
 def _recall_at(rank:Tensor, # b: place of the target, 0 where absent
               k:int)->Tensor: # b: 1. or 0.
     "Whether the place is one of the first k"
@@ -67,7 +82,8 @@ def recall(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is n
            targets:Tensor, # b: the row each user took
            k:int=10 # places that count
           )->Tensor: # b: per user
-    "Recall@k per user: 1 where the target is among the first k; ValueError for other shapes"
+    """Recall@k per user: 1 where the target is among the first k; ValueError for other
+    shapes"""
     return _recall_at(_rank_of_target(ranked, targets), k)
 
 # %% ../../nbs/09_evaluate/01_ranking.ipynb #31bef027
@@ -76,11 +92,13 @@ def _ndcg_at(rank:Tensor, # b: place of the target, 0 where absent
     "The discounted gain of the place, if it is one of the first k"
     return _recall_at(rank, k) / torch.log2(rank.clamp(min=1) + 1)
 
+# %% ../../nbs/09_evaluate/01_ranking.ipynb #de305a34
 def ndcg(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is nothing
          targets:Tensor, # b: the row each user took
          k:int=10 # places that count
         )->Tensor: # b: per user
-    "NDCG@k per user with one relevant item: 1/log2(rank+1) within the first k, else 0; ValueError for other shapes"
+    """NDCG@k per user with one relevant item: 1/log2(rank+1) within the first k, else
+    0; ValueError for other shapes"""
     return _ndcg_at(_rank_of_target(ranked, targets), k)
 
 # %% ../../nbs/09_evaluate/01_ranking.ipynb #35c3aeba
@@ -90,14 +108,18 @@ def per_user(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is
             )->dict[str, Tensor]: # 'recall@5', 'recall@10', 'ndcg@5', … -> b
     "Recall and NDCG of every user at every cut; ValueError for other shapes"
     rank = _rank_of_target(ranked, targets)
-    return {f'{name}@{k}': at(rank, k) for name, at in (('recall', _recall_at), ('ndcg', _ndcg_at)) for k in ks}
+    return {f'{name}@{k}': at(rank, k)
+            for name, at in (('recall', _recall_at), ('ndcg', _ndcg_at)) for k in ks}
 
 # %% ../../nbs/09_evaluate/01_ranking.ipynb #55e05a11
 def metrics(ranked:Tensor, # b k: catalogue rows, best first; -1 where there is nothing
             targets:Tensor, # b: the row each user took
             ks:tuple=(5, 10) # cuts
-           )->dict[str, float]: # 'recall@5', 'recall@10', 'ndcg@5', … -> mean over users
+            # 'recall@5', 'recall@10', 'ndcg@5', … -> mean over users
+           )->dict[str, float]:
     "Mean Recall and NDCG at every cut; ValueError for no users"
     values = per_user(ranked, targets, ks)
-    if not len(targets): raise ValueError('No user found, at least one expected; check the split that made the targets.')
+    if not len(targets):
+        raise ValueError('No user found, at least one expected; check the split that '
+                         'made the targets.')
     return {name: v.double().mean().item() for name, v in values.items()}

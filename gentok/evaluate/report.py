@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 import gentok
 from ..store.files import atomic_write
-from .page import _Shelf, _curve, _esc, _fact, _identifier, _number, _page, _panel, _tile
+from .page import (_Shelf, _curve, _esc, _fact, _identifier, _number,
+    _page, _panel, _tile)
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #35a893df
 class TreeLimits(NamedTuple):
@@ -23,9 +24,11 @@ class TreeLimits(NamedTuple):
     first: int = 64   # first codes
     second: int = 16  # second codes of each
     items: int = 16   # items of each second code
-    peek: int = 10    # pictures on a closed first code, fewer where there are many first codes
+    # pictures on a closed first code, fewer where there are many first codes
+    peek: int = 10
     total: int = 1000 # items in all
 
+# %% ../../nbs/09_evaluate/04_report.ipynb #55a3765d
 def _branches(codes:Tensor, # n×L
              rows:Tensor, # r: items to part
              level:int # by which code
@@ -42,7 +45,8 @@ def _more(n:int, what:str, # in the singular
     "'and 312 more items', or nothing"
     s = lambda k: '' if k == 1 else 's'
     with_items = '' if holding is None else f', with {holding:,} item{s(holding)}'
-    return f'<p class="more">and {n:,} more {what}{s(n)}{with_items}</p>' if n > 0 else ''
+    return (f'<p class="more">and {n:,} more {what}{s(n)}{with_items}</p>' if n > 0
+            else '')
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #8a096dc2
 def _leaf(shelf:_Shelf, row:int,
@@ -54,40 +58,51 @@ def _leaf(shelf:_Shelf, row:int,
     if picture: return f'<li class="leaf">{picture}{rest}</li>'
     return f'<li class="leaf chip"><span title="{title}">{title}</span>{rest}</li>'
 
+# %% ../../nbs/09_evaluate/04_report.ipynb #ec43b2f0
 def _leaves(shelf:_Shelf, rows:Tensor, skip:int, most:int)->str:
     "The items below a prefix, at most so many"
     items = ''.join(_leaf(shelf, r, skip) for r in rows[:most].tolist())
     return f'<ul class="leaves">{items}</ul>{_more(len(rows) - most, "item")}'
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #5226a713
-def _second_codes(shelf:_Shelf, codes:Tensor, rows:Tensor, limits:TreeLimits)->tuple[str, int]: # and the items shown
+def _second_codes(shelf:_Shelf, codes:Tensor, rows:Tensor, limits:TreeLimits
+                 )->tuple[str, int]: # and the items shown
     "What a first code opens to"
-    if codes.shape[1] == 1: return _leaves(shelf, rows, 1, limits.items), min(len(rows), limits.items)
+    if codes.shape[1] == 1:
+        return _leaves(shelf, rows, 1, limits.items), min(len(rows), limits.items)
     parts = _branches(codes, rows, 1)
     shown, hidden = parts[:limits.second], parts[limits.second:]
     body = ''.join(f'<div class="second"><h4>{_identifier(shelf.codes[int(r[0])][:2])}<small>{len(r):,} item{"s"*(len(r) > 1)}'
-                   f'</small></h4><div>{_leaves(shelf, r, 2, limits.items)}</div></div>' for _, r in shown)
+                   f'</small></h4><div>{_leaves(shelf, r, 2, limits.items)}</div></div>'
+                   for _, r in shown)
     tail = _more(len(hidden), 'second code', sum(len(r) for _, r in hidden))
     return body + tail, sum(min(len(r), limits.items) for _, r in shown)
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #7ea12b17
-def _first_code(shelf:_Shelf, code:int, rows:Tensor, body:str, largest:int, peek:int, is_open:bool)->str:
+def _first_code(shelf:_Shelf, code:int, rows:Tensor, body:str, largest:int, peek:int,
+                is_open:bool)->str:
     "A first code: closed, it shows a few of its items and how many there are"
     spread = rows[torch.linspace(0, len(rows)-1, min(len(rows), peek)).long()].tolist()
     glimpse = ''.join(shelf.img(r) or f'<span>{shelf.title(r)}</span>' for r in spread)
-    return (f'<details class="first"{" open" if is_open else ""}><summary>{_identifier([code])}'
-            f'<span class="peek">{glimpse}</span><span class="count">{len(rows):,} item{"s"*(len(rows) > 1)}'
-            f'<span class="bar"><i style="width:{100*len(rows)/largest:.0f}%"></i></span></span></summary>{body}</details>')
+    return ('<details '
+            f'class="first"{" open" if is_open else ""}><summary>{_identifier([code])}'
+            f'<span class="peek">{glimpse}</span><span class="count">{len(rows):,} '
+            f'item{"s"*(len(rows) > 1)}'
+            '<span class="bar"><i '
+            f'style="width:{100*len(rows)/largest:.0f}%"></i></span></span></summary>{body}</details>')
 
+# %% ../../nbs/09_evaluate/04_report.ipynb #8852e8ef
 def _tree(shelf:_Shelf, codes:Tensor, # n×L
          limits:TreeLimits=TreeLimits())->str:
     "First code, second code, items: collapsible, without a script"
     parts, cells, shown = _branches(codes, torch.arange(len(codes)), 0), [], 0
-    largest, peek = max(len(rows) for _, rows in parts), min(limits.peek, max(4, 320//len(parts)))
+    largest, peek = max(len(rows) for _, rows in parts), min(limits.peek,
+                                                             max(4, 320//len(parts)))
     for code, rows in parts[:limits.first]:
         if shown >= limits.total: break
         body, n = _second_codes(shelf, codes, rows, limits)
-        cells.append(_first_code(shelf, code, rows, body, largest, peek, is_open=not cells))
+        cells.append(_first_code(shelf, code, rows, body, largest, peek,
+                                 is_open=not cells))
         shown += n
     hidden = parts[len(cells):]
     return f'<div class="tree">{"".join(cells)}{_more(len(hidden), "first code", sum(len(r) for _, r in hidden))}</div>'
@@ -99,20 +114,29 @@ def _level_row(level:int, # counted from 0
               note:str=''
              )->str:
     "How many codes a level uses, and how evenly"
-    counts = torch.bincount(codes, minlength=size or 0).sort(descending=True).values.double()
-    size, used, share = len(counts), int((counts > 0).sum()), counts[counts > 0]/len(codes)
+    counts = torch.bincount(codes,
+                            minlength=size or 0).sort(descending=True).values.double()
+    size, used, share = len(counts), int((counts > 0).sum()), counts[counts
+                                                                     > 0]/len(codes)
     perplexity = math.exp(-(share*share.log()).sum())
     every = -(-size//128)
     bars = ''.join(f'<rect x="{i}" y="{30 - 30*v:.2f}" width=".8" height="{30*v:.2f}"/>'
                    for i, v in enumerate((counts[::every]/counts[0]).tolist()) if v > 0)
-    says = f'items per code, most used first: from {int(counts[0]):,} down to {int(counts[-1]):,}'
-    return (f'<div class="level"><h4>level {level+1}<small>{_esc(note)}</small></h4><div class="usage"><span><b>{used:,}</b> of '
-            f'{size:,} codes in use</span><span class="bar"><i style="width:{100*used/size:.1f}%"></i></span><span>perplexity '
-            f'{perplexity:,.1f}</span></div><svg class="spread" viewBox="0 0 {-(-size//every)} 30" preserveAspectRatio="none" '
+    says = (f'items per code, most used first: from {int(counts[0]):,} down to '
+            f'{int(counts[-1]):,}')
+    return ('<div class="level"><h4>level '
+            f'{level+1}<small>{_esc(note)}</small></h4><div '
+            f'class="usage"><span><b>{used:,}</b> of '
+            f'{size:,} codes in use</span><span class="bar"><i '
+            f'style="width:{100*used/size:.1f}%"></i></span><span>perplexity '
+            f'{perplexity:,.1f}</span></div><svg class="spread" viewBox="0 0 '
+            f'{-(-size//every)} 30" preserveAspectRatio="none" '
             f'role="img" aria-label="{says}">{bars}</svg></div>')
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #ddb7ebc7
-def _fields(health # a NamedTuple, a dataclass, a dict, any object with attributes, or None
+def _fields(
+            # a NamedTuple, a dataclass, a dict, any object with attributes, or None
+            health
           )->dict:
     "The named values of a health report"
     if health is None: return {}
@@ -120,11 +144,13 @@ def _fields(health # a NamedTuple, a dataclass, a dict, any object with attribut
     if hasattr(health, '_asdict'): return health._asdict()
     return asdict(health) if is_dataclass(health) else dict(vars(health))
 
+# %% ../../nbs/09_evaluate/04_report.ipynb #ea3d5352
 def _warnings_of(named:dict)->str: # '' without warnings
     "The warnings of a health report; words in backticks are set as code"
     found = named.get('warnings') or ()
     found = [found] if isinstance(found, str) else found
-    lines = ''.join(re.sub('`([^`]+)`', r'<code>\1</code>', f'<li>{_esc(w)}</li>') for w in found)
+    lines = ''.join(re.sub('`([^`]+)`', r'<code>\1</code>', f'<li>{_esc(w)}</li>')
+                    for w in found)
     return lines and f'<ul class="warnings">{lines}</ul>'
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #08aceb53
@@ -134,33 +160,46 @@ def _health_panel(report, # a health report, or None
     "Warnings first, then a row per level, then the numbers"
     named = _fields(report)
     sizes = [int(k) for k in named.get('sizes') or []]
-    size = lambda l: max(sizes[l], int(codes[:, l].max()) + 1) if l < len(sizes) else None
+    size = lambda l: max(sizes[l],
+                         int(codes[:, l].max()) + 1) if l < len(sizes) else None
     note = lambda l: 'makes identifiers unique' if sizes and l >= len(sizes) else ''
-    levels = ''.join(_level_row(l, codes[:, l], size(l), note(l)) for l in range(codes.shape[1]))
-    facts = ''.join(_fact(k, v) for k, v in named.items() if isinstance(v, (int, float)) and not isinstance(v, bool))
+    levels = ''.join(_level_row(l, codes[:, l], size(l), note(l))
+                     for l in range(codes.shape[1]))
+    facts = ''.join(_fact(k, v) for k, v in named.items() if isinstance(v, (int, float))
+                    and not isinstance(v, bool))
     calm = '<p class="calm">no warnings</p>' if report is not None else ''
-    return (_warnings_of(named) or calm) + levels + (f'<dl class="facts">{facts}</dl>' if facts else '')
+    return (_warnings_of(named) or calm) + levels + (f'<dl class="facts">{facts}</dl>'
+                                                     if facts else '')
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #66694002
 def _verdict(shelf:_Shelf, items:list[int], target:int|None)->str:
     "What the user took, and where it stood"
     if target is None: return ''
     hit = target in items
-    pill = f'<span class="pill hit">✓ place {items.index(target)+1}</span>' if hit else f'<span class="pill">not among {len(items)}</span>'
-    return f'{pill}<p class="took">took {"" if hit else shelf.img(target)}<b>{shelf.title(target)}</b>{_identifier(shelf.codes[target])}</p>'
+    pill = (f'<span class="pill hit">✓ place {items.index(target)+1}</span>' if hit
+            else f'<span class="pill">not among {len(items)}</span>')
+    return (f'{pill}<p class="took">took '
+            f'{"" if hit else shelf.img(target)}<b>{shelf.title(target)}</b>{_identifier(shelf.codes[target])}</p>')
 
 def _strip(shelf:_Shelf, rows:list[int], kind:str='', hit:int|None=None)->str:
     "Items side by side; in a catalogue without pictures, one below the other"
     kind += ' bare' if shelf.catalogue.images is None else ''
-    return f'<ol class="strip {kind}">' + ''.join(_tile(shelf, r, 'hit' if r == hit else '') for r in rows) + '</ol>'
+    return f'<ol class="strip {kind}">' + ''.join(
+        _tile(shelf, r, 'hit' if r == hit else '') for r in rows) + '</ol>'
 
-def _user_card(shelf:_Shelf, case:dict, # 'history', 'recommended': rows; 'target': row or None; 'user': a name
+# %% ../../nbs/09_evaluate/04_report.ipynb #e6072103
+def _user_card(shelf:_Shelf,
+               # 'history', 'recommended': rows; 'target': row or None; 'user': a name
+               case:dict,
               nth:int, latest:int=6)->str:
     "History, arrow, recommendations; the target ringed"
-    past, items = ([int(r) for r in case[k] if int(r) >= 0] for k in ('history', 'recommended'))
+    past, items = ([int(r) for r in case[k] if int(r) >= 0]
+                   for k in ('history', 'recommended'))
     target = None if case.get('target') is None else int(case['target'])
-    earlier = f' <small>and {len(past) - latest:,} earlier</small>' if len(past) > latest else ''
-    return (f'<article class="user"><header><h3>{_esc(case.get("user", f"User {nth}"))}</h3>{_verdict(shelf, items, target)}</header>'
+    earlier = (f' <small>and {len(past) - latest:,} earlier</small>'
+               if len(past) > latest else '')
+    return ('<article '
+            f'class="user"><header><h3>{_esc(case.get("user", f"User {nth}"))}</h3>{_verdict(shelf, items, target)}</header>'
             f'<div class="flow"><section><h4>history{earlier}</h4>{_strip(shelf, past[-latest:])}</section><div class="arrow"></div>'
             f'<section><h4>recommended</h4>{_strip(shelf, items, "next", target)}</section></div></article>')
 
@@ -169,14 +208,17 @@ def _is_limit(row:dict)->bool:
     "Whether a row of the table is the limit that the truth allows"
     return bool(row.get('limit', 'limit' in str(row['name']).lower()))
 
+# %% ../../nbs/09_evaluate/04_report.ipynb #b7d61971
 def _columns(rows:Sequence[dict])->list[str]: # metrics first, then other numbers
     "The columns that the rows have between them, in order of appearance"
-    numbers = (k for row in rows for k, v in row.items() if k not in ('name', 'limit') and isinstance(v, (int, float)))
+    numbers = (k for row in rows for k, v in row.items() if k not in ('name', 'limit')
+               and isinstance(v, (int, float)))
     return sorted(dict.fromkeys(numbers), key=lambda k: '@' not in k)
 
 def _label(column:str)->str:
     "A column's heading"
-    return column.replace('recall@', 'Recall@').replace('ndcg@', 'NDCG@').replace('_', ' ')
+    return column.replace('recall@', 'Recall@').replace('ndcg@',
+                                                        'NDCG@').replace('_', ' ')
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #53267cd9
 def _value_text(column:str, v)->str:
@@ -189,20 +231,29 @@ def _cell(row:dict, column:str, limit:dict|None)->str:
     "A value, and below a metric its part of the limit"
     v, best = row.get(column), (limit or {}).get(column)
     share = ''
-    if '@' in column and v is not None and best and row is not limit and math.isfinite(v):
-        share = f'<span class="bar"><i style="width:{min(100, 100*v/best):.0f}%"></i></span><small>{v/best:.0%} of limit</small>'
+    if '@' in column and v is not None and best and row is not limit and math.isfinite(
+        v):
+        share = ('<span class="bar"><i '
+                 f'style="width:{min(100, 100*v/best):.0f}%"></i></span><small>{v/best:.0%} of limit</small>')
     none = ' class="none"' if v is None else ''
-    return f'<td role="cell"{none} data-label="{_esc(_label(column))}"><b>{_value_text(column, v)}</b>{share}</td>'
+    return (f'<td role="cell"{none} '
+            f'data-label="{_esc(_label(column))}"><b>{_value_text(column, v)}</b>{share}</td>')
 
-def _metrics_table(rows:Sequence[dict] # each with 'name' and numbers; one may be the limit
+# %% ../../nbs/09_evaluate/04_report.ipynb #aa561967
+def _metrics_table(
+                   # each with 'name' and numbers; one may be the limit
+                   rows:Sequence[dict]
                  )->str:
     "The table, the limit row last"
     rows = sorted(rows, key=_is_limit)
     limit, names = next(filter(_is_limit, rows), None), _columns(rows)
-    head = ''.join(f'<th role="columnheader" scope="col">{_esc(_label(c))}</th>' for c in ('method', *names))
-    body = ''.join(f'<tr role="row"{" class=limit" if _is_limit(r) else ""}><th role="rowheader" scope="row">{_esc(r["name"])}</th>'
+    head = ''.join(f'<th role="columnheader" scope="col">{_esc(_label(c))}</th>'
+                   for c in ('method', *names))
+    body = ''.join(f'<tr role="row"{" class=limit" if _is_limit(r) else ""}><th '
+                   f'role="rowheader" scope="row">{_esc(r["name"])}</th>'
                    + ''.join(_cell(r, c, limit) for c in names) + '</tr>' for r in rows)
-    return (f'<table role="table"><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+    return (
+        f'<table role="table"><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
             f'<tbody role="rowgroup">{body}</tbody></table>')
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #2cdab2ea
@@ -213,58 +264,89 @@ def _headline(rows:Sequence[dict])->str:
     if not names: return ''
     main = 'ndcg@10' if 'ndcg@10' in names else names[-1]
     limit = next(filter(_is_limit, rows), {}).get(main)
-    return _fact(_label(main), ours[main], f'{ours[main]/limit:.0%} of the limit' if limit else str(ours['name']))
+    return _fact(_label(main), ours[main],
+                 f'{ours[main]/limit:.0%} of the limit' if limit else str(ours['name']))
 
+# %% ../../nbs/09_evaluate/04_report.ipynb #90f2b921
 def _top_facts(codes:Tensor, rows:Sequence[dict])->str:
     "Items, identifiers, levels, and the headline"
-    distinct, used = len(codes.unique(dim=0)), [len(level.unique()) for level in codes.T]
-    shared = f'{len(codes) - distinct:,} fewer than items' if distinct < len(codes) else 'one for every item'
+    distinct, used = len(codes.unique(dim=0)), [len(level.unique())
+                                                for level in codes.T]
+    shared = (f'{len(codes) - distinct:,} fewer than items' if distinct < len(codes)
+              else 'one for every item')
     return (_fact('items', len(codes)) + _fact('identifiers', distinct, shared)
-            + _fact('levels', codes.shape[1], 'codes in use: ' + ' · '.join(f'{k:,}' for k in used)) + _headline(rows))
+            + _fact('levels', codes.shape[1], 'codes in use: '
+                    + ' · '.join(f'{k:,}' for k in used)) + _headline(rows))
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #fd8d4237
 def _check_codes(codes:Tensor, n:int # items in the catalogue
                )->None:
     "A `ValueError` unless there is a row of codes per item"
-    fits = codes.dim() == 2 and len(codes) == n and codes.numel() and not codes.is_floating_point()
+    fits = (codes.dim() == 2 and len(codes) == n and codes.numel()
+            and not codes.is_floating_point())
     if fits and codes.min() >= 0: return
-    raise ValueError(f'Codes of shape {tuple(codes.shape)} and type {codes.dtype} found for {n} items, one row of whole numbers '
-                     'of 0 or above per item expected; pass the codes of the whole catalogue in its order.')
+    raise ValueError(f'Codes of shape {tuple(codes.shape)} and type {codes.dtype} '
+                     f'found for {n} items, one row of whole numbers of 0 or above per '
+                     'item expected; pass the codes of the whole catalogue in its '
+                     'order.')
 
+# %% ../../nbs/09_evaluate/04_report.ipynb #b35439c1
 def _check_case(i:int, case:dict, n:int)->None:
     "A `ValueError` unless a user's rows are rows of the catalogue"
     if missing := {'history', 'recommended'} - set(case):
-        raise ValueError(f'Recommendation {i} lacks {sorted(missing)[0]!r}, rows of the catalogue expected; pass history and recommended.')
+        raise ValueError(f'Recommendation {i} lacks {sorted(missing)[0]!r}, rows of '
+                         'the catalogue expected; pass history and recommended.')
     target = [] if case.get('target') is None else [case['target']]
-    if wrong := [int(r) for r in (*case['history'], *case['recommended'], *target) if not -1 <= int(r) < n]:
-        raise ValueError(f'Recommendation {i} names row {wrong[0]}, 0 to {n-1} expected; pass rows of this catalogue.')
+    if wrong := [int(r) for r in (*case['history'], *case['recommended'], *target)
+                 if not -1 <= int(r) < n]:
+        raise ValueError(f'Recommendation {i} names row {wrong[0]}, 0 to {n-1} '
+                         'expected; pass rows of this catalogue.')
     if target and int(target[0]) < 0:
-        raise ValueError(f'Recommendation {i} has the target {int(target[0])}, a row or None expected; pass None where it is unknown.')
+        raise ValueError(f'Recommendation {i} has the target {int(target[0])}, a row '
+                         'or None expected; pass None where it is unknown.')
 
 def _check_rows(rows:Sequence[dict])->None:
     "A `ValueError` unless every row of the table has a name"
     if nameless := [i for i, row in enumerate(rows) if 'name' not in row]:
-        raise ValueError(f"Row {nameless[0]} of the metrics has no 'name', every row needs one; add name='…'.")
+        raise ValueError(f"Row {nameless[0]} of the metrics has no 'name', every row "
+                         "needs one; add name='…'.")
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #4551643c
 def _config_list(config:dict)->str:
     "The configuration as pairs"
-    text = lambda v: v if isinstance(v, str) else json.dumps(v, default=str, ensure_ascii=False)
-    pairs = ''.join(f'<div><dt>{_esc(k)}</dt><dd>{_esc(text(v))}</dd></div>' for k, v in config.items())
+    text = lambda v: v if isinstance(v, str) else json.dumps(v, default=str,
+                                                             ensure_ascii=False)
+    pairs = ''.join(f'<div><dt>{_esc(k)}</dt><dd>{_esc(text(v))}</dd></div>'
+                    for k, v in config.items())
     return pairs and f'<dl class="config">{pairs}</dl>'
 
-def _sections(shelf:_Shelf, codes:Tensor, health, curves:dict, cases:Sequence, rows:Sequence, config:dict)->list[tuple]:
+# %% ../../nbs/09_evaluate/04_report.ipynb #27b83a12
+def _sections(shelf:_Shelf, codes:Tensor, health, curves:dict, cases:Sequence,
+              rows:Sequence, config:dict)->list[tuple]:
     "The panels, in reading order"
-    limit = ' The limit is the most that any method could reach.' if any(map(_is_limit, rows)) else ''
+    limit = (' The limit is the most that any method could reach.'
+             if any(map(_is_limit, rows)) else '')
     drawn = ''.join(_curve(name, values) for name, values in curves.items())
-    return [_panel('metrics', 'How good it is', f'Means over users, in item space.{limit}', _metrics_table(rows) if rows else ''),
-            _panel('users', 'What it recommends', 'What a user took next is ringed where it was recommended. Dots of one colour share '
-                  'their first code.', ''.join(_user_card(shelf, case, i+1) for i, case in enumerate(cases))),
-            _panel('codes', 'What the codes mean', 'A first code opens to its second codes and their items.', _tree(shelf, codes)),
-            _panel('health', 'How healthy the codes are', 'Codes in use at each level, and how the items spread over them, most used '
+    return [_panel('metrics', 'How good it is',
+                   f'Means over users, in item space.{limit}',
+                   _metrics_table(rows) if rows else ''),
+            _panel('users', 'What it recommends',
+                   'What a user took next is ringed where it was recommended. Dots of '
+                   'one colour share '
+                  'their first code.', ''.join(_user_card(shelf, case, i+1)
+                                               for i, case in enumerate(cases))),
+            _panel('codes', 'What the codes mean',
+                   'A first code opens to its second codes and their items.',
+                   _tree(shelf, codes)),
+            _panel('health', 'How healthy the codes are',
+                   'Codes in use at each level, and how the items spread over them, '
+                   'most used '
                   'first.', _health_panel(health, codes)),
-            _panel('curves', 'How it learnt', 'Each curve from its first point to its last.', drawn and f'<div class="curves">{drawn}</div>'),
-            _panel('config', 'What was run', 'The configuration.', _config_list(config))]
+            _panel('curves', 'How it learnt',
+                   'Each curve from its first point to its last.',
+                   drawn and f'<div class="curves">{drawn}</div>'),
+            _panel('config', 'What was run', 'The configuration.',
+                   _config_list(config))]
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #ac551cf8
 def html_report(path:str|Path, # where the HTML goes
@@ -273,8 +355,10 @@ def html_report(path:str|Path, # where the HTML goes
            item_codes:Tensor, # n×L: the identifier of every item
            health=None, # a health report, a dict, or None
            curves:dict|None=None, # name -> values
-           recommendations:Sequence[dict]=(), # history, recommended: rows; target: row or None; user: a name
-           metrics:Sequence[dict]=(), # rows: name, 'recall@5', …; a row named '… limit' is the limit
+           # history, recommended: rows; target: row or None; user: a name
+           recommendations:Sequence[dict]=(),
+           # rows: name, 'recall@5', …; a row named '… limit' is the limit
+           metrics:Sequence[dict]=(),
            config:dict|None=None
           )->Path: # the file
     "Write one self-contained HTML page, atomically; the same run gives the same bytes"
@@ -282,10 +366,14 @@ def html_report(path:str|Path, # where the HTML goes
     _check_codes(codes, n); _check_rows(metrics)
     for i, case in enumerate(recommendations): _check_case(i, case, n)
     shelf = _Shelf(catalogue, codes)
-    parts = _sections(shelf, codes.long(), health, curves or {}, recommendations, metrics, config or {})
+    parts = _sections(shelf, codes.long(), health, curves or {}, recommendations,
+                      metrics, config or {})
     unread = f' Pictures that could not be read: {len(shelf.unread):,}; titles stand in for them.' if shelf.unread else ''
     domain = f' of {catalogue.domain}' if getattr(catalogue, 'domain', '') else ''
-    lead = f'{n:,} item{"s"*(n > 1)}{domain}, each written as {codes.shape[1]} code{"s"*(codes.shape[1] > 1)}.'
-    closing = f'Written by gentok {gentok.__version__}. One file: no scripts, no requests.{unread}'
-    atomic_write(Path(path), _page(title, lead, _top_facts(codes, metrics), parts, closing))
+    lead = (f'{n:,} item{"s"*(n > 1)}{domain}, each written as {codes.shape[1]} '
+            f'code{"s"*(codes.shape[1] > 1)}.')
+    closing = (f'Written by gentok {gentok.__version__}. One file: no scripts, no '
+               f'requests.{unread}')
+    atomic_write(Path(path),
+                 _page(title, lead, _top_facts(codes, metrics), parts, closing))
     return Path(path)

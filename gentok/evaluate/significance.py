@@ -27,15 +27,17 @@ class Comparison(NamedTuple):
         "The comparison as a sentence"
         verdict = 'ours is' if self.p < 1-self.level else 'no difference shown, ours is'
         way = 'better' if self.difference >= 0 else 'worse'
-        return (f'{verdict} {way} by {abs(self.difference):.4f} ({self.level:.0%} interval {self.low:+.4f} … {self.high:+.4f}, '
-                f'p = {self.p:.2g}, {self.users:,} users, {self.method})')
+        return (f'{verdict} {way} by {abs(self.difference):.4f} ({self.level:.0%} '
+                f'interval {self.low:+.4f} … {self.high:+.4f}, p = {self.p:.2g}, '
+                f'{self.users:,} users, {self.method})')
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #6689252b
 def _stacked(runs, name:str)->Tensor:
     "A list of runs, or one run, as a tensor"
     if not isinstance(runs, (list, tuple)): return torch.as_tensor(runs)
     if len(sizes := sorted({tuple(np.shape(r)) for r in runs})) != 1:
-        raise ValueError(f'{name} has runs of shapes {sizes}, the same users in every run expected; '
+        raise ValueError(
+            f'{name} has runs of shapes {sizes}, the same users in every run expected; '
                          'evaluate all seeds on one split.')
     return torch.stack([torch.as_tensor(r) for r in runs])
 
@@ -44,11 +46,13 @@ def _per_user_values(values, # b, or s b: of one run, or of s seeds
     "Finite numbers, one per user (or per seed and user)"
     v = np.asarray(_stacked(values, name).detach().cpu().double())
     if v.ndim not in (1, 2) or v.shape[-1] < 2:
-        raise ValueError(f'{name} of shape {v.shape} found, one value per user of two users or more expected; '
-                         'pass what per_user returns, not its mean.')
+        raise ValueError(f'{name} of shape {v.shape} found, one value per user of two '
+                         'users or more expected; pass what per_user returns, not its '
+                         'mean.')
     if not np.isfinite(v).all():
-        raise ValueError(f'{name} holds {int((~np.isfinite(v)).sum())} NaN or infinite values, finite ones expected; '
-                         'leave those users out of both runs.')
+        raise ValueError(f'{name} holds {int((~np.isfinite(v)).sum())} NaN or infinite '
+                         'values, finite ones expected; leave those users out of both '
+                         'runs.')
     return v
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #7b422b64
@@ -58,29 +62,37 @@ def _paired_differences(a:Tensor, # b: ours, per user
     "d = a - b per user"
     a, b = _per_user_values(a, 'ours'), _per_user_values(b, "the baseline's")
     if a.ndim == 2 or a.shape != b.shape:
-        raise ValueError(f'Values of shapes {a.shape} and {b.shape} found, one value per user and the same users in both '
-                         'expected; take mean_over_seeds of several seeds and evaluate both runs on one split.')
+        raise ValueError(f'Values of shapes {a.shape} and {b.shape} found, one value '
+                         'per user and the same users in both expected; take '
+                         'mean_over_seeds of several seeds and evaluate both runs on '
+                         'one split.')
     return a - b
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #8b4b245d
-def _t_comparison(mean:float, error:float, df:float, users:int, level:float, method:str)->Comparison:
-    "What Student's distribution says about a mean, its standard error and its degrees of freedom"
-    if error == 0: return Comparison(mean, mean, mean, float(mean == 0), users, level, method)
+def _t_comparison(mean:float, error:float, df:float, users:int, level:float,
+                  method:str)->Comparison:
+    """What Student's distribution says about a mean, its standard error and its degrees
+    of freedom"""
+    if error == 0:
+        return Comparison(mean, mean, mean, float(mean == 0), users, level, method)
     reach = stats.t.ppf((1+level)/2, df) * error
     p = 2*stats.t.sf(abs(mean)/error, df)
     return Comparison(mean, mean-reach, mean+reach, float(p), users, level, method)
 
+# %% ../../nbs/09_evaluate/02_significance.ipynb #2854b121
 def paired_t_test(a:Tensor, # b: ours, per user
                   b:Tensor, # b: the baseline's, same users in the same order
                   level:float=.95 # of the interval
                  )->Comparison:
     "Student's paired t-test over users; ValueError unless both have the same users"
     d = _paired_differences(a, b)
-    return _t_comparison(float(d.mean()), float(d.std(ddof=1)/len(d)**.5), len(d)-1, len(d), level, 'paired t-test')
+    return _t_comparison(float(d.mean()), float(d.std(ddof=1)/len(d)**.5), len(d)-1,
+                         len(d), level, 'paired t-test')
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #1c22fe5b
 def _in_chunks(draw, draws:int, width:int, cells:int=4_000_000)->np.ndarray:
-    "`draw(n)` for n's that sum to `draws`, so that no call needs more than `cells` numbers"
+    """`draw(n)` for n's that sum to `draws`, so that no call needs more than `cells`
+    numbers"""
     step = max(1, cells//max(1, width))
     return np.concatenate([draw(min(step, draws-i)) for i in range(0, draws, step)])
 
@@ -91,13 +103,16 @@ def sign_flip_test(a:Tensor, # b: ours, per user
                    seed:int=0,
                    level:float=.95 # of the interval, which is the t-test's
                   )->Comparison:
-    "Paired permutation test: random signs of the differences; ValueError unless both have the same users"
+    """Paired permutation test: random signs of the differences; ValueError unless both
+    have the same users"""
     d, rng = _paired_differences(a, b), np.random.default_rng(seed)
     size, count = np.unique(np.abs(d[d != 0]), return_counts=True)
-    flipped = _in_chunks(lambda n: (2*rng.binomial(count, .5, (n, len(size))) - count) @ size, draws, len(size))
+    flipped = _in_chunks(lambda n: (2*rng.binomial(count, .5, (n, len(size))) - count)
+                         @ size, draws, len(size))
     as_far = np.abs(flipped) >= abs(d.sum())*(1 - 1e-12)
     p = (1 + as_far.sum())/(1 + draws)
-    return paired_t_test(a, b, level)._replace(p=float(p), method=f'sign flips, {draws:,} draws')
+    return paired_t_test(a, b, level)._replace(p=float(p),
+                                               method=f'sign flips, {draws:,} draws')
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #07a0b799
 def paired_bootstrap(a:Tensor, # b: ours, per user
@@ -106,39 +121,50 @@ def paired_bootstrap(a:Tensor, # b: ours, per user
                      seed:int=0,
                      level:float=.95 # of the interval
                     )->Comparison:
-    "Percentile interval over resampled users, p from the draws, centred on zero; ValueError unless both have the same users"
+    """Percentile interval over resampled users, p from the draws, centred on zero;
+    ValueError unless both have the same users"""
     d, rng = _paired_differences(a, b), np.random.default_rng(seed)
     value, count = np.unique(d, return_counts=True)
     share = count/len(d)
-    means = _in_chunks(lambda n: rng.multinomial(len(d), share, n) @ value, draws, len(value))/len(d)
+    means = _in_chunks(lambda n: rng.multinomial(len(d), share, n) @ value, draws,
+                       len(value))/len(d)
     low, high = np.quantile(means, [(1-level)/2, (1+level)/2])
     as_far = np.abs(means - d.mean()) >= abs(d.mean())*(1 - 1e-12)
     p = (1 + as_far.sum())/(1 + draws)
-    return Comparison(float(d.mean()), float(low), float(high), float(p), len(d), level, f'bootstrap, {draws:,} draws')
+    return Comparison(float(d.mean()), float(low), float(high), float(p), len(d), level,
+                      f'bootstrap, {draws:,} draws')
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #d2a92470
 def mean_over_seeds(runs # s b: the per-user values of each seed's run
                    )->Tensor: # b
-    "The mean over seeds of every user's value; ValueError unless all have the same users"
+    """The mean over seeds of every user's value; ValueError unless all have the same
+    users"""
     v = _per_user_values(runs, 'runs')
     return torch.as_tensor(v if v.ndim == 1 else v.mean(0))
 
 # %% ../../nbs/09_evaluate/02_significance.ipynb #9b314f30
-def _seed_error(runs:np.ndarray)->tuple[float, int]: # squared standard error of the mean over seeds, degrees of freedom
+def _seed_error(runs:np.ndarray
+                # squared standard error of the mean over seeds, degrees of freedom
+               )->tuple[float, int]:
     "What the seeds of one method contribute to the error of its mean"
     means = runs.mean(1)
     return float(means.var(ddof=1)/len(means)), len(means)-1
 
+# %% ../../nbs/09_evaluate/02_significance.ipynb #6dfd2922
 def compare(a:Tensor, # b, or s b: ours, per user (and seed)
             b:Tensor, # b, or s b: the baseline's, same users in the same order
             level:float=.95 # of the interval
            )->Comparison:
-    "t-test over users, and over seeds where both have two or more; ValueError unless both have the same users"
+    """t-test over users, and over seeds where both have two or more; ValueError unless
+    both have the same users"""
     d = _paired_differences(mean_over_seeds(a), mean_over_seeds(b))
-    runs = [v for v in (np.asarray(_per_user_values(x)) for x in (a, b)) if v.ndim == 2 and len(v) > 1]
-    if len(runs) < 2: return paired_t_test(mean_over_seeds(a), mean_over_seeds(b), level)
+    runs = [v for v in (np.asarray(_per_user_values(x)) for x in (a, b)) if v.ndim == 2
+            and len(v) > 1]
+    if len(runs) < 2:
+        return paired_t_test(mean_over_seeds(a), mean_over_seeds(b), level)
     parts = [(float(d.var(ddof=1)/len(d)), len(d)-1), *map(_seed_error, runs)]
     square = sum(v for v, _ in parts)
     df = square**2 / max(sum(v**2/f for v, f in parts), 1e-300)
     seeds = ' and '.join(str(len(v)) for v in runs)
-    return _t_comparison(float(d.mean()), square**.5, max(df, 1.), len(d), level, f't-test over users and {seeds} seeds')
+    return _t_comparison(float(d.mean()), square**.5, max(df, 1.), len(d), level,
+                         f't-test over users and {seeds} seeds')

@@ -15,11 +15,14 @@ from ..data.splits import Examples
 from .ranking import _check_ranked, metrics, _rank_of_target
 
 # %% ../../nbs/09_evaluate/07_spaces.ipynb #a921fa92
-def tie_aware_recall(before:Tensor, size:Tensor, # b: items before the target's identifier, items that share it
+def tie_aware_recall(before:Tensor,
+                     # b: items before the target's identifier, items that share it
+                     size:Tensor,
                 k:int)->Tensor: # b
     "The chance to stand among the first k, over all orders of equals"
     return (k - before).clamp(min=0).minimum(size)/size
 
+# %% ../../nbs/09_evaluate/07_spaces.ipynb #9a825df0
 def tie_aware_ndcg(before:Tensor, size:Tensor, # b: as above
               k:int)->Tensor: # b
     "The expected gain within the first k, over all orders of equals"
@@ -33,11 +36,13 @@ class ItemAndCodeMetrics(NamedTuple):
     identifier: dict # 'recall@5', 'ndcg@5', …: a hit is the target's identifier
     item: dict # the same names: a hit is the target, equals in random order
     collision_rate: float # share of the items that are not alone with their identifier
-    hit: float # items that share the target's identifier, the target among them: mean over users
+    # items that share the target's identifier, the target among them: mean over users
+    hit: float
     def __str__(self):
         last = [name for name in self.item if name.startswith('recall')][-1]
-        return (f'{last} {self.item[last]:.4f} over items, {self.identifier[last]:.4f} over identifiers; '
-                f'{self.collision_rate:.1%} of the items share theirs, and a hit stands for {self.hit:.1f} items')
+        return (f'{last} {self.item[last]:.4f} over items, {self.identifier[last]:.4f} '
+                f'over identifiers; {self.collision_rate:.1%} of the items share '
+                f'theirs, and a hit stands for {self.hit:.1f} items')
 
 # %% ../../nbs/09_evaluate/07_spaces.ipynb #ea02cee7
 def _check_numbers(lists:Tensor, targets:Tensor, number:Tensor)->None: # b m, b, n
@@ -48,21 +53,28 @@ def _check_numbers(lists:Tensor, targets:Tensor, number:Tensor)->None: # b m, b,
             f'{name} hold {int(x.max())}, expected numbers below {top}; '
             'targets are rows of the catalogue, lists are groups as in `number`.')
 
-def item_and_code_metrics(lists:Tensor, # b m: identifiers by their number, best first; -1 where there is nothing
+def item_and_code_metrics(
+                          # b m: identifiers by their number, best first; -1 where there
+                          # is nothing
+                          lists:Tensor,
                 targets:Tensor, # b: the row that each user took
-                number:Tensor, # n: of each item's identifier, 0 to the number of identifiers - 1
+                # n: of each item's identifier, 0 to the number of identifiers - 1
+                number:Tensor,
                 ks:tuple=(5, 10))->ItemAndCodeMetrics:
     "What a ranking of identifiers is worth over identifiers and over items"
     lists, targets = _check_ranked(lists, targets)
     _check_numbers(lists, targets, number)
     sizes, theirs = torch.bincount(number), number[targets]
     rank, size = _rank_of_target(lists, theirs), sizes[theirs]
-    taken = torch.where(lists < 0, 1, sizes[lists.clamp(min=0)])  # an answer that is no identifier takes a place, too
+    # an answer that is no identifier takes a place, too
+    taken = torch.where(lists < 0, 1, sizes[lists.clamp(min=0)])
     before = (taken.cumsum(1) - taken).gather(1, (rank - 1).clamp(min=0)[:, None])[:, 0]
     item = {f'{name}@{k}': (at(before, size, k)*(rank > 0)).double().mean().item()
-            for name, at in (('recall', tie_aware_recall), ('ndcg', tie_aware_ndcg)) for k in ks}
+            for name, at in (('recall', tie_aware_recall), ('ndcg', tie_aware_ndcg))
+            for k in ks}
     shared = (sizes[number] > 1).double().mean().item()
-    return ItemAndCodeMetrics(metrics(lists, theirs, ks), item, shared, size.double().mean().item())
+    return ItemAndCodeMetrics(metrics(lists, theirs, ks), item, shared,
+                              size.double().mean().item())
 
 # %% ../../nbs/09_evaluate/07_spaces.ipynb #a93694e0
 def _in_groups(examples:Examples, number:Tensor # n: of each item's identifier

@@ -47,7 +47,8 @@ def _encoder_layer(block:nn.Module # T5Block
 
 def _decoder_layer(block:nn.Module # T5Block
                  )->_DecoderLayer:
-    "A decoder block as six matrices; the keys and values of its cross-attention are kept elsewhere"
+    """A decoder block as six matrices; the keys and values of its cross-attention are
+    kept elsewhere"""
     attend, cross, feed = block.layer
     a, c, f = attend.SelfAttention, cross.EncDecAttention, feed.DenseReluDense
     return _DecoderLayer(_folded(attend.layer_norm, a.q, a.k, a.v), a.o.weight.detach(),
@@ -76,24 +77,29 @@ class CachedDecoder:
     def lay_out(self, model:nn.Module, reads:nn.Module, writes:nn.Module # T5Stack
                )->None:
         "What all layers share, and what depends on a token alone"
-        t5, self.vocabulary, self.config, self.biases = model.t5, model.vocabulary, model.config, {}
+        t5, self.vocabulary, self.config, self.biases = (model.t5, model.vocabulary,
+                                                         model.config, {})
         self.per_level = self.config.per_level
         self.heads, self.eps = self.config.num_heads, t5.config.layer_norm_epsilon
         self.embedding = t5.shared.weight.detach()
         rows = self.norm(self.embedding)
-        self.first = [F.linear(rows, layers[0].qkv) for layers in (self.encoder, self.decoder)]  # v 3hd
+        # v 3hd
+        self.first = [F.linear(rows, layers[0].qkv)
+                      for layers in (self.encoder, self.decoder)]
         scale = 1. if self.per_level else self.config.d_model**-.5
         self.out = self.embedding*writes.final_layer_norm.weight.detach()*scale
         self.near = [stack.block[0].layer[0].SelfAttention for stack in (reads, writes)]
 
     def bias(self, decoder:bool, t:int)->Tensor: # h t t
         "T5's relative position bias, computed once for each length"
-        if (decoder, t) not in self.biases: self.biases[decoder, t] = self.near[decoder].compute_bias(t, t)[0].detach()
+        if (decoder, t) not in self.biases:
+            self.biases[decoder, t] = self.near[decoder].compute_bias(t, t)[0].detach()
         return self.biases[decoder, t]
 
     def project(self, decoder:bool, i:int, x:Tensor, # ... d: input of layer i
                 tokens:Tensor)->Tensor: # ... 3hd: queries, keys and values
-        "What a layer's self-attention works with; in the first layer it depends on the token alone and is looked up"
+        """What a layer's self-attention works with; in the first layer it depends on
+        the token alone and is looked up"""
         if i == 0: return self.first[decoder][tokens]
         return F.linear(self.norm(x), (self.encoder, self.decoder)[decoder][i].qkv)
 
@@ -116,34 +122,43 @@ def _attend(q:Tensor, k:Tensor, v:Tensor, # b h s d, b h t d, b h t d
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #e5693b50
 @patch
-def encode(self:CachedDecoder, inputs:Tensor # b t: tokens of the history, padded on the right
+def encode(self:CachedDecoder,
+           inputs:Tensor # b t: tokens of the history, padded on the right
           )->_Encoded:
     "Read the histories once; every prefix of a user shares the result"
     padding = inputs == self.vocabulary.pad
     x, biases, mask = self.embedding[inputs], [self.bias(False, inputs.shape[1])], None
     if padding.any():
-        mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, torch.finfo(x.dtype).min)[:, None, None]
+        mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding,
+                                                                     torch.finfo(
+            x.dtype).min)[:, None, None]
         biases.append(mask)
     for i, layer in enumerate(self.encoder):
-        q, k, v = _split_heads(self.project(False, i, x, inputs), len(inputs), 3, self.heads).contiguous()
+        q, k, v = _split_heads(self.project(False, i, x, inputs), len(inputs), 3,
+                               self.heads).contiguous()
         x = self.feed(x + F.linear(_attend(q, k, v, *biases), layer.out), layer)
     states = self.norm(x)
-    kept = [_split_heads(F.linear(states, both), len(inputs), 2, self.heads).contiguous() for both in self.cross]
+    kept = [_split_heads(F.linear(states, both), len(inputs), 2,
+                         self.heads).contiguous() for both in self.cross]
     return _Encoded(*(list(part) for part in zip(*kept)), mask)
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #07acbab0
 def _near_scores(q:Tensor, # b m h d
-                past:list, # per position before, and the position itself: keys and values, 2 of b m h d
+                # per position before, and the position itself: keys and values, 2 of b
+                # m h d
+                past:list,
                 bias:Tensor # h s
                )->Tensor: # b m h s
     "How well one position's query meets the few keys up to it"
     return torch.stack([(q*k).sum(-1) for k, _ in past], -1).add_(bias)
 
+# %% ../../nbs/12_fast/03_cached_decoding.ipynb #8f1acdbe
 def _near_values(weights:Tensor, # b m h s
                 past:list)->Tensor: # b m h d
     "The few values, weighted"
     out = past[0][1]*weights[..., :1]
-    for s, (_, v) in enumerate(past[1:], 1): out.addcmul_(v, weights[..., s, None].expand_as(v))
+    for s, (_, v) in enumerate(past[1:], 1):
+        out.addcmul_(v, weights[..., s, None].expand_as(v))
     return out
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #d143d864
@@ -163,14 +178,17 @@ def look(self:CachedDecoder, i:int, # layer
     "What layer i takes from its own prefix, and then from the history"
     layer, masks = self.decoder[i], () if encoded.mask is None else (encoded.mask,)
     x = x + F.linear(_self_attention_step(q, past, bias), layer.out)
-    q = F.linear(self.norm(x), layer.ask).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-    return x + F.linear(_attend(q, encoded.keys[i], encoded.values[i], *masks), layer.answer)
+    q = F.linear(self.norm(x), layer.ask).unflatten(-1,
+                                                    (self.heads, -1)).transpose(1, 2)
+    return x + F.linear(_attend(q, encoded.keys[i], encoded.values[i], *masks),
+                        layer.answer)
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #c57c2218
 @patch
 def write(self:CachedDecoder, tokens:Tensor, # b m: the last token of each prefix
           encoded:_Encoded, # of the b users
-          past:list # per position before: keys and values of every layer, b m layers 2 h d
+          # per position before: keys and values of every layer, b m layers 2 h d
+          past:list
          )->tuple: # states b m d, and this position's keys and values
     "One more position of m prefixes per user"
     (b, m), x = tokens.shape, self.embedding[tokens]
@@ -179,12 +197,14 @@ def write(self:CachedDecoder, tokens:Tensor, # b m: the last token of each prefi
     for i, layer in enumerate(self.decoder):
         made = self.project(True, i, x, tokens).unflatten(-1, (3, self.heads, -1))
         q, here[:, :, i] = made[:, :, 0], made[:, :, 1:]
-        x = self.look(i, x, q, [p[:, :, i].unbind(2) for p in [*past, here]], bias, encoded)
+        x = self.look(i, x, q, [p[:, :, i].unbind(2) for p in [*past, here]], bias,
+                      encoded)
         x = self.feed(x, layer)
     return x, here
 
 @patch
-def decode(self:CachedDecoder, tokens:Tensor, # b m t: for each user, m prefixes of t tokens
+def decode(self:CachedDecoder,
+           tokens:Tensor, # b m t: for each user, m prefixes of t tokens
            encoded:_Encoded, # of the b users
            cache:list|None=None # what an earlier call returned for the positions before
           )->tuple: # states b m t d, and the cache with these positions added
@@ -203,11 +223,16 @@ def log_probs(self:CachedDecoder, states:Tensor # ... d: of `decode`
     logits = F.linear(self.norm(states), self.out)
     if not self.per_level: return logits.log_softmax(-1)
     found, v = torch.full_like(logits, -torch.inf), self.vocabulary
-    for level in map(v.level_slice, range(v.L)): found[..., level] = logits[..., level].log_softmax(-1)
+    for level in map(v.level_slice, range(v.L)):
+        found[..., level] = logits[..., level].log_softmax(-1)
     return found
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #dd903c38
-def _as_cached_decoder(model # a GenerativeRecommender, or anything with `encode`, `decode` and `log_probs`
+def _as_cached_decoder(
+                       # a GenerativeRecommender, or anything with `encode`, `decode`
+                       # and `log_probs`
+                       model
              ):
-    "What a search reads: a `CachedDecoder` of the model as it is now, or the model itself"
+    """What a search reads: a `CachedDecoder` of the model as it is now, or the model
+    itself"""
     return model.cached_decoder() if hasattr(model, 'cached_decoder') else model

@@ -21,28 +21,37 @@ def _only_where_(g:Tensor, x:Tensor, least:float)->Tensor:
     "g where x is larger, zeros elsewhere, in place: a ReLU's gradient"
     return torch.ops.aten.threshold_backward.grad_input(g, x, least, grad_input=g)
 
+# %% ../../nbs/12_fast/02_forward.ipynb #b660b041
 class _Dropout:
     "Dropout for one pass: random bytes from a seed that torch's own generator gives"
     def __init__(self, p:float # 0 for none
                 ):
         self.values = round(256*p)  # of a byte, that mean drop
         self.scale = 256/(256 - self.values)
-        self.bits = np.random.SFC64(int(torch.randint(2**62, (1,)))) if self.values else None
+        self.bits = (np.random.SFC64(int(torch.randint(2**62, (1,)))) if self.values
+                     else None)
 
-    def draw(self, like:Tensor)->Tensor|None: # bytes, the same shape; None without dropout
+    def draw(self, like:Tensor
+            )->Tensor|None: # bytes, the same shape; None without dropout
         "Decisions, to be kept until the gradient has passed"
         if not self.values: return None
-        if like.device.type != 'cpu': return torch.empty(like.shape, dtype=torch.uint8, device=like.device).random_()
+        if like.device.type != 'cpu':
+            return torch.empty(like.shape, dtype=torch.uint8,
+                               device=like.device).random_()
         raw = torch.from_numpy(self.bits.random_raw(-(-like.numel()//8)).view(np.uint8))
         return raw[:like.numel()].view(like.shape)
 
     def keep(self, x:Tensor, drawn:Tensor|None)->Tensor:
-        "Some numbers become zero; the scale is the caller's, where there is less to multiply"
-        return x if drawn is None else torch.ops.aten.threshold_backward(x, drawn.to(x.dtype), self.values - .5)
+        """Some numbers become zero; the scale is the caller's, where there is less to
+        multiply"""
+        return (x if drawn is None
+                else torch.ops.aten.threshold_backward(x, drawn.to(x.dtype),
+                                                       self.values - .5))
 
     def keep_(self, x:Tensor, drawn:Tensor|None)->Tensor:
         "The same in place"
-        return x if drawn is None else _only_where_(x, drawn.to(x.dtype), self.values - .5)
+        return x if drawn is None else _only_where_(x, drawn.to(x.dtype),
+                                                    self.values - .5)
 
     def __call__(self, x:Tensor)->Tensor:
         "Some numbers become zero, the others larger"
@@ -51,13 +60,16 @@ class _Dropout:
 # %% ../../nbs/12_fast/02_forward.ipynb #92ec5f01
 def _rms_norm(x:Tensor, eps:float)->tuple: # y, 1/rho
     "x over its root mean square: one pass for the length, one for the division"
-    inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    inverse = torch.linalg.vector_norm(x, dim=-1,
+                                       keepdim=True).square_().div_(x.shape[-1]).add_(
+        eps).rsqrt_()
     return x*inverse, inverse
 
 def _rms_norm_backward(g:Tensor, y:Tensor, inverse:Tensor)->Tensor:
     "The equation above"
     return torch.addcmul(g, y, (g*y).mean(-1, keepdim=True), value=-1).mul_(inverse)
 
+# %% ../../nbs/12_fast/02_forward.ipynb #fb2440c6
 class _RMSNorm(Function):
     "x over its root mean square; the learned scale goes into the next matrix"
     @staticmethod
@@ -77,6 +89,7 @@ def _add_product_(total:Tensor, a:Tensor, b:Tensor)->Tensor: # n m, n k, k m
     "total + ab, in place and in total's precision"
     return total.addmm_(a, b) if a.dtype == total.dtype else total.add_(torch.mm(a, b))
 
+# %% ../../nbs/12_fast/02_forward.ipynb #adde68f1
 class _FeedForward(Function):
     "x + drop(down(drop(relu(up(scale*norm(x))))))"
     @staticmethod
@@ -86,7 +99,8 @@ class _FeedForward(Function):
                 drop:_Dropout, most:int # rows at once
                )->Tensor: # n d
         "Both scales of the dropout are applied at the end"
-        (y, inverse), folded, outer = _rms_norm(x, eps), (up*scale).to(kind), drop.draw(x)
+        (y, inverse), folded, outer = (_rms_norm(x, eps), (up*scale).to(kind),
+                                       drop.draw(x))
         y, narrow = y.to(kind), down.to(kind)
         inside, out = y.new_empty(len(x), len(up)), torch.empty_like(y)
         there, back = folded.T.contiguous(), narrow.T.contiguous()
@@ -101,15 +115,18 @@ class _FeedForward(Function):
     def backward(ctx, g:Tensor):
         "Four products"
         y, inverse, inside, folded, narrow, scale, up, outer = ctx.saved_tensors
-        out, to_y = ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype), torch.empty_like(y)
+        out, to_y = (ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype),
+                     torch.empty_like(y))
         to_folded, to_down = torch.zeros_like(up), torch.zeros_like(up.T)
-        for end, part, rows, to_rows in zip(*(t.split(ctx.most) for t in (out, inside, y, to_y))):
+        for end, part, rows, to_rows in zip(*(t.split(ctx.most)
+                                              for t in (out, inside, y, to_y))):
             back = _only_where_(torch.mm(end, narrow), part, 0)
             torch.mm(back, folded, out=to_rows)
             _add_product_(to_folded, back.T, rows)
             _add_product_(to_down, end.T, part)
         to_x = _rms_norm_backward(to_y.to(g.dtype), y, inverse).add_(g)
-        return to_x, (to_folded*up).sum(0), to_folded*scale, to_down, None, None, None, None
+        return (to_x, (to_folded*up).sum(0), to_folded*scale, to_down, None, None, None,
+                None)
 
 # %% ../../nbs/12_fast/02_forward.ipynb #72bc6f0f
 def _attention(q:Tensor, k:Tensor, v:Tensor, # b h s d, b h t d, b h t d
@@ -124,11 +141,14 @@ def _attention(q:Tensor, k:Tensor, v:Tensor, # b h s d, b h t d, b h t d
     drawn = drop.draw(weights)
     return drop.keep(weights, drawn) @ v, weights, drawn
 
+# %% ../../nbs/12_fast/02_forward.ipynb #649f2711
 def _attention_backward(g:Tensor, # b h s d, times dropout's scale
-                 q:Tensor, k:Tensor, v:Tensor, weights:Tensor, drawn:Tensor|None, drop:_Dropout
+                 q:Tensor, k:Tensor, v:Tensor, weights:Tensor, drawn:Tensor|None,
+                 drop:_Dropout
                 )->tuple: # to queries, keys, values, scores
     "Through the values, the dropout and the softmax"
-    to_scores = torch.ops.aten._softmax_backward_data(drop.keep(g @ v.mT, drawn), weights, -1, weights.dtype)
+    to_scores = torch.ops.aten._softmax_backward_data(drop.keep(g @ v.mT, drawn),
+                                                      weights, -1, weights.dtype)
     return to_scores @ k, to_scores.mT @ q, drop.keep(weights, drawn).mT @ g, to_scores
 
 # %% ../../nbs/12_fast/02_forward.ipynb #93cb5b7a
@@ -138,13 +158,15 @@ def _split_heads(x:Tensor, # (b t) (p h d), or b t (p h d)
     return x.view(b, -1, parts, h, x.shape[-1]//parts//h).permute(2, 0, 3, 1, 4)
 
 # %% ../../nbs/12_fast/02_forward.ipynb #7a5fe912
-def _self_attention_backward(both:Tensor, to_found:Tensor, # n (3 h d): to be filled; n (h d)
+def _self_attention_backward(both:Tensor,
+                             to_found:Tensor, # n (3 h d): to be filled; n (h d)
               g:_Group, kept:tuple, drop:_Dropout, to_bias:Tensor):
     "Attention's way back for one group: to queries, keys, values and bias"
     parts, weights, drawn = kept
     to_own, = _split_heads(to_found[g.rows], g.b, 1, len(to_bias)).contiguous()
     *to_parts, to_scores = _attention_backward(to_own, *parts, weights, drawn, drop)
-    for place, part in zip(_split_heads(both[g.rows], g.b, 3, len(to_bias)), to_parts): place.copy_(part)
+    for place, part in zip(_split_heads(both[g.rows], g.b, 3, len(to_bias)), to_parts):
+        place.copy_(part)
     to_bias[:, :g.t, :g.t] += to_scores.sum(0)
 
 # %% ../../nbs/12_fast/02_forward.ipynb #8163bce5
@@ -152,14 +174,20 @@ class _Look(Function):
     "x + drop(out(attend(qkv(scale*norm(x)))))"
     @staticmethod
     def forward(ctx, x:Tensor, # n d
-                scale:Tensor, q:Tensor, k:Tensor, v:Tensor, out:Tensor, # d ; (h d) d ; … ; d (h d)
-                bias:Tensor, # h t t: of the longest; it goes by distance, so shorter ones take its corner
+                scale:Tensor, q:Tensor, k:Tensor, v:Tensor,
+                out:Tensor, # d ; (h d) d ; … ; d (h d)
+                # h t t: of the longest; it goes by distance, so shorter ones take its
+                # corner
+                bias:Tensor,
                 plan:list, h:int, # of `Stretch`; heads
                 eps:float, kind:torch.dtype, drop:_Dropout)->Tensor: # n d
         "Queries, keys and values from one product"
-        (y, inverse), weight, outer = _rms_norm(x, eps), torch.cat([q, k, v]), drop.draw(x)
-        y, folded, out, near = y.to(kind), (weight*scale).to(kind), out.to(kind), bias.to(kind)
-        there, found, kept = folded.T.contiguous(), y.new_empty(len(x), out.shape[1]), []
+        (y, inverse), weight, outer = (_rms_norm(x, eps), torch.cat([q, k, v]),
+                                       drop.draw(x))
+        y, folded, out, near = (y.to(kind), (weight*scale).to(kind), out.to(kind),
+                                bias.to(kind))
+        there, found, kept = (folded.T.contiguous(), y.new_empty(len(x), out.shape[1]),
+                              [])
         for rows, groups in plan:
             wide, taken = torch.mm(y[rows], there), found[rows]
             for g in groups:
@@ -167,25 +195,32 @@ class _Look(Function):
                 own, *rest = _attention(*parts, near[:, :g.t, :g.t], g.mask, drop)
                 _split_heads(taken[g.rows], g.b, 1, h)[0].copy_(own)
                 kept += parts, *rest
-        ctx.save_for_backward(y, inverse, found, folded, scale, weight, out, outer, bias, *kept)
+        ctx.save_for_backward(y, inverse, found, folded, scale, weight, out, outer,
+                              bias, *kept)
         ctx.drop, ctx.plan = drop, plan
-        return torch.add(x, drop.keep_(torch.mm(found, out.T.contiguous()), outer), alpha=drop.scale**2)
+        return torch.add(x, drop.keep_(torch.mm(found, out.T.contiguous()), outer),
+                         alpha=drop.scale**2)
 
     @staticmethod
     def backward(ctx, g:Tensor):
         "The same way back; the gradients of queries, keys and values lie side by side"
         y, inverse, found, folded, scale, weight, out, outer, bias, *kept = ctx.saved_tensors
-        end, to_y = ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype), torch.empty_like(y)
+        end, to_y = (ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype),
+                     torch.empty_like(y))
         to_folded, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         kept = zip(kept[::3], kept[1::3], kept[2::3])
         for rows, groups in ctx.plan:
             to_found = torch.mm(end[rows], out)
             both = to_found.new_empty(len(to_found), len(folded))
-            for part in groups: _self_attention_backward(both, to_found, part, next(kept), ctx.drop, to_bias)
+            for part in groups:
+                _self_attention_backward(both, to_found, part, next(kept), ctx.drop,
+                                         to_bias)
             torch.mm(both, folded, out=to_y[rows])
             _add_product_(to_folded, both.T, y[rows])
-        to_x, to_out = _rms_norm_backward(to_y.to(g.dtype), y, inverse).add_(g), torch.mm(found.T, end).T.to(g.dtype)
-        return (to_x, (to_folded*weight).sum(0), *(to_folded*scale).chunk(3), to_out, to_bias, *[None]*5)
+        to_x, to_out = (_rms_norm_backward(to_y.to(g.dtype), y, inverse).add_(g),
+                        torch.mm(found.T, end).T.to(g.dtype))
+        return (to_x, (to_folded*weight).sum(0), *(to_folded*scale).chunk(3), to_out,
+                to_bias, *[None]*5)
 
 # %% ../../nbs/12_fast/02_forward.ipynb #c3f13883
 class _Gather(Function):
@@ -199,7 +234,8 @@ class _Gather(Function):
         D, found, kept = states.shape[1], torch.empty_like(asked), []
         for mine, theirs in pairs:
             s = states[theirs.rows].view(theirs.b, 1, -1, D)
-            out, *rest = _attention(asked[mine.rows].view(mine.b, 1, -1, D), s, s, None, theirs.mask, drop)
+            out, *rest = _attention(asked[mine.rows].view(mine.b, 1, -1, D), s, s, None,
+                                    theirs.mask, drop)
             found[mine.rows] = out.view(mine.b*mine.t, -1)
             kept += rest
         ctx.save_for_backward(asked, states, *kept)
@@ -210,14 +246,19 @@ class _Gather(Function):
     def backward(ctx, g:Tensor):
         "A state is heard twice: as key and as value"
         (asked, states, *kept), g = ctx.saved_tensors, g*ctx.drop.scale
-        D, to_asked, to_states = states.shape[1], torch.empty_like(asked), torch.empty_like(states)
+        D, to_asked, to_states = (states.shape[1], torch.empty_like(asked),
+                                  torch.empty_like(states))
         for (mine, theirs), *rest in zip(ctx.pairs, kept[::2], kept[1::2]):
-            own, s = asked[mine.rows].view(mine.b, 1, -1, D), states[theirs.rows].view(theirs.b, 1, -1, D)
-            to_own, to_key, to_value, _ = _attention_backward(g[mine.rows].view_as(own), own, s, s, *rest, ctx.drop)
+            own, s = (asked[mine.rows].view(mine.b, 1, -1, D),
+                      states[theirs.rows].view(theirs.b, 1, -1, D))
+            to_own, to_key, to_value, _ = _attention_backward(g[mine.rows].view_as(own),
+                                                              own, s, s, *rest,
+                                                              ctx.drop)
             to_asked[mine.rows] = to_own.view(mine.b*mine.t, -1)
             to_states[theirs.rows] = (to_key + to_value).view(-1, D)
         return to_asked, to_states, None, None
 
+# %% ../../nbs/12_fast/02_forward.ipynb #76035661
 def _ask_states(y:Tensor, states:Tensor, # m D: of the decoder; n D: of the encoder
                carry:Tensor, fetch:Tensor, # h D D: one matrix for each head
                pairs:list, drop:_Dropout)->Tensor: # m D
@@ -230,7 +271,8 @@ def _ask_states(y:Tensor, states:Tensor, # m D: of the decoder; n D: of the enco
 def _precision(x:Tensor)->torch.dtype:
     "What autocast would compute in"
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind)
+            else x.dtype)
 
 def _causal_bias(near:nn.Module, # T5Attention with the relative position bias
                 t:int)->Tensor: # h t t
@@ -245,9 +287,11 @@ class _ForwardPass:
     def __init__(self, t5:nn.Module, # T5ForConditionalGeneration
                  p:float # dropout; 0 outside of training
                 ):
-        self.heads, self.eps, self.drop = t5.config.num_heads, t5.config.layer_norm_epsilon, _Dropout(p)
+        self.heads, self.eps, self.drop = (t5.config.num_heads,
+                                           t5.config.layer_norm_epsilon, _Dropout(p))
         self.embedding, self.kind = t5.shared.weight, _precision(t5.shared.weight)
-        self.most = 1024 if self.embedding.device.type == 'cpu' else 1<<62  # rows at once
+        # rows at once
+        self.most = 1024 if self.embedding.device.type == 'cpu' else 1<<62
 
     def open(self, tokens:Tensor)->Tensor: # n -> n d
         "What enters the first layer"
@@ -258,15 +302,19 @@ class _ForwardPass:
         "Self-attention and the way around it"
         a = part.SelfAttention
         weights = part.layer_norm.weight, a.q.weight, a.k.weight, a.v.weight, a.o.weight
-        return _Look.apply(x, *weights, bias, plan, self.heads, self.eps, self.kind, self.drop)
+        return _Look.apply(x, *weights, bias, plan, self.heads, self.eps, self.kind,
+                           self.drop)
 
     def ask(self, x:Tensor, part:nn.Module, # T5LayerCrossAttention
             states:Tensor, pairs:list)->Tensor: # of a group of x and one of the states
         "Cross-attention and the way around it"
         a = part.EncDecAttention
-        weights = a.q.weight*part.layer_norm.weight, a.k.weight, a.v.weight, a.o.weight.T
-        query, key, value, out = (w.unflatten(0, (self.heads, -1)) for w in weights)  # h d D
-        found = _ask_states(_RMSNorm.apply(x, self.eps), states, key.mT @ query, value.mT @ out, pairs, self.drop)
+        weights = (a.q.weight*part.layer_norm.weight, a.k.weight, a.v.weight,
+                   a.o.weight.T)
+        # h d D
+        query, key, value, out = (w.unflatten(0, (self.heads, -1)) for w in weights)
+        found = _ask_states(_RMSNorm.apply(x, self.eps), states, key.mT @ query,
+                            value.mT @ out, pairs, self.drop)
         return x + self.drop(found)
 
     def feed(self, x:Tensor, part:nn.Module # T5LayerFF
@@ -274,7 +322,8 @@ class _ForwardPass:
         "The feed-forward layer and the way around it"
         f = part.DenseReluDense
         weights = part.layer_norm.weight, f.wi.weight, f.wo.weight
-        return _FeedForward.apply(x, *weights, self.eps, self.kind, self.drop, self.most)
+        return _FeedForward.apply(x, *weights, self.eps, self.kind, self.drop,
+                                  self.most)
 
     def close(self, x:Tensor, norm:nn.Module)->Tensor:
         "The norm behind the last layer"
@@ -292,30 +341,42 @@ class _States(NamedTuple):
     encoder: Tensor # b t D: of the history's tokens; padding is not to be read
     decoder: Tensor # (b l) D: after each token that it reads
 
+# %% ../../nbs/12_fast/02_forward.ipynb #242cee88
 def _t5_states(t5:nn.Module, # T5ForConditionalGeneration
               inputs:Tensor, # b t: tokens of the history, padded on the right
               before:Tensor, # b l: what the decoder reads
               pad:int, p:float, # token; dropout
-              together:bool|None=None # rows by length, or one rectangle; None: what suits the processor
+              # rows by length, or one rectangle; None: what suits the processor
+              together:bool|None=None
              )->_States:
     "Both stacks of a T5"
-    run, (b, t), l, here = _ForwardPass(t5, p), inputs.shape, before.shape[1], inputs != pad
+    run, (b, t), l, here = (_ForwardPass(t5, p), inputs.shape, before.shape[1],
+                            inputs != pad)
     if together is None: together = inputs.device.type == 'cpu'
-    rows = _lengths_together(here.sum(1).clamp(min=1), t) if together else _as_they_come(here, run.kind)
-    plan, (encoder, decoder) = _stretches(rows.groups, run.most), (t5.encoder, t5.decoder)
-    x, bias = run.open(rows.rows(inputs)), encoder.block[0].layer[0].SelfAttention.compute_bias(t, t)[0]
-    for block in encoder.block: x = run.feed(run.look(x, block.layer[0], bias, plan), block.layer[1])
-    states, plan = run.close(x, encoder.final_layer_norm), _stretches([_Group(0, b, l)], run.most)
+    rows = (_lengths_together(here.sum(1).clamp(min=1), t) if together
+            else _as_they_come(here, run.kind))
+    plan, (encoder, decoder) = _stretches(rows.groups, run.most), (t5.encoder,
+                                                                   t5.decoder)
+    x, bias = (run.open(rows.rows(inputs)),
+               encoder.block[0].layer[0].SelfAttention.compute_bias(t, t)[0])
+    for block in encoder.block:
+        x = run.feed(run.look(x, block.layer[0], bias, plan), block.layer[1])
+    states, plan = (run.close(x, encoder.final_layer_norm),
+                    _stretches([_Group(0, b, l)], run.most))
     begin = np.cumsum([0] + [g.b for g in rows.groups])
     pairs = [(_Group(int(i)*l, g.b, l), g) for i, g in zip(begin, rows.groups)]
-    y, bias = run.open(before[rows.order].flatten()), _causal_bias(decoder.block[0].layer[0].SelfAttention, l)
+    y, bias = (run.open(before[rows.order].flatten()),
+               _causal_bias(decoder.block[0].layer[0].SelfAttention, l))
     for block in decoder.block:
-        y = run.ask(run.look(y, block.layer[0], bias, plan), block.layer[1], states, pairs)
+        y = run.ask(run.look(y, block.layer[0], bias, plan), block.layer[1], states,
+                    pairs)
         y = run.feed(y, block.layer[2])
     y = run.close(y, decoder.final_layer_norm).view(b, l, -1)[rows.order.argsort()]
     return _States(rows.back(states, b, t), y.flatten(0, 1))
 
-def _t5_logits(t5:nn.Module, inputs:Tensor, before:Tensor, pad:int, p:float # as in `_t5_states`
+def _t5_logits(t5:nn.Module, inputs:Tensor, before:Tensor, pad:int,
+               p:float # as in `_t5_states`
              )->Tensor: # (b l) v
     "What T5 would write after each token"
-    return _tied_logits(_t5_states(t5, inputs, before, pad, p).decoder, t5.shared.weight)
+    return _tied_logits(_t5_states(t5, inputs, before, pad, p).decoder,
+                        t5.shared.weight)

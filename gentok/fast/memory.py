@@ -13,17 +13,20 @@ from contextlib import contextmanager
 
 # %% ../../nbs/12_fast/04_memory.ipynb #9576dc0e
 _TRIM, _TOP_PAD, _MAPPED, _MAPS = -1, -2, -3, -4  # mallopt's names for what can be set
-_kept = {_TRIM: -1, _TOP_PAD: 64<<20, _MAPS: 0}  # never trim, grow by 64 MiB, map nothing on its own
+# never trim, grow by 64 MiB, map nothing on its own
+_kept = {_TRIM: -1, _TOP_PAD: 64<<20, _MAPS: 0}
 # where glibc's own rules end in a program like this
 _usual = {_TRIM: 64<<20, _TOP_PAD: 128<<10, _MAPPED: 32<<20, _MAPS: 65536}
 _depth = [0]  # blocks that are open
 
 def _settings()->object|None: # a function of two numbers
-    "glibc's `mallopt`; None elsewhere, and where the user has set the allocator through MALLOC_ variables"
+    """glibc's `mallopt`; None elsewhere, and where the user has set the allocator
+    through MALLOC_ variables"""
     if any(name.startswith('MALLOC_') for name in os.environ): return None
     try: return ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return None
 
+# %% ../../nbs/12_fast/04_memory.ipynb #bb494077
 @contextmanager
 def _kept_memory()->Iterator[bool]: # whether it does anything here
     "Inside, freed memory stays with the program; behind it, glibc's usual rules hold"

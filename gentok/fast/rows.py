@@ -32,7 +32,8 @@ class _Layout(NamedTuple):
         return x.flatten(0, 1)[self.at]
     def back(self, rows:Tensor, b:int, t:int)->Tensor: # n d -> b t d
         "Each row where it was; zeros elsewhere"
-        return rows.new_zeros(b*t, rows.shape[1]).index_copy(0, self.at, rows).view(b, t, -1)
+        return rows.new_zeros(b*t, rows.shape[1]).index_copy(0, self.at,
+                                                             rows).view(b, t, -1)
 
 # %% ../../nbs/12_fast/01_rows.ipynb #e5077983
 def _lengths_together(lengths:Tensor, # b: at least 1
@@ -42,7 +43,8 @@ def _lengths_together(lengths:Tensor, # b: at least 1
     order = lengths.argsort(stable=True)
     here = torch.arange(t) < lengths[order, None]
     groups, first = [], 0
-    for n, b in zip(*(u.tolist() for u in lengths[order].unique_consecutive(return_counts=True))):
+    for n, b in zip(*(u.tolist()
+                      for u in lengths[order].unique_consecutive(return_counts=True))):
         groups.append(_Group(first, b, n))
         first += b*n
     return _Layout(order, (order[:, None]*t + torch.arange(t))[here], groups)
@@ -50,7 +52,8 @@ def _lengths_together(lengths:Tensor, # b: at least 1
 # %% ../../nbs/12_fast/01_rows.ipynb #d006515b
 def _as_they_come(here:Tensor, # b t: bool, False at padding
                  kind:torch.dtype)->_Layout:
-    "One rectangle, with a mask where it is padded: for processors that begin slowly and multiply fast"
+    """One rectangle, with a mask where it is padded: for processors that begin slowly
+    and multiply fast"""
     (b, t), mask = here.shape, None
     if not here.all():
         mask = torch.zeros(b, 1, 1, t, device=here.device)
@@ -64,6 +67,7 @@ class _Stretch(NamedTuple):
     rows: slice
     groups: list # counted from the first of these rows
 
+# %% ../../nbs/12_fast/01_rows.ipynb #1345f6cb
 def _stretches(groups:list, # of all rows, one behind the other
               most:int # rows at once; a sequence is never cut
              )->list:
@@ -78,6 +82,7 @@ def _stretches(groups:list, # of all rows, one behind the other
         for part in torch.arange(g.b).tensor_split(-(-g.b//few)):
             begin = g.first + int(part[0])*g.t
             if begin + len(part)*g.t - first > most: first = close(begin)
-            inside.append(_Group(begin - first, len(part), g.t, None if g.mask is None else g.mask[part]))
+            inside.append(_Group(begin - first, len(part), g.t,
+                                 None if g.mask is None else g.mask[part]))
     close(groups[-1].rows.stop)
     return found

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from ..data.columns import canonical_order
-from .item_ids import ItemIds, _check_codes, _key_columns, _smallest, _sort_rows
+from gentok.ids.item_ids import (ItemIds, _check_codes, _key_columns, _smallest,
+    _sort_rows)
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #08228839
 class _Groups(NamedTuple):
     "Which items have equal codes"
-    number: Tensor # n: of each item's group; groups count in lexicographic order of their codes
+    # n: of each item's group; groups count in lexicographic order of their codes
+    number: Tensor
     order: Tensor # n: rows sorted by group, in the order of the rows within one
 
+# %% ../../nbs/05_ids/02_collisions.ipynb #2a98c95d
 def _group_of(codes:Tensor, # n l
              sizes:tuple # K of each level
             )->_Groups:
@@ -56,8 +59,11 @@ def _suffixes(codes, # n l
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #3583874b
 def _preferences(codes:Tensor, # m: last code of each item
-                distances # rows (b) -> distances (b k) of these items to every last codeword
-               )->Tensor: # m k: own code first, the others by distance; the lowest index wins ties
+                # rows (b) -> distances (b k) of these items to every last codeword
+                distances
+                # m k: own code first, the others by distance; the lowest index wins
+                # ties
+               )->Tensor:
     "rank_i(k): every item's order of preference among the last codes"
     out = []
     for rows in torch.arange(len(codes)).split(4096):
@@ -68,11 +74,13 @@ def _preferences(codes:Tensor, # m: last code of each item
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #1c967763
 def _keep_closest(waiting:dict, # identifier -> its items
-          owned:set, seat:dict, # identifiers with an owner, item -> its identifier; both grow
+          owned:set,
+          seat:dict, # identifiers with an owner, item -> its identifier; both grow
           far, # items (b) -> distances (b k) to every last codeword
           K:int # last codes
          )->list: # items that move on
-    "A waiting group without an owner keeps its closest item, the first of equals; the rest move"
+    """A waiting group without an owner keeps its closest item, the first of equals; the
+    rest move"""
     free = [(i, s) for s, group in waiting.items() if s not in owned for i in group]
     d = {}
     for i, s in (torch.tensor(free[at:at+4096]).T for at in range(0, len(free), 4096)):
@@ -88,7 +96,8 @@ def _reassignment_rounds(waiting:dict, # identifier -> its items, two or more
                base:Tensor, # m: prefix number times K
                rank:Tensor, # m k: from `_preferences`
                far # items (b) -> distances (b k) to every last codeword
-              )->tuple: # item -> the identifier it owns now; items that still wait, in order
+               # item -> the identifier it owns now; items that still wait, in order
+              )->tuple:
     "UTGRec's collision rounds"
     seat, K = {}, rank.shape[1]
     for k in range(2, max(K, 3) if K > 1 else 2):
@@ -125,13 +134,16 @@ def _relocate(codes:Tensor, # n l; changed in place
     "Free identifiers for items whose prefix is full, as close by as possible"
     lost, gen = set(homeless), torch.Generator().manual_seed(seed)
     L, rows = len(sizes), codes.tolist()
-    held = Counter(tuple(c[:m]) for i, c in enumerate(rows) if i not in lost for m in range(L+1))
+    held = Counter(tuple(c[:m]) for i, c in enumerate(rows) if i not in lost
+                   for m in range(L+1))
     room = lambda p: math.prod(sizes[len(p):]) - held[p]
     for i in homeless:
         c = tuple(rows[i])
-        swaps = [(*c[:-2], a, c[-1]) for a in torch.randperm(sizes[-2], generator=gen).tolist()]
+        swaps = [(*c[:-2], a, c[-1])
+                 for a in torch.randperm(sizes[-2], generator=gen).tolist()]
         longest = next(c[:m] for m in reversed(range(L)) if room(c[:m]))
-        new = next(filter(room, swaps), None) or _free_below(longest, c, sizes, room, gen)
+        new = next(filter(room, swaps), None) or _free_below(longest, c, sizes, room,
+                                                             gen)
         held.update(new[:m] for m in range(L+1))
         codes[i] = torch.tensor(new)
     return codes
@@ -144,7 +156,8 @@ def _nearest_free(left:list, # items that still wait, in order
     "The closest code that nobody owns"
     homeless = []
     for i in left:
-        s = next((s for s in (base[i] + rank[i].long()).tolist() if s not in owned), None)
+        s = next((s for s in (base[i] + rank[i].long()).tolist() if s not in owned),
+                 None)
         if s is None: homeless.append(i)
         else: seat[i] = s; owned.add(s)
     return homeless
@@ -156,16 +169,21 @@ class _Reassigned(NamedTuple):
     moved: Tensor # n: True where the codes changed
     expelled: Tensor # n: True where an earlier code than the last had to change
 
+# %% ../../nbs/05_ids/02_collisions.ipynb #74f280b4
 def reassign(codes:Tensor, # n l
              sizes:tuple, # K of each level
-             distances, # rows (b) -> distances (b k) of these items to every last codeword
+             # rows (b) -> distances (b k) of these items to every last codeword
+             distances,
              seed:int=0 # of the last resort
             )->_Reassigned:
-    "UTGRec's procedure over the whole last codebook, with a fallback that always succeeds"
+    """UTGRec's procedure over the whole last codebook, with a fallback that always
+    succeeds"""
     K, new = sizes[-1], codes.clone()
     twins = collides(codes, sizes).nonzero().squeeze(1)  # m
-    if not len(twins): return _Reassigned(new, *torch.zeros(2, len(codes), dtype=torch.bool))
-    prefix = _group_of(codes[:, :-1], sizes[:-1]).number if len(sizes) > 1 else 0*codes[:, 0]
+    if not len(twins):
+        return _Reassigned(new, *torch.zeros(2, len(codes), dtype=torch.bool))
+    prefix = (_group_of(codes[:, :-1], sizes[:-1]).number if len(sizes) > 1
+              else 0*codes[:, 0])
     seats, waiting = prefix*K + codes[:, -1], {}
     for i, s in enumerate(seats[twins].tolist()): waiting.setdefault(s, []).append(i)
     owned = set(seats[torch.isin(prefix, prefix[twins])].tolist()) - set(waiting)
@@ -181,7 +199,8 @@ def reassign(codes:Tensor, # n l
 def _suffixed(codes:Tensor, # n l
              sizes:tuple # l or l+1 of them
             )->tuple: # codes (n l+1), their sizes
-    "Codes with TIGER's extra token, as wide as the largest group unless a size is given for it"
+    """Codes with TIGER's extra token, as wide as the largest group unless a size is
+    given for it"""
     suffix = _suffixes(codes, sizes[:codes.shape[1]])
     largest = int(suffix.max()) + 1
     K = sizes[-1] if len(sizes) > codes.shape[1] else largest
@@ -198,17 +217,21 @@ def _measure(codes:Tensor, # n l
            )->tuple: # rows (b) -> distances (b k), and K
     "The distances that a reassignment needs, from residuals and codebook or as given"
     if distances is None and (residuals is None or codebook is None): raise ValueError(
-        "'reassign' was given no distances; pass residuals (n d) and codebook (K d) of the "
+        "'reassign' was given no distances; pass residuals (n d) and codebook (K d) of "
+        "the "
         "tokenizer's last level, or distances (n K), or use 'suffix'.")
-    if not all(x.isfinite().all() for x in (residuals, codebook, distances) if x is not None):
-        raise ValueError('residuals, codebook or distances are not finite; fit a tokenizer again.')
+    if not all(x.isfinite().all() for x in (residuals, codebook, distances)
+               if x is not None):
+        raise ValueError(
+            'residuals, codebook or distances are not finite; fit a tokenizer again.')
     if distances is None:
         if residuals.shape[1:] != codebook.shape[1:]: raise ValueError(
             f'residuals have shape {tuple(residuals.shape)} and the codebook '
             f'{tuple(codebook.shape)}; pass what the last level quantised.')
         r, e = residuals.detach().cpu(), codebook.detach().double().cpu()
         per_pair = 'donot_use_mm_for_euclid_dist'
-        far, n, K = lambda i: torch.cdist(r[i].double(), e, compute_mode=per_pair), len(r), len(e)
+        far, n, K = lambda i: torch.cdist(r[i].double(), e,
+                                          compute_mode=per_pair), len(r), len(e)
     else: far, (n, K) = lambda i: distances[i].double().cpu(), distances.shape
     if n != len(codes): raise ValueError(
         f'{n} rows of residuals or distances for {len(codes)} items; '
@@ -223,9 +246,11 @@ def _rearranged(codes:Tensor, # n l
               )->tuple: # Reassigned, and the sizes
     "A reassignment whose sizes fit the codebook and whose catalogue fits the sizes"
     far, K = measured
-    codes, sizes = _check_codes(codes, (*_check_codes(codes)[1][:-1], K) if sizes is None else sizes)
+    codes, sizes = _check_codes(codes, (*_check_codes(codes)[1][:-1], K)
+                                if sizes is None else sizes)
     if sizes[-1] != K: raise ValueError(
-        f'the last level has {sizes[-1]} codes and its codebook {K} rows; pass the last codebook.')
+        f'the last level has {sizes[-1]} codes and its codebook {K} rows; pass the '
+        'last codebook.')
     if math.prod(sizes) < len(codes): raise ValueError(
         f'{len(codes)} items do not fit into {math.prod(sizes)} identifiers {sizes}; '
         f"raise K, add a level, or use 'suffix'.")
@@ -237,9 +262,12 @@ def _standard_turns(ids:Sequence|None, # n; None: the order of the rows
          )->Tensor: # n: rows, the first to choose first
     "The standard order of the items' ids"
     if ids is None: return torch.arange(n)
-    if len(ids) != n: raise ValueError(f'{len(ids)} ids for {n} items; give one for each, in the order of the codes.')
+    if len(ids) != n:
+        raise ValueError(f'{len(ids)} ids for {n} items; give one for each, in the '
+                         'order of the codes.')
     return torch.tensor(canonical_order(ids).astype('int64'))
 
+# %% ../../nbs/05_ids/02_collisions.ipynb #4bc6c98f
 def _in_rows(item_ids:ItemIds, # of items in some order
             order:Tensor # n: that order, rows
            )->ItemIds:
@@ -250,13 +278,19 @@ def _in_rows(item_ids:ItemIds, # of items in some order
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #c3a5bd87
 def resolve(codes, # n l: a tokenizer's codes
-            policy:str='suffix', # 'suffix' (TIGER), 'reassign' (UTGRec), or 'none', which only checks
-            sizes:tuple|None=None, # K of each level; 'suffix' takes one more for the suffix
-            residuals:Tensor|None=None, # n d: what the last level quantised, for 'reassign'
-            codebook:Tensor|None=None, # k d: codewords of the last level, for 'reassign'
+            # 'suffix' (TIGER), 'reassign' (UTGRec), or 'none', which only checks
+            policy:str='suffix',
+            # K of each level; 'suffix' takes one more for the suffix
+            sizes:tuple|None=None,
+            # n d: what the last level quantised, for 'reassign'
+            residuals:Tensor|None=None,
+            # k d: codewords of the last level, for 'reassign'
+            codebook:Tensor|None=None,
             distances:Tensor|None=None, # n k: any distances, instead of these two
             seed:int=0, # for 'reassign', where a prefix is full
-            ids:Sequence|None=None # n: the items' own, whose standard order decides who comes first; None: the rows do
+            # n: the items' own, whose standard order decides who comes first; None: the
+            # rows do
+            ids:Sequence|None=None
            )->ItemIds: # with `collisions` and `moved`
     "Identifiers that are all different; `ValueError` where that is impossible"
     if policy not in ('suffix', 'reassign', 'none'): raise ValueError(
@@ -265,44 +299,65 @@ def resolve(codes, # n l: a tokenizer's codes
     longer = policy == 'suffix' and sizes is not None and len(sizes) == L + 1
     codes, checked = _check_codes(codes, sizes[:-1] if longer else sizes)
     if policy == 'none': return ItemIds(codes, checked)
-    order, shared = _standard_turns(ids, len(codes)), int(collides(codes, checked).sum())
-    if policy == 'suffix': return _in_rows(ItemIds(*_suffixed(codes[order], sizes if longer else checked), shared),
-                                           order)
+    order, shared = (_standard_turns(ids, len(codes)),
+                     int(collides(codes, checked).sum()))
+    if policy == 'suffix':
+        return _in_rows(ItemIds(*_suffixed(codes[order], sizes if longer else checked),
+                                shared),
+                        order)
     far, K = _measure(codes, residuals, codebook, distances)
     done, checked = _rearranged(codes[order], sizes, (lambda i: far(order[i]), K), seed)
     if done.expelled.any(): warnings.warn(
-        f'{int(done.expelled.sum())} of {len(codes)} items left their prefix, because it holds '
-        f"more items than its {checked[-1]} last codes; raise K or use 'suffix'.", stacklevel=2)
+        f'{int(done.expelled.sum())} of {len(codes)} items left their prefix, because '
+        'it holds '
+        f"more items than its {checked[-1]} last codes; raise K or use 'suffix'.",
+        stacklevel=2)
     return _in_rows(ItemIds(done.codes, checked, shared, int(done.moved.sum())), order)
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #5110545b
 def _nearest_codes(K:int, code:int, codewords:Tensor|None=None # K d
                  )->list[int]: # K, the code itself first
-    "All codes of a level, those with near codewords first; without codewords those with near numbers"
+    """All codes of a level, those with near codewords first; without codewords those
+    with near numbers"""
     numbers = torch.arange(K)
-    far = (numbers - code).abs().double() if codewords is None else (codewords - codewords[code]).double().norm(dim=1)
+    far = ((numbers - code).abs().double() if codewords is None
+           else (codewords - codewords[code]).double().norm(dim=1))
     far[code] = -1
     return far.argsort(stable=True).tolist()
 
-def extend(item_ids:ItemIds, codes, # m l, of new items by the tokenizer of the old ones; or m l-1 before a suffix
-           ids:Sequence|None=None, # m: their own, whose standard order decides who comes first; None: the rows do
+# %% ../../nbs/05_ids/02_collisions.ipynb #a7d79972
+def extend(item_ids:ItemIds,
+           # m l, of new items by the tokenizer of the old ones; or m l-1 before a
+           # suffix
+           codes,
+           # m: their own, whose standard order decides who comes first; None: the rows
+           # do
+           ids:Sequence|None=None,
            codewords:Sequence[Tensor]=() # K d for each of the first levels
           )->ItemIds: # n+m: first the old ones, unchanged
     "Identifiers for new items beside the old ones; ValueError where there is no room"
-    codes, sizes = _check_codes(codes, item_ids.sizes[:torch.as_tensor(codes).shape[-1]])[0], item_ids.sizes
+    codes, sizes = _check_codes(codes,
+                                item_ids.sizes[:torch.as_tensor(
+        codes).shape[-1]])[0], item_ids.sizes
     free = math.prod(sizes) - len(item_ids)
     if free < len(codes): raise ValueError(
-        f'{len(codes):,} new items do not fit into the {free:,} free identifiers of {sizes}; fit a tokenizer with more codes.')
-    held = Counter(tuple(c[:m]) for c in item_ids.table.tolist() for m in range(len(sizes)+1))
+        f'{len(codes):,} new items do not fit into the {free:,} free identifiers of '
+        f'{sizes}; fit a tokenizer with more codes.')
+    held = Counter(tuple(c[:m]) for c in item_ids.table.tolist()
+                   for m in range(len(sizes)+1))
     room = lambda prefix: math.prod(sizes[len(prefix):]) - held[prefix]
-    near = lru_cache(100_000)(lambda l, code: _nearest_codes(sizes[l], code, codewords[l] if l < len(codewords)
+    near = lru_cache(100_000)(lambda l, code: _nearest_codes(
+        sizes[l], code, codewords[l] if l < len(codewords)
         else None))
     new = torch.zeros(len(codes), len(sizes), dtype=torch.long)
     for i in _standard_turns(ids, len(codes)).tolist():
         wish = (*codes[i].tolist(), 0)[:len(sizes)]
-        prefix = next(wish[:m] for m in reversed(range(len(sizes)+1)) if room(wish[:m]) > 0)
-        while (l := len(prefix)) < len(sizes): prefix = next(p for a in near(l, wish[l]) if room(p := (*prefix, a)) > 0)
+        prefix = next(wish[:m] for m in reversed(range(len(sizes)+1))
+                      if room(wish[:m]) > 0)
+        while (l := len(prefix)) < len(sizes):
+            prefix = next(p for a in near(l, wish[l]) if room(p := (*prefix, a)) > 0)
         held.update(prefix[:m] for m in range(len(sizes)+1))
         new[i] = torch.tensor(prefix)
     moved = int((new[:, :codes.shape[1]] != codes).any(1).sum())
-    return ItemIds(torch.cat([item_ids.table, new]), sizes, item_ids.collisions, item_ids.moved + moved)
+    return ItemIds(torch.cat([item_ids.table, new]), sizes, item_ids.collisions,
+                   item_ids.moved + moved)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-from ..store.files import atomic_write, _check_kind, _read_tensor_file, _remedy, _tensor_bytes
+from gentok.store.files import (atomic_write, _check_kind, _read_tensor_file, _remedy,
+    _tensor_bytes)
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #904b8853
 def _key_columns(codes:Tensor, # n l: identifiers
                 sizes:tuple # K of each level
-               )->Tensor: # n m: int64 keys, m = 1 unless the product of the sizes exceeds 62 bits
+                # n m: int64 keys, m = 1 unless the product of the sizes exceeds 62 bits
+               )->Tensor:
     "Codes as digits of few integers that sort as the codes do"
     columns, room = [], 0
     for code, K in zip(codes.unbind(-1), sizes):
@@ -32,7 +34,8 @@ def _sort_rows(columns:Tensor # n m: keys, the first column counts most
              )->Tensor: # n: the rows in ascending order; equal rows keep theirs
     "Row numbers in lexicographic order of their keys"
     order = torch.arange(len(columns))
-    for column in reversed(columns.unbind(-1)): order = order[column[order].argsort(stable=True)]
+    for column in reversed(columns.unbind(-1)):
+        order = order[column[order].argsort(stable=True)]
     return order
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #8c50aba2
@@ -40,7 +43,8 @@ def _lower_bound(column:Tensor, # n: ascending within every [lo, hi)
                 lo:Tensor, # b: first position that counts
                 hi:Tensor, # b: one past the last
                 value:Tensor # b: what to look for
-               )->Tensor: # b: first position in [lo, hi) whose entry is >= value, else hi
+                # b: first position in [lo, hi) whose entry is >= value, else hi
+               )->Tensor:
     "Binary search for many values at once, each inside its own stretch"
     steps = int((hi - lo).max()).bit_length() if lo.numel() else 0
     for _ in range(steps):
@@ -53,13 +57,18 @@ def _lower_bound(column:Tensor, # n: ascending within every [lo, hi)
 def _whole_numbers(values, # numbers, in lists, an array or a tensor of any shape
                   what:str # they are, in the plural: named in the error
                  )->Tensor: # ...: long, on the CPU
-    "The values as integers; ValueError for fractions, NaN, truth values, None, text and rows of different lengths"
+    """The values as integers; ValueError for fractions, NaN, truth values, None, text
+    and rows of different lengths"""
     try: found = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError): raise ValueError(
-        f'{what} are {str(values)[:60]!r}, expected whole numbers in rows of one length; give integers.') from None
+        f'{what} are {str(values)[:60]!r}, expected whole numbers in rows of one '
+        'length; give integers.') from None
     kind = found.dtype
-    if found.numel() and (kind.is_floating_point or kind.is_complex or kind == torch.bool): raise ValueError(
-        f'{what} are {kind}, not whole numbers (first: {found.flatten()[0].item()}); give integers.')
+    if found.numel() and (kind.is_floating_point or kind.is_complex
+                          or kind == torch.bool):
+        raise ValueError(
+            f'{what} are {kind}, not whole numbers (first: '
+            f'{found.flatten()[0].item()}); give integers.')
     return found.detach().long().cpu()
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #d85e623c
@@ -72,31 +81,38 @@ def _check_codes(codes, # n l: anything that holds whole numbers
         f'codes have shape {tuple(codes.shape)} instead of (items, levels); '
         'give one row of codes for each item.')
     if codes.min() < 0: raise ValueError(
-        f'item {int((codes < 0).any(1).nonzero()[0])} has a negative code, and codes count from 0; '
-        'correct it.')
+        f'item {int((codes < 0).any(1).nonzero()[0])} has a negative code, and codes '
+        'count from 0; correct it.')
     top = codes.amax(0) + 1
-    sizes = tuple(_whole_numbers(top if sizes is None else sizes, 'sizes').reshape(-1).tolist())
+    sizes = tuple(_whole_numbers(top if sizes is None else sizes,
+                                 'sizes').reshape(-1).tolist())
     if len(sizes) != codes.shape[1]: raise ValueError(
         f'{len(sizes)} sizes for {codes.shape[1]} levels; give one K for each level.')
     for l, (K, k) in enumerate(zip(sizes, top.tolist())):
-        if k > K: raise ValueError(f'level {l+1} holds code {k-1}, but its size is {K}; '
-                                   f'give sizes of at least {tuple(top.tolist())}.')
+        if k > K:
+            raise ValueError(f'level {l+1} holds code {k-1}, but its size is {K}; '
+                             f'give sizes of at least {tuple(top.tolist())}.')
     return codes, sizes
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #673d7c6b
 class ItemIds:
-    "A checked one-to-one map between the rows of a catalogue and their identifiers; ValueError if items share one"
+    """A checked one-to-one map between the rows of a catalogue and their identifiers;
+    ValueError if items share one"""
     def __init__(self,
-                 codes, # n l: the identifier of every item, in the order of the catalogue
+                 # n l: the identifier of every item, in the order of the catalogue
+                 codes,
                  sizes:tuple|None=None, # K of each level; None: the largest code + 1
-                 collisions:int=0, # items that shared their codes before they were resolved
+                 # items that shared their codes before they were resolved
+                 collisions:int=0,
                  moved:int=0): # items whose codes were changed to resolve them
         self.table, self.sizes = _check_codes(codes, sizes)
-        self.collisions, self.moved = _whole_numbers((collisions, moved), 'collisions and moved').tolist()
+        self.collisions, self.moved = _whole_numbers((collisions, moved),
+                                                     'collisions and moved').tolist()
         columns = _key_columns(self.table, self.sizes)
         self.order = _sort_rows(columns)  # n: rows in lexicographic order
         self._keys = columns[self.order]  # n m: ascending
-        twin = torch.nn.functional.pad((self._keys[1:] == self._keys[:-1]).all(1), (1, 1))
+        twin = torch.nn.functional.pad((self._keys[1:] == self._keys[:-1]).all(1),
+                                       (1, 1))
         if twin.any(): raise ValueError(
             f"{int((twin[1:] | twin[:-1]).sum())} of {len(self)} items share a code; "
             f"call resolve(codes, 'suffix') or raise K (now {self._K}).")
@@ -121,8 +137,9 @@ def codes(self:ItemIds,
     "The identifiers of these items; KeyError for a row that is not in the catalogue"
     rows = _whole_numbers(rows, 'rows')
     wrong = rows[(rows < 0) | (rows >= len(self))]
-    if len(wrong): raise KeyError(f'row {int(wrong[0])} is not in this catalogue of {len(self):,} '
-                                  f'items; give rows from 0 to {len(self)-1}.')
+    if len(wrong):
+        raise KeyError(f'row {int(wrong[0])} is not in this catalogue of {len(self):,} '
+                       f'items; give rows from 0 to {len(self)-1}.')
     return self.table[rows]
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #893b277d
@@ -130,18 +147,22 @@ def codes(self:ItemIds,
 def find(self:ItemIds,
          codes # ... l: identifiers, known or not
         )->Tensor: # ...: the item's row, or -1
-    "The item of each identifier; -1 where no item has it; ValueError for another number of levels"
+    """The item of each identifier; -1 where no item has it; ValueError for another
+    number of levels"""
     codes = _whole_numbers(codes, 'codes')
     if codes.ndim == 0 or codes.shape[-1] != self.L:
-        raise ValueError(f'codes of shape {tuple(codes.shape)} do not end in {self.L} levels; '
+        raise ValueError(
+            f'codes of shape {tuple(codes.shape)} do not end in {self.L} levels; '
                          'give one code for each level.')
     flat = codes.reshape(-1, self.L)
     known = ((flat >= 0) & (flat < torch.tensor(self.sizes))).all(1)
     wanted = _key_columns(flat*known[:, None], self.sizes)
-    lo, hi = torch.zeros(len(flat), dtype=torch.long), torch.full((len(flat),), len(self))
+    lo, hi = torch.zeros(len(flat), dtype=torch.long), torch.full((len(flat),),
+                                                                  len(self))
     for m, value in enumerate(wanted.unbind(-1)):
         column = self._keys[:, m]
-        lo, hi = _lower_bound(column, lo, hi, value), _lower_bound(column, lo, hi, value + 1)
+        lo, hi = _lower_bound(column, lo, hi, value), _lower_bound(column, lo, hi,
+                                                                   value + 1)
     rows = torch.where(known & (lo < hi), self.order[lo.clamp(max=len(self)-1)], -1)
     return rows.reshape(codes.shape[:-1])
 
@@ -154,8 +175,9 @@ def items(self:ItemIds,
     rows = self.find(codes)
     if (rows < 0).any():
         wrong = _whole_numbers(codes, 'codes').reshape(-1, self.L)[rows.reshape(-1) < 0]
-        raise KeyError(f'no item has the identifier {tuple(wrong[0].tolist())}, nor {len(wrong)-1} '
-                       f'others of {rows.numel()}; decode under a trie, or use find.')
+        raise KeyError(f'no item has the identifier {tuple(wrong[0].tolist())}, nor '
+                       f'{len(wrong)-1} others of {rows.numel()}; decode under a trie, '
+                       'or use find.')
     return rows
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #c5982767
@@ -188,18 +210,22 @@ def load(cls:ItemIds,
          path, # a folder, or the file itself
          verify:bool=True # compare the digest of the file
         )->ItemIds:
-    "Read identifiers back, and check them again; ValueError for a file that is missing, damaged or of another kind"
+    """Read identifiers back, and check them again; ValueError for a file that is
+    missing, damaged or of another kind"""
     file = _ids_file(path)
     if not file.exists(): raise ValueError(
         f'{file} does not exist; give the folder that ItemIds.save wrote.')
     tensors, notes = _read_tensor_file(file, verify)
     if 'codes' not in tensors or 'item_ids' not in notes: raise ValueError(
-        f'{file} holds {", ".join(sorted(tensors))[:60] or "nothing"} and no item identifiers; {_remedy}')
+        f'{file} holds {", ".join(sorted(tensors))[:60] or "nothing"} and no item '
+        f'identifiers; {_remedy}')
     try: kept = json.loads(notes['item_ids'])
     except ValueError: kept = notes['item_ids']
     _check_kind(kept, f'{file}: item_ids', dict)
     try: return cls(tensors['codes'], **kept)
-    except (TypeError, ValueError) as e: raise ValueError(f'{file} does not hold whole item identifiers ({str(e).rstrip(".")}); {_remedy}') from None
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{file} does not hold whole item identifiers '
+                         f'({str(e).rstrip(".")}); {_remedy}') from None
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #8e33a09d
 def _different(codes:Tensor, # n l
@@ -216,11 +242,14 @@ def random_ids(n:int, # items
                sizes:tuple, # K of each level
                seed:int=0
               )->ItemIds:
-    "Different identifiers without a meaning, each set of n equally likely; ValueError if there are fewer than n"
+    """Different identifiers without a meaning, each set of n equally likely; ValueError
+    if there are fewer than n"""
     gen, room = torch.Generator().manual_seed(seed), math.prod(sizes)
     if n > room: raise ValueError(
-        f'{n} items do not fit into {room} identifiers {tuple(sizes)}; raise K or add a level.')
-    if room <= 4*n: codes = torch.cartesian_prod(*map(torch.arange, sizes)).view(room, -1)
+        f'{n} items do not fit into {room} identifiers {tuple(sizes)}; raise K or add '
+        'a level.')
+    if room <= 4*n:
+        codes = torch.cartesian_prod(*map(torch.arange, sizes)).view(room, -1)
     else: codes = torch.empty(0, len(sizes), dtype=torch.long)
     while len(codes) < n:
         more = [torch.randint(K, (n + n//4 + 64,), generator=gen) for K in sizes]

@@ -23,10 +23,11 @@ from .vocabulary import Vocabulary
 def item_tokens(item_ids:ItemIds, # of the whole catalogue
                 vocabulary:Vocabulary # made from `item_ids.sizes`
                )->Tensor: # n+1 l: the tokens of every item; the last row is padding
-    "The table that turns rows of the catalogue into tokens; ValueError for identifiers of other sizes"
+    """The table that turns rows of the catalogue into tokens; ValueError for
+    identifiers of other sizes"""
     if vocabulary.sizes != item_ids.sizes: raise ValueError(
-        f'identifiers have sizes {item_ids.sizes}, but the vocabulary {vocabulary.sizes}; '
-        'make it with Vocabulary(item_ids.sizes).')
+        f'identifiers have sizes {item_ids.sizes}, but the vocabulary '
+        f'{vocabulary.sizes}; make it with Vocabulary(item_ids.sizes).')
     tokens = vocabulary.tokens(item_ids.table)
     return torch.cat([tokens, tokens.new_full((1, item_ids.L), vocabulary.pad)])
 
@@ -36,17 +37,23 @@ class Batch(NamedTuple):
     inputs: Tensor # b t: tokens of the history, oldest first, zeros behind
     labels: Tensor # b l: tokens of the target
 
+# %% ../../nbs/05_ids/05_sequences.ipynb #4f4d6c67
 def batch_tokens(examples:Examples, # flat histories with their targets
                  index:Tensor, # b: which examples
-                 table:Tensor, # n+1 l: from `item_tokens`; or g n+1 l: one table per tokenizer
-                 user_tokens:Tensor|None=None, # users: a token for every user, put in front
-                 end:int=1, # `Vocabulary.start`: behind the last item, where the answer begins
-                 which:Tensor|None=None # b: the table that writes each example; None: the first
+                 # n+1 l: from `item_tokens`; or g n+1 l: one table per tokenizer
+                 table:Tensor,
+                 # users: a token for every user, put in front
+                 user_tokens:Tensor|None=None,
+                 # `Vocabulary.start`: behind the last item, where the answer begins
+                 end:int=1,
+                 # b: the table that writes each example; None: the first
+                 which:Tensor|None=None
                 )->Batch:
     "The token sequences of some examples, as wide as the longest of them"
     index = torch.as_tensor(index, dtype=torch.long)
     start, stop = examples.start[index], examples.stop[index]  # b
-    above = torch.zeros_like(index) if which is None else which*table.shape[-2]  # b: rows of the tables before its own
+    # b: rows of the tables before its own
+    above = torch.zeros_like(index) if which is None else which*table.shape[-2]
     width = int((stop - start).max()) if len(index) else 0
     at = start[:, None] + torch.arange(width)  # b w
     rows = examples.items[at.clamp(max=len(examples.items) - 1)]
@@ -77,7 +84,8 @@ def _by_length(lengths:Tensor, # n
 
 # %% ../../nbs/05_ids/05_sequences.ipynb #db49a9c6
 def _length_batches(lengths:Tensor, # n: items in each history
-                   batch_size:int, # examples per batch; one batch of the shortest may be smaller
+                   # examples per batch; one batch of the shortest may be smaller
+                   batch_size:int,
                    seed:int=0,
                    epoch:int=0,
                    slack:float=1. # see `_by_length`
@@ -101,10 +109,12 @@ def _budget_batches(lengths:Tensor, # n: items in each history
     order = _by_length(lengths, gen, slack)
     longest = torch.as_tensor(lengths)[order].cummax(0).values.numpy()
     if len(order) and longest[-1] > budget: raise ValueError(
-        f'a history has {longest[-1]} items and the budget is {budget}; raise it or cut histories.')
+        f'a history has {longest[-1]} items and the budget is {budget}; raise it or '
+        'cut histories.')
     while at < len(order):
         near = longest[at:at + budget]
-        end = at + max(1, int(np.searchsorted(near*np.arange(1, len(near)+1), budget, 'right')))
+        end = at + max(1, int(np.searchsorted(near*np.arange(1, len(near)+1), budget,
+                                              'right')))
         batches.append(order[at:end])
         at = end
     return [batches[i] for i in torch.randperm(len(batches), generator=gen)]
@@ -120,7 +130,8 @@ def _even_batches(lengths:Tensor, # e: items in each history
 
 # %% ../../nbs/05_ids/05_sequences.ipynb #e1fe4fc4
 class Sequences:
-    "Training examples as token batches, in an order that follows from (seed, epoch); ValueError without examples"
+    """Training examples as token batches, in an order that follows from (seed, epoch);
+    ValueError without examples"""
     def __init__(self, examples:Examples, # histories with their targets
                  table:Tensor, # n+1 l: from `item_tokens`
                  batch_size:int=256, # examples over all processes
@@ -128,7 +139,9 @@ class Sequences:
                  user_tokens:Tensor|None=None, # one token for every user
                  shuffled:bool=False # True: any lengths in a batch; False: nearly one
                 ):
-        if examples.n == 0: raise ValueError('there are no training examples, expected at least one; every user needs four interactions or more.')
+        if examples.n == 0:
+            raise ValueError('there are no training examples, expected at least one; '
+                             'every user needs four interactions or more.')
         self.examples, self.table, self.batch_size = examples, table, batch_size
         self.seed, self.user_tokens, self.shuffled = seed, user_tokens, shuffled
 
@@ -136,20 +149,27 @@ class Sequences:
     def epoch(self, number:int # from 0
              )->list: # LongTensors of example numbers
         "The batches of an epoch"
-        if not self.shuffled: return _length_batches(self.examples.lengths, self.batch_size, self.seed, number)
-        return list(torch.randperm(self.examples.n, generator=_random_state(self.seed, number)).split(self.batch_size))
+        if not self.shuffled:
+            return _length_batches(self.examples.lengths, self.batch_size, self.seed,
+                                   number)
+        return list(torch.randperm(self.examples.n, generator=_random_state(
+            self.seed, number)).split(self.batch_size))
     def batch(self, index:Tensor, # b: example numbers
-              which:Tensor|None=None # b: the table of each, where there are several; None: the first
+              # b: the table of each, where there are several; None: the first
+              which:Tensor|None=None
              )->Batch:
         "The tokens of some examples"
-        return batch_tokens(self.examples, index, self.table, self.user_tokens, which=which)
+        return batch_tokens(self.examples, index, self.table, self.user_tokens,
+                            which=which)
     def weight(self, index:Tensor)->int: # b: example numbers
         "How many targets the loss of these examples is a mean of"
         return len(index)
     @cached_property
-    def digest(self)->str: # eight hexadecimal digits that change with any number in the data
+    def digest(self
+              )->str: # eight hexadecimal digits that change with any number in the data
         e = self.examples
         return _tensor_digest(e.items, e.start, e.stop, self.table, self.user_tokens)
     def __repr__(self):
         how = ' at random' if self.shuffled else ''
-        return f'{type(self).__name__}({self.examples.n:,} examples, {len(self)} batches of {self.batch_size}{how})'
+        return (f'{type(self).__name__}({self.examples.n:,} examples, {len(self)} '
+                f'batches of {self.batch_size}{how})')

@@ -26,29 +26,35 @@ def _first_of_run(codes:Tensor # n l: sorted identifiers
 
 # %% ../../nbs/05_ids/03_trie.ipynb #5bb8acc3
 class Trie:
-    "All prefixes of a catalogue's identifiers, one node each, level by level in flat arrays"
+    """All prefixes of a catalogue's identifiers, one node each, level by level in flat
+    arrays"""
     def __init__(self,
                  item_ids:ItemIds): # identifiers of all items that may be recommended
         self.sizes, self.n_items, self.L = item_ids.sizes, len(item_ids), item_ids.L
         self.item = item_ids.order.to(torch.int32)  # leaf -> row of the catalogue
         self.code, self.first, self.degree = [], [], []
-        parent = torch.tensor([0])  # positions of the parents among the sorted identifiers
+        # positions of the parents among the sorted identifiers
+        parent = torch.tensor([0])
         codes = item_ids.table[item_ids.order]
         for l, new in enumerate(_first_of_run(codes)):
             here = new.nonzero().squeeze(1)  # n_l
-            ends = torch.cat([torch.searchsorted(here, parent), torch.tensor([len(here)])])
-            self.first.append(ends.to(torch.int32))  # children of p: first[l][p] .. first[l][p+1]-1
+            ends = torch.cat([torch.searchsorted(here, parent),
+                              torch.tensor([len(here)])])
+            # children of p: first[l][p] .. first[l][p+1]-1
+            self.first.append(ends.to(torch.int32))
             self.code.append(codes[here, l].to(_smallest(self.sizes[l])))
             self.degree.append(int(ends.diff().max()))
             parent = here
         self.root, self._leaf, self.whole = torch.tensor([0]), None, None
 
     @property
-    def nodes(self)->tuple: return tuple(len(c) for c in self.code) # L: nodes of each level
+    def nodes(self)->tuple: # L: nodes of each level
+        return tuple(len(c) for c in self.code)
 
     @property
     def nbytes(self)->int: # bytes that the arrays take
-        held = [self.item, *self.code, *self.first] + ([] if self._leaf is None else [self._leaf])
+        held = [self.item, *self.code,
+                *self.first] + ([] if self._leaf is None else [self._leaf])
         return sum(t.nbytes for t in held)
 
     def __repr__(self):
@@ -60,7 +66,8 @@ class Trie:
 def children(self:Trie,
              level:int, # 0 .. L-1: the level to be written next
              nodes:Tensor # ...: nodes with `level` codes each; the root at level 0
-            )->tuple: # ... k: node ids one level down, mask of the real ones; k = degree[level]
+             # ... k: node ids one level down, mask of the real ones; k = degree[level]
+            )->tuple:
     "The continuations of many prefixes at once, padded to the widest of the level"
     first = self.first[level]
     nodes = nodes.long()
@@ -74,17 +81,20 @@ def children(self:Trie,
 def find(self:Trie,
          prefix # ... m: the first m codes of an identifier, 0 <= m <= L
         )->Tensor: # ...: node with m codes (for m = L a leaf), or -1
-    "The node of each prefix; -1 where no item begins like that; ValueError for a prefix of more than L codes"
+    """The node of each prefix; -1 where no item begins like that; ValueError for a
+    prefix of more than L codes"""
     prefix = torch.as_tensor(prefix, dtype=torch.long, device=self.item.device)
     if prefix.ndim == 0 or prefix.shape[-1] > self.L:
-        raise ValueError(f'prefix of shape {tuple(prefix.shape)} is longer than {self.L} levels; '
+        raise ValueError(
+            f'prefix of shape {tuple(prefix.shape)} is longer than {self.L} levels; '
                          f'give at most {self.L} codes.')
     node = prefix.new_zeros(prefix.shape[:-1])
     for l, code in enumerate(prefix.unbind(-1)):
         known = node >= 0
         lo, hi = (self.first[l][node.clamp(min=0) + one].long() for one in (0, 1))
         child = _lower_bound(self.code[l], lo, hi, code)
-        hit = known & (child < hi) & (self.code[l][child.clamp(max=len(self.code[l])-1)] == code)
+        hit = known & (child < hi) & (self.code[l][child.clamp(max=len(self.code[l])-1)]
+                                      == code)
         node = torch.where(hit, child, -1)
     return node
 
@@ -97,6 +107,7 @@ def leaf(self:Trie)->Tensor: # n: int32
         self._leaf[self.item.long()] = torch.arange(self.n_items).to(self.item)
     return self._leaf
 
+# %% ../../nbs/05_ids/03_trie.ipynb #2e7ac593
 @patch
 def codes(self:Trie,
           rows:Tensor # ...: rows of the catalogue
@@ -118,7 +129,8 @@ def to(self:Trie,
     moved = object.__new__(Trie)
     moved.__dict__.update(self.__dict__)
     for name in ('item', 'root'): setattr(moved, name, getattr(self, name).to(device))
-    moved.code, moved.first = [t.to(device) for t in self.code], [t.to(device) for t in self.first]
+    moved.code, moved.first = [t.to(device) for t in self.code], [t.to(device)
+                                                                  for t in self.first]
     moved._leaf = None
     return moved
 
@@ -129,9 +141,12 @@ def only(self:Trie,
         )->Trie:
     "The trie of some items, which keep their rows; ValueError where none are left"
     rows = torch.as_tensor(rows, dtype=torch.long).unique()
-    if not len(rows): raise ValueError('no item is left that may be recommended, expected at least one; allow more, or deny fewer.')
+    if not len(rows):
+        raise ValueError('no item is left that may be recommended, expected at least '
+                         'one; allow more, or deny fewer.')
     if rows[0] < 0 or rows[-1] >= self.n_items: raise ValueError(
-        f'rows {int(rows[0])} to {int(rows[-1])}, expected 0 to {self.n_items-1}; give rows of the catalogue.')
+        f'rows {int(rows[0])} to {int(rows[-1])}, expected 0 to {self.n_items-1}; give '
+        'rows of the catalogue.')
     some = Trie(ItemIds(self.codes(rows).cpu(), self.sizes))
     some.item = rows[some.item.long()].to(torch.int32)
     some.n_items, some.whole = self.n_items, self.whole or self

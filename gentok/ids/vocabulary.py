@@ -14,22 +14,27 @@ from fastcore.basics import patch
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #2df492c9
 def _fitting(sizes:tuple, blocks)->tuple:
-    "The blocks if they fit the sizes, by default one per level; ValueError if they do not"
-    blocks = tuple(range(len(sizes))) if blocks is None else tuple(int(b) for b in blocks)
-    counted = blocks and blocks[0] == 0 and all(b - a in (0, 1) for a, b in zip(blocks, blocks[1:]))
+    """The blocks if they fit the sizes, by default one per level; ValueError if they do
+    not"""
+    blocks = tuple(range(len(sizes))) if blocks is None else tuple(int(b)
+                                                                   for b in blocks)
+    counted = blocks and blocks[0] == 0 and all(b - a in (0, 1)
+                                                for a, b in zip(blocks, blocks[1:]))
     of_one_size = len(set(zip(blocks, sizes))) == len(set(blocks))
     if len(blocks) != len(sizes) or not counted or not of_one_size: raise ValueError(
-        f'blocks are {blocks} for sizes {sizes}; give one number per level, from 0 upwards, '
-        'the same for neighbouring levels of one size that share their tokens.')
+        f'blocks are {blocks} for sizes {sizes}; give one number per level, from 0 '
+        'upwards, the same for neighbouring levels of one size that share their tokens.')
     return blocks
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #6d7b71c5
 @dataclass(frozen=True, repr=False)
 class Vocabulary:
-    "Padding, start, the codes of every level, and as many user tokens as asked for; ValueError for a size below 1"
+    """Padding, start, the codes of every level, and as many user tokens as asked for;
+    ValueError for a size below 1"""
     sizes: tuple # K of each level
     n_user_tokens: int = 0 # users share these by remainder; TIGER uses 2,000
-    blocks: tuple|None = None # token range of each level; (0, 1, 1): levels 2 and 3 share (default: none do)
+    # token range of each level; (0, 1, 1): levels 2 and 3 share (default: none do)
+    blocks: tuple|None = None
 
     def __post_init__(self):
         sizes = tuple(int(K) for K in self.sizes)
@@ -47,7 +52,8 @@ class Vocabulary:
     @property
     def L(self)->int: return len(self.sizes) # levels
     @property
-    def n_codes(self)->int: return sum(dict(zip(self.blocks, self.sizes)).values()) # tokens of codes
+    def n_codes(self)->int: # tokens of codes
+        return sum(dict(zip(self.blocks, self.sizes)).values())
     @property
     def size(self)->int: return 2 + self.n_codes + self.n_user_tokens # all tokens
     @property
@@ -57,23 +63,27 @@ class Vocabulary:
 
     def __repr__(self):
         shared = f', blocks {self.blocks}' if len(set(self.blocks)) < self.L else ''
-        return f'Vocabulary({self.size:,} tokens: codes {self.sizes}{shared}, {self.n_user_tokens:,} users)'
+        return (f'Vocabulary({self.size:,} tokens: codes {self.sizes}{shared}, '
+                f'{self.n_user_tokens:,} users)')
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #4c6af6de
 def _checked(self:Vocabulary, codes:Tensor, what:str):
-    "Refuse codes beyond their level; `what` formats the message from level l and code c"
+    """Refuse codes beyond their level; `what` formats the message from level l and code
+    c"""
     wrong = (codes < 0) | (codes >= torch.tensor(self.sizes, device=codes.device))
     if wrong.any():
         *row, l = wrong.nonzero()[0].tolist()
         c, K, first = int(codes[(*row, l)]), self.sizes[l], self.offsets[l]
-        raise ValueError(what.format(l=l+1, c=c, K=K, t=c+first, first=first, last=first+K-1))
+        raise ValueError(what.format(l=l+1, c=c, K=K, t=c+first, first=first,
+                                     last=first+K-1))
     return codes
 
 def _whole(self:Vocabulary, values)->Tensor:
     "Long integers whose last axis is the levels"
     values = torch.as_tensor(values, dtype=torch.long)
     if values.ndim == 0 or values.shape[-1] != self.L: raise ValueError(
-        f'shape {tuple(values.shape)} does not end in {self.L} levels; give whole identifiers.')
+        f'shape {tuple(values.shape)} does not end in {self.L} levels; give whole '
+        'identifiers.')
     return values
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #07729a2b
@@ -83,7 +93,8 @@ def tokens(self:Vocabulary,
           )->Tensor: # ... l
     "Codes as tokens: each level has its own range"
     codes = _checked(self, _whole(self, codes),
-        'level {l} holds code {c}, but has {K} codes; use the sizes of these identifiers.')
+        'level {l} holds code {c}, but has {K} codes; use the sizes of these '
+        'identifiers.')
     return codes + torch.tensor(self.offsets, device=codes.device)
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #b4450fb7
@@ -102,7 +113,8 @@ def codes(self:Vocabulary,
 def level_slice(self:Vocabulary,
                 l:int # level, from 0
                )->slice:
-    "Where the tokens of a level lie among all logits; ValueError for a level that is not there"
+    """Where the tokens of a level lie among all logits; ValueError for a level that is
+    not there"""
     if not 0 <= l < self.L: raise ValueError(
         f'level {l} of {self.L}; levels are counted from 0 to {self.L-1} here.')
     return slice(self.offsets[l], self.offsets[l] + self.sizes[l])
@@ -112,10 +124,13 @@ def level_slice(self:Vocabulary,
 def user_tokens(self:Vocabulary,
                 users # b: positions of the users
                )->Tensor: # b
-    "Users share the user tokens by remainder, as in TIGER; ValueError if there are none"
+    """Users share the user tokens by remainder, as in TIGER; ValueError if there are
+    none"""
     if not self.n_user_tokens: raise ValueError(
-        'this vocabulary has no user tokens; make it with n_user_tokens=2000, or leave users out.')
-    return 2 + self.n_codes + torch.as_tensor(users, dtype=torch.long) % self.n_user_tokens
+        'this vocabulary has no user tokens; make it with n_user_tokens=2000, or leave '
+        'users out.')
+    return 2 + self.n_codes + torch.as_tensor(users,
+                                              dtype=torch.long) % self.n_user_tokens
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #6c552612
 @patch
@@ -124,6 +139,7 @@ def to_config(self:Vocabulary)->dict:
     shared = {'blocks': list(self.blocks)} if len(set(self.blocks)) < self.L else {}
     return dict(sizes=list(self.sizes), n_user_tokens=self.n_user_tokens, **shared)
 
+# %% ../../nbs/05_ids/04_vocabulary.ipynb #4a73aa40
 @patch(cls_method=True)
 def from_config(cls:Vocabulary,
                 config:dict # as written by `to_config`
@@ -131,6 +147,8 @@ def from_config(cls:Vocabulary,
     "The same vocabulary again; ValueError for an unknown key, or without sizes"
     unknown = set(config) - {f.name for f in fields(cls)}
     if unknown: raise ValueError(
-        f'vocabulary has unknown keys {sorted(unknown)}; keep sizes, n_user_tokens and blocks.')
-    if 'sizes' not in config: raise ValueError('vocabulary has no sizes; save it with to_config.')
+        f'vocabulary has unknown keys {sorted(unknown)}; keep sizes, n_user_tokens and '
+        'blocks.')
+    if 'sizes' not in config:
+        raise ValueError('vocabulary has no sizes; save it with to_config.')
     return cls(**config)

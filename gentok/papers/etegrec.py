@@ -24,18 +24,22 @@ from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from .mtgrec import fine_tune
-from .protocol import FittedRecommender, TokenizationPipeline, RecommenderSpec
-from .protocol import backbones, finish_run, fit_recommender, start_run, _new_recommender
+from gentok.papers.protocol import (FittedRecommender, TokenizationPipeline,
+    RecommenderSpec)
+from gentok.papers.protocol import (backbones, finish_run, fit_recommender, start_run,
+    _new_recommender)
 from .tiger import RQVAETigerConfig, TokenizedCatalogue, _codebooks_of
 from .tiger import _pipeline_of, tokenize_catalogue, _unique_ids
 from ..quantize.codebook import straight_through
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
-from ..recommend.t5 import RecommenderConfig, SemanticIDModel, _TargetStates, _initialise_normal, _tied_names
+from ..recommend.t5 import (RecommenderConfig, SemanticIDModel, _TargetStates,
+    _initialise_normal, _tied_names)
 from ..tokenize.rqvae import RQVAE
 from ..tokenize.tokenizer import sum_of_codewords
 from ..tokenize.unitok import _gradient_norms
-from ..train.alignment import code_log_probabilities, preference_semantic_alignment, sequence_item_alignment
+from ..train.alignment import (code_log_probabilities,
+    preference_semantic_alignment, sequence_item_alignment)
 from ..train.alternating import _IdentifierRefresh, AlternatingOptimization
 from ..train.loop import Trainer
 from ..train.preference_semantic import _first_occurrence
@@ -45,15 +49,21 @@ from ..train.scale_out import main_process_first
 @dataclass(frozen=True)
 class EtegrecConfig(RQVAETigerConfig):
     "TIGER's settings, and how the two learn together"
-    text: str = 'sasrec' # what items are known by: behaviour; or a text encoder, as for TIGER
-    tokenizer_epochs: int = 3000 # of the tokenizer alone, before: until its loss is flat
-    cycle: int = 4 # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and 4
-    fine_tune_epochs: int = 0 # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
+    # what items are known by: behaviour; or a text encoder, as for TIGER
+    text: str = 'sasrec'
+    # of the tokenizer alone, before: until its loss is flat
+    tokenizer_epochs: int = 3000
+    # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and
+    # 4
+    cycle: int = 4
+    # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
+    fine_tune_epochs: int = 0
     fine_tune_lr: float = 5e-4 # learning rate of those
     tokenizer_lr: float = 1e-4 # learning rate of the tokenizer while both learn
     alignment_warmup: int = 4 # epochs at the start in which neither alignment counts
     sia: float = 1e-4 # mu, weight of the sequence-item alignment; 0 switches it off
-    psa: float = 3e-4 # lambda, weight of the preference-semantic alignment; 0 switches it off
+    # lambda, weight of the preference-semantic alignment; 0 switches it off
+    psa: float = 3e-4
     sia_sign: int = -1 # of the distances in its softmax; +1 as in the published code
     alternate: bool = True # False: both learn in every epoch
     end_to_end: bool = True # False: a new recommender on the identifiers that came out
@@ -63,57 +73,79 @@ class EtegrecConfig(RQVAETigerConfig):
         _check_plan(self)
 
     @property
-    def fine_tuning_epochs(self)->int: return self.fine_tune_epochs or max(1, self.epochs//4) # at the end
+    def fine_tuning_epochs(self)->int: # at the end
+        return self.fine_tune_epochs or max(1, self.epochs//4)
     @property
-    def joint_epochs(self)->int: return self.epochs - self.fine_tuning_epochs # those in which both learn
+    def joint_epochs(self)->int: # those in which both learn
+        return self.epochs - self.fine_tuning_epochs
     @property
     def order(self)->tuple: # of `AlternatingOptimization`
         "An epoch of the tokenizer, then the recommender's; or both at once"
-        return ('tokenizer', *['recommender']*(self.cycle - 1)) if self.alternate else ('tokenizer+recommender',)*self.cycle
+        return (('tokenizer', *['recommender']*(self.cycle - 1)) if self.alternate
+                else ('tokenizer+recommender',)*self.cycle)
     @property
-    def whiten(self)->int: return 0 # one scale for all vectors: SQ has to hold its own beside the alignments
+    def whiten(self
+               # one scale for all vectors: SQ has to hold its own beside the alignments
+              )->int: return 0
     @property
-    def recommender_epochs(self)->int: # in which the recommender learns, together and alone
+    def recommender_epochs(self
+                          )->int: # in which the recommender learns, together and alone
         "What the tokenizer's turns leave of `epochs`"
-        return AlternatingOptimization(self.order).had('recommender', self.joint_epochs) + self.fine_tuning_epochs
+        return AlternatingOptimization(self.order).had('recommender',
+                                                       self.joint_epochs) + self.fine_tuning_epochs
     def recommender(self)->RecommenderConfig:
-        "The protocol's; a T5 has a softmax per level and matrices of one spread, as published"
+        """The protocol's; a T5 has a softmax per level and matrices of one spread, as
+        published"""
         found = super().recommender()
-        return replace(found, per_level=True, spread=.02) if self.backbone == 't5' else found
+        return (replace(found, per_level=True, spread=.02) if self.backbone == 't5'
+                else found)
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #13a23630
 def _check_plan(config:EtegrecConfig)->None:
     "A `ValueError` for a plan that cannot be carried out"
     c = config
-    if c.cycle < 2: raise ValueError(f'cycle is {c.cycle}, expected 2 or more: an epoch of the tokenizer and at least one of the recommender.')
+    if c.cycle < 2:
+        raise ValueError(f'cycle is {c.cycle}, expected 2 or more: an epoch of the '
+                         'tokenizer and at least one of the recommender.')
     if c.fine_tune_epochs < 0 or c.joint_epochs < c.cycle: raise ValueError(
-        f'of {c.epochs} epochs {c.fine_tuning_epochs} are for the end, which leaves {c.joint_epochs} for learning together, expected {c.cycle} or more; '
-        'lower fine_tune_epochs or cycle, or raise epochs.')
+        f'of {c.epochs} epochs {c.fine_tuning_epochs} are for the end, which leaves '
+        f'{c.joint_epochs} for learning together, expected {c.cycle} or more; lower '
+        'fine_tune_epochs or cycle, or raise epochs.')
     if c.tokenizer not in ('rqvae', 'rqvae++'): raise ValueError(
         f'tokenizer {c.tokenizer!r} has no gradient to learn by; choose rqvae.')
     for name in ('sia', 'psa', 'alignment_warmup'):
-        if getattr(c, name) < 0: raise ValueError(f'{name} is {getattr(c, name)}, expected 0 or more; 0 switches it off.')
-    if c.sia_sign not in (-1, 1): raise ValueError(f'sia_sign is {c.sia_sign}, expected -1, or +1 as in the published code.')
+        if getattr(c, name) < 0:
+            raise ValueError(
+                f'{name} is {getattr(c, name)}, expected 0 or more; 0 switches it off.')
+    if c.sia_sign not in (-1, 1):
+        raise ValueError(
+            f'sia_sign is {c.sia_sign}, expected -1, or +1 as in the published code.')
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #c0585e6c
 def _targets_of(examples:Examples, index:Tensor, # b: example numbers
-               counts:Tensor|None=None # of every example: how many items at its end are targets; None: one
-              )->Tensor: # n: rows of the catalogue, those of an example from the oldest on
+               # of every example: how many items at its end are targets; None: one
+               counts:Tensor|None=None
+               # n: rows of the catalogue, those of an example from the oldest on
+              )->Tensor:
     "The items that some examples teach"
-    n, last = torch.ones_like(index) if counts is None else counts[index], examples.stop[index]
+    n, last = (torch.ones_like(index) if counts is None else counts[index],
+               examples.stop[index])
     within = torch.arange(int(n.sum())) - (n.cumsum(0) - n).repeat_interleave(n)
     return examples.items[(last - n + 1).repeat_interleave(n) + within]
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #efbd6726
 class TargetSequences(Sequences):
-    "Batches that also say which items their targets are; their tokens may change between epochs"
+    """Batches that also say which items their targets are; their tokens may change
+    between epochs"""
     counts = None # one target for each example
-    def batch(self, index:Tensor)->tuple: # inputs b t, labels b l, (counts b,) targets n
+    def batch(self, index:Tensor
+             )->tuple: # inputs b t, labels b l, (counts b,) targets n
         "The tokens of some examples, and their targets"
         return *super().batch(index), _targets_of(self.examples, index, self.counts)
     @property
     def digest(self)->str: # of the histories alone
-        return _tensor_digest(self.examples.items, self.examples.start, self.examples.stop, self.counts)
+        return _tensor_digest(self.examples.items, self.examples.start,
+                              self.examples.stop, self.counts)
 
 class _TargetUserSequences(TargetSequences, UserSequences):
     "The same for whole users, all of whose items but the first are targets"
@@ -126,7 +158,8 @@ def _variance(z:Tensor # n d
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #550f2ec0
 class JointModel(nn.Module):
-    "A tokenizer, a recommender, and what each learns in its turn (ETEGRec, equations 17 and 18)"
+    """A tokenizer, a recommender, and what each learns in its turn (ETEGRec, equations
+    17 and 18)"""
     def __init__(self, tokenizer:RQVAE, # fitted
                  model:SemanticIDModel, # either backbone
                  items:Tensor, # n d: what the tokenizer encodes
@@ -136,28 +169,38 @@ class JointModel(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(c.seed)
             sizes = tokenizer.quantizer.dim, items.shape[1]
-            to_latent, to_item = (_initialise_normal(nn.Linear(width, n), .02) for n in sizes)
+            to_latent, to_item = (_initialise_normal(nn.Linear(width, n), .02)
+                                  for n in sizes)
         for part in (to_latent, to_item): nn.init.zeros_(part.bias)
         self.tokenizer = tokenizer
-        self.recommender = nn.ModuleDict(dict(model=model, to_latent=to_latent, to_item=to_item))
+        self.recommender = nn.ModuleDict(dict(model=model, to_latent=to_latent,
+                                              to_item=to_item))
         self.register_buffer('items', items)
-        self.register_buffer('temperature', _variance(tokenizer.encoder(items).detach()))
+        self.register_buffer('temperature',
+                             _variance(tokenizer.encoder(items).detach()))
         self.config, self.turn, self.epoch = c, 'tokenizer+recommender', 1
 
     def forward(self, *batch:Tensor)->Tensor: # as `TargetSequences` gives it -> scalar
         "The loss of whoever learns"
         weights = dict(SIA=self.config.sia, PSA=self.config.psa)
-        return sum(weights.get(name, 1.)*term for name, term in self.terms(*batch).items())
+        return sum(weights.get(name, 1.)*term
+                   for name, term in self.terms(*batch).items())
 
-    def terms(self, *batch:Tensor)->dict[str, Tensor]: # as above -> scalars, not weighted
-        "What counts in this turn and epoch: REC and SQ of whoever learns, and both alignments"
+    def terms(self, *batch:Tensor
+             )->dict[str, Tensor]: # as above -> scalars, not weighted
+        """What counts in this turn and epoch: REC and SQ of whoever learns, and both
+        alignments"""
         *batch, targets = batch
         c, model, t, found = self.config, self.recommender['model'], self.tokenizer, {}
-        aligned, once = self.epoch > c.alignment_warmup and (c.sia or c.psa), _first_occurrence(targets)
-        states = model.target_states(*batch) if aligned or 'recommender' in self.turn else None
-        if 'recommender' in self.turn: found['REC'] = model.written(states.hidden.flatten(0, 1), states.labels)
+        aligned, once = (self.epoch > c.alignment_warmup and (c.sia or c.psa),
+                         _first_occurrence(targets))
+        states = (model.target_states(*batch) if aligned or 'recommender' in self.turn
+                  else None)
+        if 'recommender' in self.turn:
+            found['REC'] = model.written(states.hidden.flatten(0, 1), states.labels)
         rows = targets[once]
-        if 'tokenizer' in self.turn: found['SQ'] = sum(t.losses(self.items[rows], rows).values())
+        if 'tokenizer' in self.turn:
+            found['SQ'] = sum(t.losses(self.items[rows], rows).values())
         return found | self.alignments(states, once, rows) if aligned else found
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #47b7fe5b
@@ -170,8 +213,11 @@ def alignments(self:JointModel, states:_TargetStates, # n targets
     latent = t.encoder(self.items[rows])
     if c.sia:
         sequence = self.recommender['to_latent'](states.history[once])
-        found['SIA'] = sequence_item_alignment(self.distances(latent), self.distances(sequence), c.sia_sign)
-    if c.psa: found['PSA'] = preference_semantic_alignment(self.rebuilt(latent), self.preferences(states)[once])
+        found['SIA'] = sequence_item_alignment(self.distances(latent),
+                                               self.distances(sequence), c.sia_sign)
+    if c.psa:
+        found['PSA'] = preference_semantic_alignment(self.rebuilt(latent),
+                                                     self.preferences(states)[once])
     return found
 
 @patch
@@ -188,30 +234,41 @@ def preferences(self:JointModel, states:_TargetStates)->Tensor: # n targets -> n
 def rebuilt(self:JointModel, latent:Tensor)->Tensor: # b d -> b d
     "Items from their codes; the gradient goes past the codebooks to the encoder"
     t = self.tokenizer
-    return t.decoder(straight_through(latent, sum_of_codewords(t.quantizer, t.quantizer.encode(latent))))
+    return t.decoder(straight_through(
+        latent, sum_of_codewords(t.quantizer, t.quantizer.encode(latent))))
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #bd4bf313
 def _joint_model(split:Split, prepared:TokenizedCatalogue,
                  config:EtegrecConfig)->tuple: # Together, TargetSequences, Refresh
     "A fitted tokenizer, a new recommender, and the identifiers that both begin with"
-    vocabulary, p, reads = Vocabulary(prepared.item_ids.sizes), prepared, backbones[config.backbone][1]
-    for book in p.tokenizer.quantizer.codebooks: book.revival = None  # a turn moves codes by its gradient alone
+    vocabulary, p, reads = (Vocabulary(prepared.item_ids.sizes), prepared,
+                            backbones[config.backbone][1])
+    for book in p.tokenizer.quantizer.codebooks:
+        book.revival = None # a turn moves codes by its gradient alone
     model = _new_recommender(vocabulary, config, _codebooks_of(p.tokenizer))
-    with torch.no_grad(): together = JointModel(p.tokenizer, model, p.tokenizer.inputs(p.table.matrix), config)
+    with torch.no_grad():
+        together = JointModel(p.tokenizer, model, p.tokenizer.inputs(p.table.matrix),
+                              config)
     reads = {Sequences: TargetSequences, UserSequences: _TargetUserSequences}[reads]
-    data = reads(split.train, item_tokens(p.item_ids, vocabulary), config.batch_size, config.seed)
-    def made(pair): return _unique_ids(pair.tokenizer, p.table, config.policy, config.seed)
+    data = reads(split.train, item_tokens(p.item_ids, vocabulary), config.batch_size,
+                 config.seed)
+    def made(pair):
+        return _unique_ids(pair.tokenizer, p.table, config.policy, config.seed)
     return together, data, _IdentifierRefresh(data, made).take(p.item_ids)
 
+# %% ../../nbs/11_papers/04_etegrec.ipynb #2ce4d818
 def _train_jointly(split:Split, prepared:TokenizedCatalogue, config:EtegrecConfig,
           out:str|Path|None=None # folder to continue in
          )->tuple: # Together, ItemIds, TrainResult
     "Tokenizer and recommender by turns (ETEGRec, alternating optimisation)"
     together, data, refresh = _joint_model(split, prepared, config)
-    callback = AlternatingOptimization(config.order, dict(tokenizer=config.tokenizer_lr), refresh)
+    callback = AlternatingOptimization(config.order,
+                                       dict(tokenizer=config.tokenizer_lr), refresh)
     def judge(pair, process, processes):
-        return Validation(Trie(refresh.item_ids), split.valid)(pair.recommender['model'], process, processes)
-    plan = replace(config.training(), epochs=config.joint_epochs, validate_every=config.cycle)
+        return Validation(Trie(refresh.item_ids),
+                          split.valid)(pair.recommender['model'], process, processes)
+    plan = replace(config.training(), epochs=config.joint_epochs,
+                   validate_every=config.cycle)
     trainer = Trainer(together, data, plan, out, judge, callback=callback)
     result = trainer.fit()
     return trainer.bare.eval(), refresh.make(trainer.bare), result
@@ -220,16 +277,24 @@ def _train_jointly(split:Split, prepared:TokenizedCatalogue, config:EtegrecConfi
 @torch.no_grad()
 def _code_entropy(pair:JointModel, batch:tuple # of `TargetSequences`
                  )->tuple: # l, l: of the items' choices, and of their histories'
-    "Mean entropy of the distributions that SIA compares, in nats; log K where all codes are equally near"
+    """Mean entropy of the distributions that SIA compares, in nats; log K where all
+    codes are equally near"""
     *batch, targets = batch
-    history = pair.recommender['to_latent'](pair.recommender['model'].target_states(*batch).history)
-    both = (pair.distances(z) for z in (pair.tokenizer.encoder(pair.items[targets]), history))
-    return tuple(-(p.exp()*p).sum(-1).mean(0) for p in (code_log_probabilities(d, pair.config.sia_sign) for d in both))
+    history = pair.recommender['to_latent'](
+        pair.recommender['model'].target_states(*batch).history)
+    both = (pair.distances(z)
+            for z in (pair.tokenizer.encoder(pair.items[targets]), history))
+    return tuple(-(p.exp()*p).sum(-1).mean(0) for p
+                 in (code_log_probabilities(d, pair.config.sia_sign) for d in both))
 
+# %% ../../nbs/11_papers/04_etegrec.ipynb #1b3ea4a1
 def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
-                     )->dict: # name of a term -> lengths on the tokenizer's encoder and on the recommender
+                      # name of a term -> lengths on the tokenizer's encoder and on the
+                      # recommender
+                     )->dict:
     "How hard each term pulls, not weighted, with both awake"
-    was, parts = (pair.turn, pair.epoch), (pair.tokenizer.encoder, pair.recommender['model'])
+    was, parts = (pair.turn, pair.epoch), (pair.tokenizer.encoder,
+                                           pair.recommender['model'])
     pair.turn, pair.epoch = 'tokenizer+recommender', pair.config.alignment_warmup + 1
     terms = pair.requires_grad_(True).terms(*batch)
     pair.turn, pair.epoch = was
@@ -240,9 +305,12 @@ def _gradient_lengths(pair:JointModel, batch:tuple # of `TargetSequences`
 def _flat_since(history:list, # of `RQVAE`: a dict for each epoch
                 window:int=200, change:float=.02 # epochs; share
                )->int|None: # epoch; None: it is not flat
-    "The first epoch from which the mean loss of a window stays near that of the window before, to the end"
-    loss = torch.tensor([row['reconstruction'] + row['quantisation'] for row in history])
-    means = loss.double().unfold(0, window, 1).mean(1) if len(loss) >= window else loss[:0]
+    """The first epoch from which the mean loss of a window stays near that of the
+    window before, to the end"""
+    loss = torch.tensor([row['reconstruction'] + row['quantisation']
+                         for row in history])
+    means = (loss.double().unfold(0, window, 1).mean(1) if len(loss) >= window
+             else loss[:0])
     moved = (means[window:]/means[:-window] - 1).abs() > change
     last = int(moved.nonzero()[-1]) + 1 if moved.any() else 0 # the last that moved
     return None if last >= len(moved) else 2*window + last
@@ -259,30 +327,39 @@ class EtegrecResult(NamedTuple):
     first_ids: ItemIds # of the tokenizer alone
     pair: JointModel
 
-def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds, config:EtegrecConfig,
+def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds,
+                      config:EtegrecConfig,
                       out:Path)->FittedRecommender:
-    "The recommender alone: on from what it has learnt, or a new one for as many epochs in all"
+    """The recommender alone: on from what it has learnt, or a new one for as many
+    epochs in all"""
     model, c = pair.recommender['model'], config
-    weights = {k: v for k, v in model.state_dict().items() if k not in _tied_names(model)}
+    weights = {k: v for k, v in model.state_dict().items()
+               if k not in _tied_names(model)}
     if c.end_to_end: return fine_tune(weights, split, item_ids, c, out/'tuning')
     plan = replace(c.training(), epochs=c.recommender_epochs)
     start = RecommenderSpec(training=plan, codebooks=_codebooks_of(pair.tokenizer))
     return fit_recommender(split, item_ids, c, out/'alone', start)
 
+# %% ../../nbs/11_papers/04_etegrec.ipynb #1e4e4581
 def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
-        out:str|Path|None=None # run again with the same folder after an interruption: it continues
+        # run again with the same folder after an interruption: it continues
+        out:str|Path|None=None
        )->EtegrecResult:
     "ETEGRec from a data set to its numbers on every test user (Liu et al. 2025)"
     if out is None:
-        with TemporaryDirectory() as folder: return run(dataset, config, folder)._replace(out=None)
+        with TemporaryDirectory() as folder:
+            return run(dataset, config, folder)._replace(out=None)
     job = start_run('ETEGRec', dataset, config, out)
     split, out = job.split, job.out
-    prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config, out), out)
+    prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config, out),
+                                  out)
     pair, item_ids, result = _train_jointly(split, prepared, config, out/'together')
     fitted = _tune_recommender(split, pair, item_ids, config, out)
-    later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch'], stage='alone') for row in fitted.result.curve]
+    later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch'], stage='alone')
+             for row in fitted.result.curve]
     way = fitted.result._replace(curve=result.curve + later)
-    seconds, health = prepared.seconds + result.seconds + fitted.result.seconds, pair.tokenizer.health(prepared.table)
+    seconds, health = (prepared.seconds + result.seconds + fitted.result.seconds,
+                       pair.tokenizer.health(prepared.table))
     pipeline = _pipeline_of(job.dataset, config, pair.tokenizer)
     done = finish_run(job, fitted._replace(result=way), health, seconds, pipeline)
     return EtegrecResult(*done, prepared.item_ids, pair)

@@ -26,15 +26,18 @@ from .tiger import tokenize_catalogue
 def _meeting_points(examples:Examples, # such as split.test
                    items:int=10, histories:int=8, # at most so many of each item
                    seed:int=0)->Examples:
-    "Some histories that end in each of the items most often taken (ETEGRec, preference-semantic visualization)"
+    """Some histories that end in each of the items most often taken (ETEGRec,
+    preference-semantic visualization)"""
     targets = examples.targets
     found = int(targets.unique().numel())
     if not 2 <= items <= found or histories < 1: raise ValueError(
-        f'{items} items with {histories} histories each were asked for, expected 2 to {found} items, which these '
-        'examples have, and 1 history or more; ask for fewer or give more examples.')
+        f'{items} items with {histories} histories each were asked for, expected 2 to '
+        f'{found} items, which these examples have, and 1 history or more; ask for '
+        'fewer or give more examples.')
     busiest = torch.bincount(targets).argsort(descending=True, stable=True)[:items]
     order = torch.randperm(examples.n, generator=_random_state(seed))
-    return examples.select(torch.cat([order[targets[order] == item][:histories] for item in busiest]))
+    return examples.select(torch.cat([order[targets[order] == item][:histories]
+                                      for item in busiest]))
 
 # %% ../../nbs/11_papers/08_etegrec_figures.ipynb #297b9a81
 class _AlignmentDistances(NamedTuple):
@@ -64,13 +67,18 @@ def _at_start(dataset:Dataset, config:EtegrecConfig,
              out:str|Path # folder of a run
             )->tuple: # Together, ItemIds
     "The pair and the identifiers with which a run began"
-    prepared, dataset = tokenize_catalogue(dataset, config, out), dataset.in_canonical_order()
-    return _joint_model(leave_one_out(dataset), prepared, config)[0].eval(), prepared.item_ids
+    prepared, dataset = (tokenize_catalogue(dataset, config, out),
+                         dataset.in_canonical_order())
+    return (_joint_model(leave_one_out(dataset), prepared, config)[0].eval(),
+            prepared.item_ids)
 
 # %% ../../nbs/11_papers/08_etegrec_figures.ipynb #20b195b1
-def _closeness(met:_AlignmentDistances)->dict: # 'own', 'others': mean cosines; 'margin' between them; 'found': share
+def _closeness(met:_AlignmentDistances
+               # 'own', 'others': mean cosines; 'margin' between them; 'found': share
+              )->dict:
     "Are preferences nearer to their own items than to others?"
-    cosine = F.normalize(met.preferences, dim=1) @ F.normalize(met.semantics, dim=1).T # b n
+    # b n
+    cosine = F.normalize(met.preferences, dim=1) @ F.normalize(met.semantics, dim=1).T
     mine = F.one_hot(met.own, len(met.items)).bool()
     own, others = cosine[mine].mean().item(), cosine[~mine].mean().item()
     found = (cosine.argmax(1) == met.own).double().mean().item()
@@ -79,19 +87,26 @@ def _closeness(met:_AlignmentDistances)->dict: # 'own', 'others': mean cosines; 
 # %% ../../nbs/11_papers/08_etegrec_figures.ipynb #25787b24
 def _plane(met:_AlignmentDistances, seed:int=0)->tuple: # n 2: items; b 2: histories
     "Items and preferences in two dimensions (t-SNE of their directions)"
-    both = F.normalize(torch.cat([met.semantics, met.preferences]), dim=1).double().numpy()
+    both = F.normalize(torch.cat([met.semantics, met.preferences]),
+                       dim=1).double().numpy()
     perplexity = min(15., (len(both) - 1)/3)
-    flat = TSNE(perplexity=perplexity, init='pca', metric='cosine', random_state=seed, n_jobs=1).fit_transform(both)
+    flat = TSNE(perplexity=perplexity, init='pca', metric='cosine', random_state=seed,
+                n_jobs=1).fit_transform(both)
     return flat[:len(met.items)], flat[len(met.items):]
 
-def _draw_alignment(meetings:dict[str, _AlignmentDistances], # name of each panel, such as 'before'
+# %% ../../nbs/11_papers/08_etegrec_figures.ipynb #9b3d8c7d
+def _draw_alignment(
+                    # name of each panel, such as 'before'
+                    meetings:dict[str, _AlignmentDistances],
                   title:str='', seed:int=0):
     "A panel for each meeting: stars are items, dots the histories that end in them"
     panels = axes(title, n=len(meetings), w=3, h=2.8)
-    for ax, (name, met) in zip([panels] if len(meetings) == 1 else panels, meetings.items()):
+    for ax, (name, met) in zip([panels] if len(meetings) == 1 else panels,
+                               meetings.items()):
         items, histories = _plane(met, seed)
         look = dict(cmap='tab10', vmin=0, vmax=max(9, len(met.items) - 1))
         ax.scatter(*histories.T, c=met.own, s=14, alpha=.8, **look)
-        ax.scatter(*items.T, c=range(len(met.items)), s=130, marker='*', edgecolors='white', linewidths=.7, **look)
+        ax.scatter(*items.T, c=range(len(met.items)), s=130, marker='*',
+                   edgecolors='white', linewidths=.7, **look)
         ax.set(xticks=[], yticks=[], xlabel=name)
     return panels

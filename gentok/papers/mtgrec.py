@@ -29,10 +29,13 @@ from ..ids.item_ids import ItemIds, _ids_file
 from ..ids.sequences import Sequences, item_tokens
 from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
-from .protocol import FittedRecommender, TokenizationPipeline, RecommenderSpec, Run
-from .protocol import backbones, finish_run, fit_recommender, _new_recommender, _register_run
+from gentok.papers.protocol import (FittedRecommender, TokenizationPipeline,
+    RecommenderSpec, Run)
+from .protocol import (backbones, finish_run, fit_recommender,
+    _new_recommender, _register_run)
 from .sweeps import _run_folder, draw_sweep, sweep
-from .tiger import RQVAETigerConfig, _codebooks_of, _pipeline_of, _unique_ids
+from gentok.papers.tiger import (RQVAETigerConfig, _codebooks_of, _pipeline_of,
+    _unique_ids)
 from .tiger import item_vectors, make_tokenizer
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import UserSequences
@@ -50,33 +53,45 @@ class MtgrecConfig(RQVAETigerConfig):
     "TIGER's settings, and how several tokenizers take turns"
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
     n_tokenizers: int = 10 # tokenizers; the paper has 15 to 25
-    candidates: int = 1 # tokenizers to fine-tune on, the latest ones; the best by validation is kept
-    fine_tune_epochs: int = 0 # of `epochs`, for each fine-tuning, at most; 0: a quarter for all
+    # tokenizers to fine-tune on, the latest ones; the best by validation is kept
+    candidates: int = 1
+    # of `epochs`, for each fine-tuning, at most; 0: a quarter for all
+    fine_tune_epochs: int = 0
     fine_tune_lr: float = 2e-3 # learning rate of those
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
-    stages: tuple = () # epochs between looks at the influence; empty: a third of pre-training, then 2/15 three times
-    temperature: float = 1. # of the curriculum, to be chosen on validation; the paper tries .1 to 10
+    # epochs between looks at the influence; empty: a third of pre-training, then 2/15
+    # three times
+    stages: tuple = ()
+    # of the curriculum, to be chosen on validation; the paper tries .1 to 10
+    temperature: float = 1.
     sample: int = 1024 # examples per tokenizer for its influence
     curriculum: bool = True # False: tokenizers are drawn alike
-    adjacent: bool = True # False: n tokenizers from other random starts, the paper's irrelevant ones
+    # False: n tokenizers from other random starts, the paper's irrelevant ones
+    adjacent: bool = True
     pretrain: bool = True # False: the whole budget on the last tokenizer
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('starts', 'stages'): object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ('starts', 'stages'):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_plan(self)
 
     @property
-    def final(self)->float: return .15 # of the tokenizer's rate is left at the end, also for 'rqvae': epochs agree
+    def final(self
+              # of the tokenizer's rate is left at the end, also for 'rqvae': epochs
+              # agree
+             )->float: return .15
     @property
     def tries(self)->int: return self.candidates*max(1, len(self.starts)) # fine-tunings
     @property
     def fine_tuning_epochs(self)->int: # of each
         return self.fine_tune_epochs or max(1, self.epochs//(4*max(1, self.tries)))
     @property
-    def pretraining_epochs(self)->int: return self.epochs - self.fine_tuning_epochs*self.tries # what fine-tuning leaves
+    def pretraining_epochs(self)->int: # what fine-tuning leaves
+        return self.epochs - self.fine_tuning_epochs*self.tries
     @property
-    def all_starts(self)->tuple: return self.starts or (self.pretraining_epochs,) # epochs to fine-tune from
+    def all_starts(self)->tuple: # epochs to fine-tune from
+        return self.starts or (self.pretraining_epochs,)
     @property
     def all_stages(self)->tuple: # epochs between looks
         e = self.pretraining_epochs
@@ -86,13 +101,21 @@ class MtgrecConfig(RQVAETigerConfig):
 def _check_plan(config:MtgrecConfig)->None:
     "A `ValueError` for a plan that cannot be carried out"
     c, left = config, config.pretraining_epochs
-    if c.n_tokenizers < 1: raise ValueError(f'n_tokenizers is {c.n_tokenizers}, expected 1 tokenizer or more; the default is {MtgrecConfig.n_tokenizers}.')
-    if not 1 <= c.candidates <= c.n_tokenizers: raise ValueError(f'candidates is {c.candidates}, expected 1 to n_tokenizers = {c.n_tokenizers}.')
+    if c.n_tokenizers < 1:
+        raise ValueError(f'n_tokenizers is {c.n_tokenizers}, expected 1 tokenizer or '
+                         f'more; the default is {MtgrecConfig.n_tokenizers}.')
+    if not 1 <= c.candidates <= c.n_tokenizers:
+        raise ValueError(f'candidates is {c.candidates}, expected 1 to n_tokenizers = '
+                         f'{c.n_tokenizers}.')
     if c.fine_tune_epochs < 0 or not c.fine_tune_lr > 0: raise ValueError(
-        f'fine_tune_epochs is {c.fine_tune_epochs} and fine_tune_lr {c.fine_tune_lr}, expected 0 or more and more than 0.')
+        f'fine_tune_epochs is {c.fine_tune_epochs} and fine_tune_lr {c.fine_tune_lr}, '
+        'expected 0 or more and more than 0.')
     if left < 1: raise ValueError(
-        f'fine-tuning takes {c.epochs - left} of {c.epochs} epochs and leaves none for pre-training; lower fine_tune_epochs or candidates, or raise epochs.')
-    if not all(1 <= e <= left for e in c.starts): raise ValueError(f'starts is {c.starts}, expected epochs of pre-training, 1 to {left}.')
+        f'fine-tuning takes {c.epochs - left} of {c.epochs} epochs and leaves none for '
+        'pre-training; lower fine_tune_epochs or candidates, or raise epochs.')
+    if not all(1 <= e <= left for e in c.starts):
+        raise ValueError(
+            f'starts is {c.starts}, expected epochs of pre-training, 1 to {left}.')
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1d308d65
 def _shared_sizes(item_ids:Sequence[ItemIds])->list[ItemIds]: # over the same sizes
@@ -109,15 +132,22 @@ class _Many(NamedTuple):
     tokenizers: Sequence[Tokenizer] # n, read when they are asked for
     seconds: float
 
-def _prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to keep the stages in
-                 tokenizer:Tokenizer|None=None # trained in epochs; None: the one that the configuration names
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #e4b5a1d4
+def _prepare_many(dataset:Dataset, config:MtgrecConfig,
+                  out:Path, # folder to keep the stages in
+                 # trained in epochs; None: the one that the configuration names
+                 tokenizer:Tokenizer|None=None
                 )->_Many:
-    "Embed once, tokenize n times, make each unique; what lies in the folder is not made again"
+    """Embed once, tokenize n times, make each unique; what lies in the folder is not
+    made again"""
     start, place, dataset = time.time(), out/'identifiers', dataset.in_canonical_order()
-    needed = [place/'seconds.json', *(_ids_file(place/str(k)) for k in range(config.n_tokenizers)),
-              *(out/'embeddings'/name for name in ('config.json', 'items.json', 'model.safetensors'))]
+    needed = [place/'seconds.json',
+              *(_ids_file(place/str(k)) for k in range(config.n_tokenizers)),
+              *(out/'embeddings'/name
+                for name in ('config.json', 'items.json', 'model.safetensors'))]
     done = all(path.exists() for path in needed)
-    table = EmbeddingTable.load(out/'embeddings') if done else item_vectors(dataset, config, out)
+    table = (EmbeddingTable.load(out/'embeddings') if done
+             else item_vectors(dataset, config, out))
     fit = last_epochs if config.adjacent else independent_tokenizers
     tokenizer = tokenizer or make_tokenizer(config, table)
     epochs = fit(tokenizer, table, config.n_tokenizers, out/'tokenizer')
@@ -127,48 +157,60 @@ def _prepare_many(dataset:Dataset, config:MtgrecConfig, out:Path, # folder to ke
         for k, ids in enumerate(_shared_sizes(made)): ids.save(place/str(k))
         atomic_write(place/'seconds.json', json.dumps(time.time() - start))
     item_ids = [ItemIds.load(place/str(k)) for k in range(config.n_tokenizers)]
-    return _Many(epochs.encode(table), item_ids, epochs[-1].health(table), epochs, read_json(place/'seconds.json',
+    return _Many(epochs.encode(table), item_ids, epochs[-1].health(table), epochs,
+                 read_json(place/'seconds.json',
         (int, float)))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #f274e25c
 def _wording_changes(codes:Tensor, # n m l: of m items, by n tokenizers
                      item_ids:Sequence[ItemIds] # n: the same, made unique
                     )->list: # a dict for each interval, 1 to n-1
-    "Share of items whose first code, any code, or identifier differs between tokenizers so far apart (MTGRec, table 5)"
+    """Share of items whose first code, any code, or identifier differs between
+    tokenizers so far apart (MTGRec, table 5)"""
     unique = _changed(torch.stack([ids.table for ids in item_ids]))
-    return [dict(row, identifier=after['any']) for row, after in zip(_changed(codes), unique)]
+    return [dict(row, identifier=after['any'])
+            for row, after in zip(_changed(codes), unique)]
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #2b2966ae
 def _plan_of(config:MtgrecConfig, epochs:int)->TrainConfig:
-    "The protocol's training for a part of its epochs: where weights are averaged, the rate rises for as many as in the whole"
+    """The protocol's training for a part of its epochs: where weights are averaged, the
+    rate rises for as many as in the whole"""
     plan = config.training()
     share = min(1., plan.warmup*config.epochs/epochs) if plan.ema_decay else plan.warmup
     return replace(plan, epochs=epochs, warmup=share)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
 def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
-             config:MtgrecConfig, out:str|Path, # folder of the run; it holds the weights for `weights_at`
-             codebooks:list|None=None # L K d each: where token embeddings start; None: by chance
+             config:MtgrecConfig,
+             out:str|Path, # folder of the run; it holds the weights for `weights_at`
+             # L K d each: where token embeddings start; None: by chance
+             codebooks:list|None=None
             )->TrainResult:
-    "One model on the identifiers of all tokenizers (MTGRec, curriculum recommender pre-training)"
+    """One model on the identifiers of all tokenizers (MTGRec, curriculum recommender
+    pre-training)"""
     vocabulary, c = Vocabulary(item_ids[0].sizes), config
     tables = [item_tokens(ids, vocabulary) for ids in item_ids]
-    mixed = {Sequences: MixedSequences, UserSequences: MixedUserSequences}[backbones[c.backbone][1]]
+    mixed = {Sequences: MixedSequences,
+             UserSequences: MixedUserSequences}[backbones[c.backbone][1]]
     data = mixed(split.train, tables, c.batch_size, c.seed)
-    callback = [Curriculum(data, split.valid, c.all_stages, c.temperature, sample=c.sample)] if c.curriculum else []
+    callback = [Curriculum(data, split.valid, c.all_stages, c.temperature,
+                           sample=c.sample)] if c.curriculum else []
     plan = replace(_plan_of(c, c.pretraining_epochs), patience=0)
     look = Validation(Trie(item_ids[-1]), split.valid)
     model = _new_recommender(vocabulary, c, codebooks)
-    return Trainer(model, data, plan, out, look, 'ndcg@10', *callback).keeping(c.all_starts).fit()
+    return Trainer(model, data, plan, out, look, 'ndcg@10',
+                   *callback).keeping(c.all_starts).fit()
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #1a670327
 def fine_tune(weights:dict, # of `weights_at`
          split:Split, item_ids:ItemIds, config:MtgrecConfig,
          out:str|Path|None=None # folder to continue in
         )->FittedRecommender:
-    "A pre-trained model on the identifiers of one tokenizer (MTGRec, fine-tuning for item identification)"
+    """A pre-trained model on the identifiers of one tokenizer (MTGRec, fine-tuning for
+    item identification)"""
     plan = replace(_plan_of(config, config.fine_tuning_epochs), lr=config.fine_tune_lr)
-    return fit_recommender(split, item_ids, config, out, RecommenderSpec(weights=weights, training=plan))
+    return fit_recommender(split, item_ids, config, out,
+                           RecommenderSpec(weights=weights, training=plan))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #3995da1c
 class _Candidate(NamedTuple):
@@ -177,17 +219,20 @@ class _Candidate(NamedTuple):
     tokenizer: int # k
     fitted: FittedRecommender
 
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #9854c88f
 def _candidates_of(split:Split, many:_Many, config:MtgrecConfig, out:Path
                  )->tuple: # TrainResult of pre-training or None, list of Candidate
     "Pre-train, then fine-tune from every start on each of the latest tokenizers"
     c, last, books = config, config.n_tokenizers - 1, _codebooks_of(many.tokenizers[-1])
     if not c.pretrain:
-        fitted = fit_recommender(split, many.item_ids[-1], c, out/'training', RecommenderSpec(codebooks=books))
+        fitted = fit_recommender(split, many.item_ids[-1], c, out/'training',
+                                 RecommenderSpec(codebooks=books))
         return None, [_Candidate(0, last, fitted)]
     pretraining = pretrain(split, many.item_ids, c, out/'pretraining', books)
     def tuned(start, k):
         weights = weights_at(out/'pretraining', start)
-        return _Candidate(start, k, fine_tune(weights, split, many.item_ids[k], c, out/f'tuning-{start}-{k}'))
+        return _Candidate(start, k, fine_tune(weights, split, many.item_ids[k], c,
+                                              out/f'tuning-{start}-{k}'))
     latest = range(c.n_tokenizers - c.candidates, c.n_tokenizers)
     return pretraining, [tuned(start, k) for start in c.all_starts for k in latest]
 
@@ -196,7 +241,8 @@ class MtgrecResult(NamedTuple):
     "What a run leaves: the fields of `Result`, and what led to it"
     metrics: dict # as in `metrics.json`
     evaluation: Evaluation # of the best candidate, with the values of every test user
-    fitted: FittedRecommender # its curve is that of pre-training and fine-tuning, one after the other
+    # its curve is that of pre-training and fine-tuning, one after the other
+    fitted: FittedRecommender
     health: CodebookHealth # of the last tokenizer's codes
     out: Path|None
     pipeline: TokenizationPipeline|None
@@ -204,6 +250,7 @@ class MtgrecResult(NamedTuple):
     item_ids: list # n ItemIds: after
     tried: list # of Candidate
 
+# %% ../../nbs/11_papers/03_mtgrec.ipynb #da0c62a6
 def _joined_curve(pretraining:TrainResult|None, best:_Candidate)->FittedRecommender:
     "The best candidate with the whole way that led to it"
     if pretraining is None: return best.fitted
@@ -215,31 +262,42 @@ def _joined_curve(pretraining:TrainResult|None, best:_Candidate)->FittedRecommen
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #d2782cce
 def run(dataset:Dataset, config:MtgrecConfig=MtgrecConfig(),
-        out:str|Path|None=None, # run again with the same folder after an interruption: it continues
-        tokenizer:Tokenizer|None=None # any that is trained in epochs; None: the one that the configuration names
+        # run again with the same folder after an interruption: it continues
+        out:str|Path|None=None,
+        # any that is trained in epochs; None: the one that the configuration names
+        tokenizer:Tokenizer|None=None
        )->MtgrecResult:
     "MTGRec from a data set to its numbers on every test user (Zheng et al. 2025)"
     if out is None:
-        with TemporaryDirectory() as folder: return run(dataset, config, folder, tokenizer)._replace(out=None)
-    dataset, given = dataset.in_canonical_order(), dict(tokenizer=tokenizer.settings) if tokenizer else {}
-    job = Run('MTGRec', dataset, config, _register_run(out, 'mtgrec', asdict(config) | given, dataset))
-    many = main_process_first(lambda: _prepare_many(dataset, config, job.out, tokenizer), job.out)
+        with TemporaryDirectory() as folder:
+            return run(dataset, config, folder, tokenizer)._replace(out=None)
+    dataset, given = (dataset.in_canonical_order(),
+                      dict(tokenizer=tokenizer.settings) if tokenizer else {})
+    job = Run('MTGRec', dataset, config,
+              _register_run(out, 'mtgrec', asdict(config) | given, dataset))
+    many = main_process_first(lambda: _prepare_many(dataset, config, job.out,
+                                                    tokenizer), job.out)
     pretraining, tried = _candidates_of(job.split, many, config, job.out)
     best = max(tried, key=lambda c: c.fitted.result.best)
-    seconds = many.seconds + sum(r.seconds for r in (pretraining, *(c.fitted.result for c in tried)) if r)
+    seconds = many.seconds + sum(
+        r.seconds for r in (pretraining, *(c.fitted.result for c in tried)) if r)
     pipeline = _pipeline_of(dataset, config, many.tokenizers[best.tokenizer])
-    result = finish_run(job, _joined_curve(pretraining, best), many.health, seconds, pipeline)
+    result = finish_run(job, _joined_curve(pretraining, best), many.health, seconds,
+                        pipeline)
     return MtgrecResult(*result, many.codes, many.item_ids, tried)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #d73ab439
 def evaluate_vote(tried:Sequence[_Candidate], split:Split, beams:int=50)->Evaluation:
-    "What the candidates together answer to the test users (the published code of MTGRec)"
-    answers = [beam_search(c.fitted.model, c.fitted.trie, split.test, beams) for c in tried]
+    """What the candidates together answer to the test users (the published code of
+    MTGRec)"""
+    answers = [beam_search(c.fitted.model, c.fitted.trie, split.test, beams)
+               for c in tried]
     return summarise(vote(answers), split.test.targets)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #10b2c340
 def _copy_identifiers(source:Path, out:Path)->None:
-    "What a run has made up to its identifiers, for another one that would make the same; whole or not at all"
+    """What a run has made up to its identifiers, for another one that would make the
+    same; whole or not at all"""
     for name in ('tokenizer', 'embeddings', 'identifiers'):
         if (out/name).exists(): continue
         rmtree(out/f'{name}.part', ignore_errors=True)
@@ -247,28 +305,37 @@ def _copy_identifiers(source:Path, out:Path)->None:
         (out/f'{name}.part').rename(out/name)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #5d5a5d15
-_tokenizer_fields = ('text', 'text_dim', 'tokenizer', 'levels', 'codebook_size', 'tokenizer_epochs', 'policy',
+_tokenizer_fields = ('text', 'text_dim', 'tokenizer', 'levels', 'codebook_size',
+                     'tokenizer_epochs', 'policy',
                      'n_tokenizers', 'adjacent')
 
 def _sweep_recommenders(dataset:Dataset, config:MtgrecConfig, # what every run shares
-                        grid:dict, out:str|Path # field -> the values it takes; a folder per run
+                        grid:dict,
+                        out:str|Path # field -> the values it takes; a folder per run
                        )->list: # of dicts, as of `sweep`
-    "A sweep whose runs of one seed share their tokenizers; ValueError for a field that these depend on"
+    """A sweep whose runs of one seed share their tokenizers; ValueError for a field
+    that these depend on"""
     grid, out = {**grid, 'seed': grid.get('seed', (config.seed,))}, Path(out)
     other = next((name for name in grid if name in _tokenizer_fields), None)
-    if other: raise ValueError(f'the tokenizers depend on {other}, and these runs share theirs; use sweep.')
-    for s in grid['seed']: _prepare_many(dataset, replace(config, seed=s), out/f'tokenizers_seed-{s}')
+    if other:
+        raise ValueError(f'the tokenizers depend on {other}, and these runs share '
+                         'theirs; use sweep.')
+    for s in grid['seed']:
+        _prepare_many(dataset, replace(config, seed=s), out/f'tokenizers_seed-{s}')
     for values in product(*grid.values()):
         change = dict(zip(grid, values))
-        _copy_identifiers(out/f"tokenizers_seed-{change['seed']}", _run_folder(out, change))
+        _copy_identifiers(out/f"tokenizers_seed-{change['seed']}",
+                          _run_folder(out, change))
     return sweep(run, dataset, config, grid, out)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #e9ceafca
 def _draw_budgets(rows:Sequence[dict], # of a sweep of `pretrain`, `epochs` and seeds
                   title:str, metric:str='ndcg@10'):
-    "A metric against the whole budget, with and without pre-training; a point for every run"
+    """A metric against the whole budget, with and without pre-training; a point for
+    every run"""
     ax = axes(title, 'epochs in all', metric, w=5, h=2.2)
-    for pretrain, name, colour in ((True, 'MTGRec', 'main'), (False, 'TIGER++', 'rival')):
+    for pretrain, name, colour in ((True, 'MTGRec', 'main'),
+                                   (False, 'TIGER++', 'rival')):
         mine = [r for r in rows if r['pretrain'] == pretrain]
         draw_sweep(mine, 'epochs', metric, ax, color=palette[colour], label=name)
     ax.set_xticks(sorted({r['epochs'] for r in rows}))

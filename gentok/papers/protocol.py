@@ -24,7 +24,8 @@ from ..data.splits import Split, leave_one_out
 from ..embed.items import _items_of
 from ..embed.text import TextEncoder
 from ..baselines.neighbours import Neighbours
-from ..evaluate.full_ranking import Evaluation, Validation, evaluate, most_popular, summarise
+from gentok.evaluate.full_ranking import (Evaluation, Validation, evaluate,
+    most_popular, summarise)
 from ..evaluate.report import html_report
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
@@ -32,7 +33,8 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import DecoderOnly, UserSequences
-from ..recommend.t5 import GenerativeRecommender, SemanticIDModel, RecommenderConfig, load_weights
+from ..recommend.t5 import (GenerativeRecommender, SemanticIDModel,
+    RecommenderConfig, load_weights)
 from ..search.beam import Ranked
 from ..tokenize.tokenizer import Tokenizer
 from ..train.loop import TrainConfig, TrainResult, Trainer
@@ -40,13 +42,16 @@ from ..train.scale_out import process_state
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #b838fcad
 # name -> the model, and the batches that it is trained on: `Protocol.backbone`
-backbones = dict(decoder=(DecoderOnly, UserSequences), t5=(GenerativeRecommender, Sequences))
+backbones = dict(decoder=(DecoderOnly, UserSequences),
+                 t5=(GenerativeRecommender, Sequences))
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4e3ed754
 @dataclass(frozen=True)
 class Protocol:
     "How every method's recommender is trained and judged"
-    backbone: str = 'decoder' # 'decoder': one causal stack that learns all items of a user in one pass; 't5': as in the papers
+    # 'decoder': one causal stack that learns all items of a user in one pass; 't5': as
+    # in the papers
+    backbone: str = 'decoder'
     epochs: int = 200 # of the recommender, at most: it stops when validation does
     batch_size: int = 256 # training targets a step
     lr: float = 2e-3 # learning rate behind its rise
@@ -55,9 +60,13 @@ class Protocol:
     label_smoothing: float = 0. # of the labels
     d_model: int = 128 # width of the recommender
     layers: int = 4 # of the decoder; of each of the two stacks of a T5
-    codeword_init: float = .7 # share of the token embeddings that starts from the tokenizer's codewords; 0: none
-    ema_decay: float = .999 # of the running mean of weights that is judged; 0: none, and the rate falls to the end
-    patience: int = 4 # validations without a better NDCG@10 before stopping; 0 never stops
+    # share of the token embeddings that starts from the tokenizer's codewords; 0: none
+    codeword_init: float = .7
+    # of the running mean of weights that is judged; 0: none, and the rate falls to the
+    # end
+    ema_decay: float = .999
+    # validations without a better NDCG@10 before stopping; 0 never stops
+    patience: int = 4
     validate_every: int = 4 # epochs
     beams: int = 50 # of the test; validation uses 20
     seed: int = 0 # of everything that is drawn
@@ -65,38 +74,52 @@ class Protocol:
     def __post_init__(self): _check_protocol(self)
 
     def recommender(self)->RecommenderConfig:
-        "Sizes of the recommender: four heads share the width, the feed-forward layer is four times as wide"
+        """Sizes of the recommender: four heads share the width, the feed-forward layer
+        is four times as wide"""
         d = self.d_model
-        return RecommenderConfig(d, 4*d, 4, d//4, self.layers, self.dropout, self.label_smoothing)
+        return RecommenderConfig(d, 4*d, 4, d//4, self.layers, self.dropout,
+                                 self.label_smoothing)
 
     def training(self)->TrainConfig:
         "What the training loop is told"
         steady = self.ema_decay > 0
         return TrainConfig(self.epochs, self.batch_size, self.lr, self.weight_decay,
-                           warmup=min(1., 2/self.epochs) if steady else .05, ema_decay=self.ema_decay,
-                           patience=self.patience, validate_every=self.validate_every, seed=self.seed)
+                           warmup=min(1., 2/self.epochs) if steady else .05,
+                           ema_decay=self.ema_decay,
+                           patience=self.patience, validate_every=self.validate_every,
+                           seed=self.seed)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #0268ec18
 def _check_protocol(protocol:Protocol)->None:
     "A `ValueError` for the first field that no run could use"
-    least = dict(epochs=1, batch_size=1, d_model=4, layers=1, patience=0, validate_every=1, beams=1, seed=0,
+    least = dict(epochs=1, batch_size=1, d_model=4, layers=1, patience=0,
+                 validate_every=1, beams=1, seed=0,
                  weight_decay=0, ema_decay=0)
     for name, value in vars(protocol).items():
         default = type(protocol).__dataclass_fields__[name].default
         if isinstance(value, float) and not math.isfinite(value): raise ValueError(
             f'{name} is {value}, expected a finite number; the default is {default}.')
         if name in least and value < least[name]: raise ValueError(
-            f'{name} is {value}, expected {least[name]} or more; the default is {default}.')
+            f'{name} is {value}, expected {least[name]} or more; the default is '
+            f'{default}.')
     if not 0 <= protocol.codeword_init <= 1: raise ValueError(
-        f'codeword_init is {protocol.codeword_init}, expected a share, 0 to 1; the default is {Protocol.codeword_init}.')
+        f'codeword_init is {protocol.codeword_init}, expected a share, 0 to 1; the '
+        f'default is {Protocol.codeword_init}.')
     if protocol.backbone not in backbones: raise ValueError(
-        f'backbone is {protocol.backbone!r}, expected one of {", ".join(backbones)}; the default is {Protocol.backbone}.')
-    if not protocol.lr > 0: raise ValueError(f'lr is {protocol.lr}, expected more than 0; the default is {Protocol.lr}.')
+        f'backbone is {protocol.backbone!r}, expected one of {", ".join(backbones)}; '
+        f'the default is {Protocol.backbone}.')
+    if not protocol.lr > 0:
+        raise ValueError(
+            f'lr is {protocol.lr}, expected more than 0; the default is {Protocol.lr}.')
     for name, most in dict(d_model=16_384, layers=256, seed=2**32 - 1).items():
-        if getattr(protocol, name) > most: raise ValueError(f'{name} is {getattr(protocol, name):,}, expected at most {most:,}.')
+        if getattr(protocol, name) > most:
+            raise ValueError(
+                f'{name} is {getattr(protocol, name):,}, expected at most {most:,}.')
     for name in ('dropout', 'label_smoothing', 'ema_decay'):
         value = getattr(protocol, name)
-        if not 0 <= value < 1: raise ValueError(f'{name} is {value}, expected 0 or more and less than 1; 0 switches it off.')
+        if not 0 <= value < 1:
+            raise ValueError(f'{name} is {value}, expected 0 or more and less than 1; '
+                             '0 switches it off.')
     protocol.training() # refuses what no trainer could use
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #1e76e0fd
@@ -109,20 +132,29 @@ class FittedRecommender(NamedTuple):
 
 class RecommenderSpec(NamedTuple):
     "What a recommender is, what it reads, and where it begins"
-    model: type|None = None # `DecoderOnly` or `GenerativeRecommender`; None: that of the protocol's backbone
-    data: type|None = None # `UserSequences` or `Sequences`; None: those that the backbone reads
+    # `DecoderOnly` or `GenerativeRecommender`; None: that of the protocol's backbone
+    model: type|None = None
+    # `UserSequences` or `Sequences`; None: those that the backbone reads
+    data: type|None = None
     vocabulary: Vocabulary|None = None # None: tokens of its own for each level
     weights: dict|None = None # of `weights_at`; None: random ones
     training: TrainConfig|None = None # None: the protocol's
-    codebooks: list|None = None # L K d each: where token embeddings start, if the protocol wants it; None: by chance
+    # L K d each: where token embeddings start, if the protocol wants it; None: by
+    # chance
+    codebooks: list|None = None
 
+# %% ../../nbs/11_papers/00_protocol.ipynb #9311355e
 def _new_recommender(vocabulary:Vocabulary, protocol:Protocol,
-                     codebooks:list|None=None, # L K d each: where token embeddings start; None: by chance
+                     # L K d each: where token embeddings start; None: by chance
+                     codebooks:list|None=None,
                      kind:type|None=None # None: that of the protocol's backbone
                     )->SemanticIDModel:
     "A recommender of the protocol's sizes that has learnt nothing"
-    model = (kind or backbones[protocol.backbone][0])(vocabulary, protocol.recommender(), protocol.seed)
-    if codebooks and protocol.codeword_init: model.start_at_codewords(codebooks, protocol.codeword_init, protocol.seed)
+    model = (kind or backbones[protocol.backbone][0])(vocabulary,
+                                                      protocol.recommender(),
+                                                      protocol.seed)
+    if codebooks and protocol.codeword_init:
+        model.start_at_codewords(codebooks, protocol.codeword_init, protocol.seed)
     return model
 
 def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
@@ -131,10 +163,12 @@ def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
     "Train a recommender on these identifiers; best weights by validation NDCG@10"
     vocabulary, trie = start.vocabulary or Vocabulary(item_ids.sizes), Trie(item_ids)
     data = start.data or backbones[protocol.backbone][1]
-    data = data(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size, protocol.seed)
+    data = data(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size,
+                protocol.seed)
     model = _new_recommender(vocabulary, protocol, start.codebooks, start.model)
     if start.weights is not None: load_weights(model, start.weights, 'the pre-training')
-    trainer = Trainer(model, data, start.training or protocol.training(), out, Validation(trie, split.valid))
+    trainer = Trainer(model, data, start.training or protocol.training(), out,
+                      Validation(trie, split.valid))
     result = trainer.fit()
     return FittedRecommender(trainer.bare.eval(), trie, item_ids, result)
 
@@ -143,67 +177,88 @@ def save_fitted(fitted:FittedRecommender, catalogue:Catalogue, out:str|Path,
                 retired:Sequence[str]=() # ids that are not recommended any more
                )->None:
     "Write a recommender that can answer on its own"
-    items = dict(ids=list(catalogue.ids), titles=list(catalogue.titles), domain=catalogue.domain)
+    items = dict(ids=list(catalogue.ids), titles=list(catalogue.titles),
+                 domain=catalogue.domain)
     if retired: items['retired'] = list(retired)
     fitted.item_ids.save(out)
     fitted.model.save_pretrained(out, items)
 
 def load_fitted(out:str|Path # written by `save_fitted`
                )->tuple: # FittedRecommender, and a Catalogue of ids and titles
-    "Read a recommender with its identifiers and items; `ValueError` if they do not belong together"
+    """Read a recommender with its identifiers and items; `ValueError` if they do not
+    belong together"""
     items, item_ids = _load_items(out), ItemIds.load(out)
     kinds, config = {k.__name__: k for k in (GenerativeRecommender,
-                                             DecoderOnly)}, read_json(Path(out)/'config.json', dict)
-    model = kinds.get(str(config.get('kind')), GenerativeRecommender).from_pretrained(out)
+                                             DecoderOnly)}, read_json(
+        Path(out)/'config.json', dict)
+    model = kinds.get(str(config.get('kind')),
+                      GenerativeRecommender).from_pretrained(out)
     if not len(items) == len(item_ids): raise ValueError(
-        f'{out}: items.json names {len(items):,} items, item_ids.safetensors holds {len(item_ids):,}; '
-        'run again what wrote it.')
+        f'{out}: items.json names {len(items):,} items, item_ids.safetensors holds '
+        f'{len(item_ids):,}; run again what wrote it.')
     if model.vocabulary.sizes != tuple(item_ids.sizes): raise ValueError(
-        f'{out}: the model writes codes of sizes {model.vocabulary.sizes}, the identifiers have '
-        f'{tuple(item_ids.sizes)}; run again what wrote it.')
+        f'{out}: the model writes codes of sizes {model.vocabulary.sizes}, the '
+        f'identifiers have {tuple(item_ids.sizes)}; run again what wrote it.')
     return FittedRecommender(model, Trie(item_ids), item_ids, None), items
 
+# %% ../../nbs/11_papers/00_protocol.ipynb #9555d561
 def _load_items(out:str|Path # written by `save_fitted`
               )->Catalogue: # ids and titles
     "What a saved recommender knows of its items"
     path = Path(out)/'items.json'
     if not path.exists(): raise FileNotFoundError(
-        f'{out} holds no trained recommender (items.json is missing); give a folder that gentok run has finished.')
+        f'{out} holds no trained recommender (items.json is missing); give a folder '
+        'that gentok run has finished.')
     items = read_json(path, dict, ids=list, titles=list, domain=(str, type(None)))
     kinds = {type(i) for i in items['ids']}
-    if kinds not in ({str}, {int}) or {type(t) for t in items['titles']} - {str}: raise ValueError(
-        f'{path} has ids or titles that are no text, expected all text (or whole numbers as ids); put back a copy of the file.')
-    return Catalogue(items['ids'], items['titles'], None, items['domain'], items['titles'])
+    if kinds not in ({str}, {int}) or {type(t) for t in items['titles']} - {str}:
+        raise ValueError(
+            f'{path} has ids or titles that are no text, expected all text (or whole '
+            'numbers as ids); put back a copy of the file.')
+    return Catalogue(items['ids'], items['titles'], None, items['domain'],
+                     items['titles'])
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #e29d0fed
-def _metrics_record(evaluation:Evaluation, item_ids:ItemIds, config:dict, # with the 'seed'
+def _metrics_record(evaluation:Evaluation, item_ids:ItemIds,
+                    config:dict, # with the 'seed'
                    seconds:float)->dict: # plain JSON
     "What `metrics.json` holds"
     m = evaluation.metrics
     kept = {k: m[k] for k in ('recall@5', 'recall@10', 'ndcg@5', 'ndcg@10', 'users')}
-    rates = dict(collision_rate=item_ids.collisions/len(item_ids), invalid_rate=m['invalid_rate'])
-    return dict(kept, items=len(item_ids), **rates, seconds=round(seconds, 1), config=config,
+    rates = dict(collision_rate=item_ids.collisions/len(item_ids),
+                 invalid_rate=m['invalid_rate'])
+    return dict(kept, items=len(item_ids), **rates, seconds=round(seconds, 1),
+                config=config,
                 seed=config['seed'], version=gentok.__version__)
 
+# %% ../../nbs/11_papers/00_protocol.ipynb #a64ee00d
 def _pick_metrics(m:dict)->dict:
     "The four columns of every table"
     return {k: m[k] for k in ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10')}
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #127647d0
-def baseline_rows(dataset:Dataset, split:Split)->list: # of dicts, for the report's table
-    "What nothing trained reaches: popularity, text neighbours, and the Bayes limit where the truth is known"
+def baseline_rows(dataset:Dataset, split:Split
+                 )->list: # of dicts, for the report's table
+    """What nothing trained reaches: popularity, text neighbours, and the Bayes limit
+    where the truth is known"""
     test = split.test
-    found = {name: summarise(ranked, test.targets) for name, ranked in _untrained(dataset.catalogue, split).items()}
+    found = {name: summarise(ranked, test.targets)
+             for name, ranked in _untrained(dataset.catalogue, split).items()}
     rows = [dict(name=name, **_pick_metrics(e.metrics)) for name, e in found.items()]
     truth = getattr(dataset, 'truth', None)
     if truth is None: return rows
-    return [*rows, dict(name='Bayes limit', **truth.bayes_optimal(test.histories(), test.targets))]
+    return [*rows, dict(name='Bayes limit',
+                        **truth.bayes_optimal(test.histories(), test.targets))]
 
-def _untrained(catalogue:Catalogue, split:Split)->dict[str, Ranked]: # name -> answers to the test users
-    "Popularity, and neighbours by the catalogue's words (TF-IDF and SVD, 128 directions) where it has any"
+# %% ../../nbs/11_papers/00_protocol.ipynb #914b67e0
+def _untrained(catalogue:Catalogue, split:Split
+              )->dict[str, Ranked]: # name -> answers to the test users
+    """Popularity, and neighbours by the catalogue's words (TF-IDF and SVD, 128
+    directions) where it has any"""
     found = {'Most popular': most_popular(split.train, len(catalogue), split.test.n)}
     if not any(text.strip() for text in catalogue.text): return found
-    return found | {'Text neighbours': Neighbours(TextEncoder('lsa', 128).embed(catalogue)).recommend(split.test)}
+    return found | {'Text neighbours': Neighbours(
+        TextEncoder('lsa', 128).embed(catalogue)).recommend(split.test)}
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #9dbf7f5c
 @dataclass(frozen=True)
@@ -220,14 +275,17 @@ class Run:
         "The folder of a stage"
         return self.out/name if self.out else None
 
+# %% ../../nbs/11_papers/00_protocol.ipynb #ae6a7f95
 class TokenizationPipeline(NamedTuple):
-    "What gives an item its codes, also one that comes later: a text encoder and a tokenizer, both fitted"
+    """What gives an item its codes, also one that comes later: a text encoder and a
+    tokenizer, both fitted"""
     encoder: TextEncoder
     tokenizer: Tokenizer
 
     def codes(self, catalogue:Catalogue)->Tensor: # n l
         "The codes of items, seen in training or not"
-        return self.tokenizer.encode(_items_of(catalogue, self.encoder.embed(catalogue)))
+        return self.tokenizer.encode(_items_of(catalogue,
+                                               self.encoder.embed(catalogue)))
     def save(self, folder:str|Path)->None:
         "Write both, each in a folder of its own"
         self.encoder.save(Path(folder)/'encoder')
@@ -235,7 +293,8 @@ class TokenizationPipeline(NamedTuple):
     @classmethod
     def load(cls, folder:str|Path)->'TokenizationPipeline': # written by `save`
         "Read both"
-        return cls(TextEncoder.load(Path(folder)/'encoder'), Tokenizer.from_pretrained(Path(folder)/'tokenizer'))
+        return cls(TextEncoder.load(Path(folder)/'encoder'),
+                   Tokenizer.from_pretrained(Path(folder)/'tokenizer'))
 
 class Result(NamedTuple):
     "What a run leaves"
@@ -244,17 +303,22 @@ class Result(NamedTuple):
     fitted: FittedRecommender
     health: CodebookHealth # of the codes, before they were made unique
     out: Path|None
-    pipeline: TokenizationPipeline|None = None # None where items are known by behaviour, which new ones have not
+    # None where items are known by behaviour, which new ones have not
+    pipeline: TokenizationPipeline|None = None
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #5a565406
 def _example_cases(dataset:Dataset, split:Split, evaluation:Evaluation, # of split.test
                   n:int=6)->list: # of dicts, for the report
-    "A few test users: half where the first five hold the target, half where they do not"
+    """A few test users: half where the first five hold the target, half where they do
+    not"""
     hit, test = evaluation.users['recall@5'] > 0, split.test
-    chosen = [*hit.nonzero()[:n - n//2, 0].tolist(), *(~hit).nonzero()[:n//2, 0].tolist()]
+    chosen = [*hit.nonzero()[:n - n//2, 0].tolist(),
+              *(~hit).nonzero()[:n//2, 0].tolist()]
     return [dict(history=test.items[test.start[e]:test.stop[e]].tolist(),
-                 recommended=evaluation.ranked.items[e, :5].tolist(), target=int(test.targets[e]),
-                 user=str(dataset.histories.users[int(test.users[e])])) for e in sorted(chosen)]
+                 recommended=evaluation.ranked.items[e, :5].tolist(),
+                 target=int(test.targets[e]),
+                 user=str(dataset.histories.users[int(test.users[e])]))
+                 for e in sorted(chosen)]
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #66cc4e67
 def _write_report(path:str|Path, run:Run, result:Result,
@@ -265,64 +329,79 @@ def _write_report(path:str|Path, run:Run, result:Result,
     curve = fitted.result.curve if fitted.result else []
     curves = {'training loss': [r['loss'] for r in curve],
               'validation NDCG@10': [r['ndcg@10'] for r in curve if 'ndcg@10' in r]}
-    return html_report(path, title=f'{run.name} on {dataset.name}', catalogue=dataset.catalogue, item_codes=fitted.item_ids.table,
-                  health=result.health, curves=curves, metrics=rows, config=asdict(run.config),
+    return html_report(path, title=f'{run.name} on {dataset.name}',
+                       catalogue=dataset.catalogue, item_codes=fitted.item_ids.table,
+                  health=result.health, curves=curves, metrics=rows,
+                  config=asdict(run.config),
                   recommendations=_example_cases(dataset, run.split, result.evaluation))
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #20e7b378
-def finish_run(run:Run, fitted:FittedRecommender, health:CodebookHealth, # of the codes, before they were made unique
+def finish_run(run:Run, fitted:FittedRecommender,
+               health:CodebookHealth, # of the codes, before they were made unique
                seconds:float, # that the run took so far
                pipeline:TokenizationPipeline|None=None # for items that come later
               )->Result:
     "Evaluate a recommender on every test user, and write what a run leaves"
     start = time.time()
     evaluation = evaluate(fitted.model, fitted.trie, run.split.test, run.config.beams)
-    metrics = _metrics_record(evaluation, fitted.item_ids, asdict(run.config), seconds + time.time() - start)
+    metrics = _metrics_record(evaluation, fitted.item_ids, asdict(run.config),
+                              seconds + time.time() - start)
     result = Result(metrics, evaluation, fitted, health, run.out, pipeline)
     if run.out and process_state().is_main_process: _write_result(result, run)
     return result
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #557eae2b
-def _write_result(result:Result, run:Run, rows:list=() # of rivals, for the report's table
+def _write_result(result:Result, run:Run,
+                  rows:list=() # of rivals, for the report's table
                 )->list: # all rows of that table
     "The model's folder, the curve, the report, and last `metrics.json`"
     out = result.out
     save_fitted(result.fitted, run.dataset.catalogue, out)
     if result.pipeline: result.pipeline.save(out/'pipeline')
     atomic_write(out/'curve.json', json.dumps(result.fitted.result.curve))
-    table = [dict(name=run.name, **_pick_metrics(result.metrics)), *rows, *baseline_rows(run.dataset, run.split)]
+    table = [dict(name=run.name, **_pick_metrics(result.metrics)), *rows,
+             *baseline_rows(run.dataset, run.split)]
     _write_report(out/'report.html', run, result, table)
     atomic_write(out/'metrics.json', json.dumps(result.metrics, indent=1))
     return table
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #f7e28498
 def _data_print(dataset:Dataset)->dict: # plain JSON
-    "A data set by its content: the digest is that of all items, texts and interactions, in any order of the items"
-    return dict(name=dataset.name, items=len(dataset.catalogue), interactions=len(dataset.histories.items),
+    """A data set by its content: the digest is that of all items, texts and
+    interactions, in any order of the items"""
+    return dict(name=dataset.name, items=len(dataset.catalogue),
+                interactions=len(dataset.histories.items),
                 digest=dataset.in_canonical_order().digest())
 
+# %% ../../nbs/11_papers/00_protocol.ipynb #a05ae5e0
 def _fingerprint(method:str, config:dict, dataset:Dataset,
                 others:Sequence[Dataset]=() # that the method also learns from
                )->dict: # plain JSON
     "What two runs must agree in to be one"
-    found = dict(method=method, data=_data_print(dataset), config=json.loads(json.dumps(config)))
-    return dict(found, others=[_data_print(d) for d in others]) if len(others) else found
+    found = dict(method=method, data=_data_print(dataset),
+                 config=json.loads(json.dumps(config)))
+    return (dict(found, others=[_data_print(d) for d in others]) if len(others)
+            else found)
 
 def _difference(theirs:dict, ours:dict # fingerprints
               )->tuple|None: # name, their value, our value
     "The first thing in which two runs differ"
-    theirs, ours = ({**{k: run.get(k) for k in ('method', 'data')}, **run.get('config', {})} for run in (theirs, ours))
-    return next(((k, theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v), None)
+    theirs, ours = ({**{k: run.get(k) for k in ('method', 'data')},
+                     **run.get('config', {})} for run in (theirs, ours))
+    return next(((k, theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v),
+                None)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #7d27fdba
 def _same_run(out:Path, theirs:dict, ours:dict # fingerprints
             )->None:
-    "ValueError for a folder that holds another run, or this one on data that have changed"
+    """ValueError for a folder that holds another run, or this one on data that have
+    changed"""
     name, before, now = _difference(theirs, ours) or (None, None, None)
     rest = theirs.get('others'), ours.get('others')
-    if name == 'data' or name is None and all(rest) and rest[0] != rest[1]: raise ValueError(
-        f'{out} holds a run on other data: since then items or interactions have changed, or another data set is meant; '
-        'give another --out.')
+    if name == 'data' or name is None and all(rest) and rest[0] != rest[1]:
+        raise ValueError(
+            f'{out} holds a run on other data: since then items or interactions have '
+            'changed, or another data set is meant; give another --out.')
     if name and before is None: raise ValueError(
         f'{out}/run.json does not say what {name} was, expected {now!r} to continue; '
         'remove the file if the run had it, or give another --out.')
@@ -330,12 +409,15 @@ def _same_run(out:Path, theirs:dict, ours:dict # fingerprints
         f'{out} holds a run with {name}={before!r}, but {name}={now!r} was asked for; '
         'give the same settings to continue it, or another --out.')
 
+# %% ../../nbs/11_papers/00_protocol.ipynb #7fb1de07
 def _register_run(out:str|Path, # made if missing
                  method:str, config:dict, dataset:Dataset,
-                 others:Sequence[Dataset]=() # that the method also learns from; none: they are not compared
+                 # that the method also learns from; none: they are not compared
+                 others:Sequence[Dataset]=()
                 )->Path:
     "Mark a folder as this run's, or make sure that it already is"
-    out, ours, state = Path(out), _fingerprint(method, config, dataset, others), process_state()
+    out, ours, state = (Path(out), _fingerprint(method, config, dataset, others),
+                        process_state())
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out} is a file, expected a folder; choose another --out.')
     mark = out/'run.json'
@@ -349,10 +431,12 @@ def _register_run(out:str|Path, # made if missing
 
 def start_run(name:str, # of the method, for people
               dataset:Dataset, config:Protocol,
-              out:str|Path|None=None, # a new folder, or that of the run to continue; None: nothing is kept
+              # a new folder, or that of the run to continue; None: nothing is kept
+              out:str|Path|None=None,
               others:Sequence[Dataset]=() # that the method also learns from
              )->Run:
     "A run that begins, or goes on in its folder; ValueError if that holds another"
     dataset = dataset.in_canonical_order()
-    out = _register_run(out, name.lower(), asdict(config), dataset, others) if out else None
+    out = (_register_run(out, name.lower(), asdict(config), dataset, others) if out
+           else None)
     return Run(name, dataset, config, out)

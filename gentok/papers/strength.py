@@ -21,41 +21,54 @@ from ..evaluate.long_tail import training_counts
 from .protocol import _pick_metrics, _untrained
 
 # %% ../../nbs/11_papers/07_strength.ipynb #40a6a9ec
-def reference_rows(dataset:Dataset, out:str|Path, # folder that keeps a SASRec for each seed
+def reference_rows(dataset:Dataset,
+                   out:str|Path, # folder that keeps a SASRec for each seed
                    seeds:Sequence[int]=(0, 1, 2),
                    config:SASRecConfig=SASRecConfig() # whose seed is replaced
-                  )->dict: # name -> list of Evaluation on the test users, one for each seed that it draws by
-    "Most popular, text neighbours, SASRec and its neighbours, by the split that every method has"
+                   # name -> list of Evaluation on the test users, one for each seed
+                   # that it draws by
+                  )->dict:
+    """Most popular, text neighbours, SASRec and its neighbours, by the split that every
+    method has"""
     dataset = dataset.in_canonical_order()
     split, catalogue = leave_one_out(dataset), dataset.catalogue
     test = split.test
     def judged(ranked): return summarise(ranked, test.targets)
-    found = {name: [judged(ranked)] for name, ranked in _untrained(catalogue, split).items()}
+    found = {name: [judged(ranked)]
+             for name, ranked in _untrained(catalogue, split).items()}
     def trained(s):
         model = SASRec(len(catalogue), replace(config, seed=s))
         return model.fit(split.train, split.valid, Path(out)/f'sasrec-{s}')
     models = [trained(s) for s in seeds]
     around = [Neighbours(model.embed(catalogue)) for model in models]
     return found | {'SASRec': [judged(model.recommend(test)) for model in models],
-                    'SASRec neighbours': [judged(near.recommend(test)) for near in around]}
+                    'SASRec neighbours': [judged(near.recommend(test))
+                                          for near in around]}
 
 # %% ../../nbs/11_papers/07_strength.ipynb #8811d5b5
 def tail_recall(split:Split, evaluation:Evaluation, # of `split.test`
-                n_items:int, fewest:int=1, most:int=5 # times that training saw the target
+                n_items:int, fewest:int=1,
+                most:int=5 # times that training saw the target
                )->tuple: # Recall@10 of these users, and their number
-    "Recall@10 where the target is rare in training; NaN where no user has such a target"
+    """Recall@10 where the target is rare in training; NaN where no user has such a
+    target"""
     count = training_counts(split.train, n_items)[split.test.targets]
     rare = (count >= fewest) & (count <= most)
     return evaluation.users['recall@10'][rare].double().mean().item(), int(rare.sum())
 
+# %% ../../nbs/11_papers/07_strength.ipynb #a4e383bd
 def comparison_table(found:dict, # name -> list of Evaluation, one for each seed
                      split:Split, n_items:int)->dict: # name -> means over the seeds
-    "One row for each method: the four metrics, their spread over seeds, and rare and unseen targets"
+    """One row for each method: the four metrics, their spread over seeds, and rare and
+    unseen targets"""
     rows = {}
     for name, runs in found.items():
-        each = [dict(_pick_metrics(e.metrics), **{'tail recall@10': tail_recall(split, e, n_items)[0],
-                     'cold recall@10': tail_recall(split, e, n_items, 0, 0)[0]}) for e in runs]
+        each = [dict(_pick_metrics(e.metrics),
+                     **{'tail recall@10': tail_recall(split, e, n_items)[0],
+                     'cold recall@10': tail_recall(split, e, n_items, 0, 0)[0]})
+                     for e in runs]
         ndcg = torch.tensor([r['ndcg@10'] for r in each])
         mean = {k: sum(r[k] for r in each)/len(each) for k in each[0]}
-        rows[name] = dict(mean, spread=ndcg.std().item() if len(each) > 1 else float('nan'), seeds=len(each))
+        rows[name] = dict(mean, spread=ndcg.std().item() if len(each) > 1
+                          else float('nan'), seeds=len(each))
     return rows

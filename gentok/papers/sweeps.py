@@ -25,8 +25,10 @@ from .protocol import Protocol, _register_run, _pick_metrics
 def _run_folder(out:str|Path, change:dict # field -> value
               )->Path:
     "The folder of one run of a sweep"
-    words = ('-'.join(map(str, v)) if isinstance(v, (tuple, list)) else str(v) for v in change.values())
-    return Path(out)/'_'.join(f'{k}-{w}' for k, w in zip(change, words)).replace('/', '-')
+    words = ('-'.join(map(str, v)) if isinstance(v, (tuple, list)) else str(v)
+             for v in change.values())
+    return Path(out)/'_'.join(f'{k}-{w}'
+                              for k, w in zip(change, words)).replace('/', '-')
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #6006435f
 def best_validation(curve:list, # of dicts, as in `curve.json`
@@ -35,60 +37,76 @@ def best_validation(curve:list, # of dicts, as in `curve.json`
     return max((row[metric] for row in _judged(curve, metric)), default=float('nan'))
 
 def _judged(curve:Sequence[dict], metric:str)->list: # of dicts
-    "The validated epochs whose weights may be kept: of a run in several stages, those of the last"
-    return [row for row in curve if metric in row and row.get('stage') == curve[-1].get('stage')]
+    """The validated epochs whose weights may be kept: of a run in several stages, those
+    of the last"""
+    return [row for row in curve if metric in row
+            and row.get('stage') == curve[-1].get('stage')]
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #a6abadbc
 def _best_value(rows:Sequence[dict], # of `sweep`
                 key:str, metric:str='valid'):
-    "The value of a swept setting that validates best, in the mean over the runs that have it"
+    """The value of a swept setting that validates best, in the mean over the runs that
+    have it"""
     values = dict.fromkeys(r[key] for r in rows)
     mean = {v: np.mean([r[metric] for r in rows if r[key] == v]) for v in values}
     return max(values, key=lambda v: np.nan_to_num(mean[v], nan=-np.inf))
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #5ee6e19e
-def _finished(out:Path, method:str, config:Protocol, dataset:Dataset)->dict|None: # the numbers of a run
-    "What a finished run left; None if there is none, ValueError if it is another run's folder"
+def _finished(out:Path, method:str, config:Protocol, dataset:Dataset
+             )->dict|None: # the numbers of a run
+    """What a finished run left; None if there is none, ValueError if it is another
+    run's folder"""
     if not (out/'metrics.json').exists(): return None
     _register_run(out, method, dict(vars(config)), dataset)
-    return dict(read_json(out/'metrics.json', dict), valid=best_validation(read_json(out/'curve.json', list)))
+    return dict(read_json(out/'metrics.json', dict),
+                valid=best_validation(read_json(out/'curve.json', list)))
 
+# %% ../../nbs/11_papers/06_sweeps.ipynb #fd2fbdf9
 def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
           dataset:Dataset, config:Protocol, # what every run shares
-          grid:dict[str, Sequence], # field -> the values it takes; 'seed' is one of them
+          # field -> the values it takes; 'seed' is one of them
+          grid:dict[str, Sequence],
           out:str|Path # a folder per run
          )->list: # of dicts: the values, metrics, validation, minutes
     "Run a method once for every combination of values"
-    rows, method, grid = [], _method_of(run, config), {**grid, 'seed': grid.get('seed', (0,))}
+    rows, method, grid = [], _method_of(run, config), {**grid,
+                                                       'seed': grid.get('seed', (0,))}
     for values in product(*grid.values()):
         change = dict(zip(grid, values))
         changed, folder = replace(config, **change), _run_folder(out, change)
-        if _finished(folder, method, changed, dataset) is None: run(dataset, changed, folder)
+        if _finished(folder, method, changed, dataset) is None:
+            run(dataset, changed, folder)
         found = _finished(folder, method, changed, dataset)
-        rows.append({**change, **_pick_metrics(found), 'valid': found['valid'], 'minutes': found['seconds']/60})
+        rows.append({**change, **_pick_metrics(found), 'valid': found['valid'],
+                     'minutes': found['seconds']/60})
     return rows
 
 def _method_of(run:Callable, config:Protocol)->str:
-    "The method that runs: that of the module, or of the configuration where the function is written elsewhere"
+    """The method that runs: that of the module, or of the configuration where the
+    function is written elsewhere"""
     home = run.__module__.rpartition('.')
-    return home[2] if home[0] == 'gentok.papers' else type(config).__name__.removesuffix('Config').lower()
+    return (home[2] if home[0] == 'gentok.papers'
+            else type(config).__name__.removesuffix('Config').lower())
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #c09585a4
 def draw_sweep(rows:Sequence[dict], # of `sweep`
-               key:str, metric:str='valid', ax='', # of `gentok.figures.axes`, or the title of a new picture
+               key:str, metric:str='valid',
+               ax='', # of `gentok.figures.axes`, or the title of a new picture
                log:bool=False, # the horizontal axis
                **line # of the line, as `ax.plot` takes it: color, label
               ):
     "A metric against the swept setting"
     values = list(dict.fromkeys(r[key] for r in rows))
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool)
+                  for v in values)
     numbers = numbers and not (log and min(values) <= 0)
     at = dict(zip(values, values if numbers else range(len(values))))
     means = [np.mean([r[metric] for r in rows if r[key] == v]) for v in values]
     ax = axes(ax, key, metric, w=4, h=2) if isinstance(ax, str) else ax
     line = dict(color=palette['main']) | line
     ax.plot(list(at.values()), means, **line)
-    ax.plot([at[r[key]] for r in rows], [r[metric] for r in rows], 'o', color=line['color'], alpha=.6)
+    ax.plot([at[r[key]] for r in rows], [r[metric] for r in rows], 'o',
+            color=line['color'], alpha=.6)
     if log and numbers: ax.set_xscale('log')
     if log or not numbers: ax.set_xticks(list(at.values()), [str(v) for v in at])
     return ax
@@ -97,31 +115,42 @@ def draw_sweep(rows:Sequence[dict], # of `sweep`
 def convergence(curve:Sequence[dict], # of dicts with 'epoch'
                 metric:str='ndcg@10', near:float=.01 # of the best
                )->dict: # 'epoch', 'of' all epochs, 'best'
-    "When a run had reached nearly what it ever reached; ValueError if it was never validated"
+    """When a run had reached nearly what it ever reached; ValueError if it was never
+    validated"""
     seen = _judged(curve, metric)
-    if not seen: raise ValueError(f'no epoch has {metric!r}, expected one or more; set validate_every.')
+    if not seen:
+        raise ValueError(
+            f'no epoch has {metric!r}, expected one or more; set validate_every.')
     best = max(row[metric] for row in seen)
     epoch = next(row['epoch'] for row in seen if row[metric] >= (1 - near)*best)
     return dict(epoch=epoch, of=curve[-1]['epoch'], best=best)
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #e1006015
 def long_tail(evaluations:dict[str, Evaluation], # name -> of split.test
-              split:Split, n_items:int, groups:int=4, metric:str='recall@10')->list: # a dict per group
-    "A metric by popularity of the target, for several methods, and each one's gain over the first"
-    parts = popularity_groups(training_counts(split.train, n_items), split.test.targets, groups)
-    return _gains(by_group({name: e.users[metric] for name, e in evaluations.items()}, parts), list(evaluations))
+              split:Split, n_items:int, groups:int=4, metric:str='recall@10'
+             )->list: # a dict per group
+    """A metric by popularity of the target, for several methods, and each one's gain
+    over the first"""
+    parts = popularity_groups(training_counts(split.train, n_items), split.test.targets,
+                              groups)
+    return _gains(by_group({name: e.users[metric] for name, e in evaluations.items()},
+                           parts), list(evaluations))
 
 def _gains(rows:Sequence[dict], # with a number for each name
           names:Sequence[str])->list: # the same, with 'gain of …'
     "What each method gains over the first; NaN where the first has nothing"
-    gain = lambda row, name: row[name]/row[names[0]] - 1 if row[names[0]] else float('nan')
-    return [row | {f'gain of {name}': gain(row, name) for name in names[1:]} for row in rows]
+    gain = lambda row, name: row[name]/row[names[0]] - 1 if row[names[0]] else float(
+        'nan')
+    return [row | {f'gain of {name}': gain(row, name) for name in names[1:]}
+            for row in rows]
 
+# %% ../../nbs/11_papers/06_sweeps.ipynb #8cd8b8cc
 def draw_long_tail(rows:Sequence[dict], names:Sequence[str], # of the methods
                    title:str='', metric:str='recall@10', ax=None):
     "A bar for each method in each group"
     ax = ax or axes(title, 'how often training saw the target', metric, w=5.5, h=2.2)
-    colours, width = [palette[k] for k in ('quiet', 'main', 'rival', 'limit', 'ink')], .8/len(names)
+    colours, width = ([palette[k] for k in ('quiet', 'main', 'rival', 'limit', 'ink')],
+                      .8/len(names))
     for j, name in enumerate(names):
         at = np.arange(len(rows)) + (j - (len(names) - 1)/2)*width
         ax.bar(at, [r[name] for r in rows], width, color=colours[j % 5], label=name)
@@ -132,9 +161,16 @@ def draw_long_tail(rows:Sequence[dict], names:Sequence[str], # of the methods
 # %% ../../nbs/11_papers/06_sweeps.ipynb #473658e5
 def seen_and_unseen_users(evaluations:dict[str, Evaluation], # name -> of split.test
                 split:Split, # of the data set that `hold_out` gave
-                metric:str='recall@10')->list: # a dict for 'seen' and one for 'unseen', if there are such users
-    "A metric for users whom training saw and for those it did not (ETEGRec, generalizability), and gains over the first"
+                metric:str='recall@10'
+                          # a dict for 'seen' and one for 'unseen', if there are such
+                          # users
+                         )->list:
+    """A metric for users whom training saw and for those it did not (ETEGRec,
+    generalizability), and gains over the first"""
     new = unseen_users(split)
-    parts = {name: part for name, part in (('seen', ~new), ('unseen', new)) if part.any()}
-    means = lambda part: {name: e.users[metric][part].double().mean().item() for name, e in evaluations.items()}
-    return _gains([dict(group=g, users=int(part.sum()), **means(part)) for g, part in parts.items()], list(evaluations))
+    parts = {name: part for name, part in (('seen', ~new), ('unseen', new))
+             if part.any()}
+    means = lambda part: {name: e.users[metric][part].double().mean().item()
+                          for name, e in evaluations.items()}
+    return _gains([dict(group=g, users=int(part.sum()), **means(part))
+                   for g, part in parts.items()], list(evaluations))

@@ -26,7 +26,8 @@ from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
 from ..ids.collisions import _in_rows, resolve, _standard_turns
 from ..ids.item_ids import ItemIds, _ids_file, random_ids
-from .protocol import TokenizationPipeline, Protocol, RecommenderSpec, Result, finish_run
+from gentok.papers.protocol import (TokenizationPipeline, Protocol, RecommenderSpec,
+    Result, finish_run)
 from .protocol import fit_recommender, start_run
 from ..quantize.experts import _codes_by_expert
 from ..quantize.health import CodebookHealth
@@ -38,28 +39,42 @@ from ..train.scale_out import main_process_first
 @dataclass(frozen=True)
 class TigerConfig(Protocol):
     "The protocol, and how TIGER makes its identifiers"
-    text: str = 'lsa' # 'lsa'; a folder, or the name of a text encoder on the hub; or 'sasrec': collaborative vectors instead of text
+    # 'lsa'; a folder, or the name of a text encoder on the hub; or 'sasrec':
+    # collaborative vectors instead of text
+    text: str = 'lsa'
     text_dim: int = 128 # of 'lsa'; a pretrained encoder has its own
-    tokenizer: str = 'kmeans' # residual k-means; the paper's 'rqvae'; 'rqvae++' (whitened, EMA); 'random'
+    # residual k-means; the paper's 'rqvae'; 'rqvae++' (whitened, EMA); 'random'
+    tokenizer: str = 'kmeans'
     levels: int = 2 # L; the paper has 3 and a suffix
     codebook_size: int = 512 # K; the paper has 256
     tokenizer_epochs: int = 1000 # of the tokenizer
-    policy: str = 'reassign' # how identifiers become unique, see `resolve`; the paper's is 'suffix'
+    # how identifiers become unique, see `resolve`; the paper's is 'suffix'
+    policy: str = 'reassign'
 
     def __post_init__(self):
         "ValueError for a setting out of its range"
         super().__post_init__()
-        for name, most in dict(text_dim=65_536, levels=64, codebook_size=65_536, tokenizer_epochs=math.inf).items():
-            value, default = getattr(self, name), TigerConfig.__dataclass_fields__[name].default
+        for name, most in dict(text_dim=65_536, levels=64, codebook_size=65_536,
+                               tokenizer_epochs=math.inf).items():
+            value, default = (getattr(self, name),
+                              TigerConfig.__dataclass_fields__[name].default)
             if not 1 <= value <= most: raise ValueError(
-                f'{name} is {value}, expected 1 {"or more" if most == math.inf else f"to {most:,}"}; the default is {default}.')
+                f'{name} is {value}, expected 1 '
+                f'{"or more" if most == math.inf else f"to {most:,}"}; the default is '
+                f'{default}.')
 
     @property
-    def whiten(self)->int|None: # of `RQVAEConfig`: SASRec's vectors are so short that all codes would be near
+    def whiten(self
+               # of `RQVAEConfig`: SASRec's vectors are so short that all codes would be
+               # near
+              )->int|None:
         "How an RQ-VAE reads the vectors"
         return 0 if self.text == 'sasrec' else None
     @property
-    def final(self)->float: # of `FitConfig`: with .15 neighbouring epochs of an 'rqvae++' agree as MTGRec's do
+    def final(self
+              # of `FitConfig`: with .15 neighbouring epochs of an 'rqvae++' agree as
+              # MTGRec's do
+             )->float:
         "Share of the tokenizer's learning rate that is left in its last epoch"
         return .15 if self.tokenizer == 'rqvae++' else 1.
     def sketch(self)->Tokenizer:
@@ -68,49 +83,66 @@ class TigerConfig(Protocol):
 
 @dataclass(frozen=True)
 class RQVAETigerConfig(TigerConfig):
-    "Identifiers by an RQ-VAE of 256 codes a level, as the methods that build on TIGER have them"
+    """Identifiers by an RQ-VAE of 256 codes a level, as the methods that build on TIGER
+    have them"""
     tokenizer: str = 'rqvae' # one that learns by a gradient
     codebook_size: int = 256 # K
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #ac5d6fed
-def make_tokenizer(config:TigerConfig, table:EmbeddingTable|None=None # that it will be fitted on, if it is there
+def make_tokenizer(config:TigerConfig,
+                   # that it will be fitted on, if it is there
+                   table:EmbeddingTable|None=None
                   )->Tokenizer: # not fitted
-    "The tokenizer that the configuration names, whitening to at most 128 directions; ValueError for an unknown one"
+    """The tokenizer that the configuration names, whitening to at most 128 directions;
+    ValueError for an unknown one"""
     whiten = min(128, principal_axes(table.matrix).rank() if table else config.text_dim)
     shape = dict(K=config.codebook_size, levels=config.levels, seed=config.seed)
-    fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions', measure=min(20, config.tokenizer_epochs),
+    fit = FitConfig(epochs=config.tokenizer_epochs, select='collisions',
+                    measure=min(20, config.tokenizer_epochs),
                     final=config.final)
     known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=config.whiten), fit),
-             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape, whiten=whiten), fit),
-             'kmeans': lambda: ResidualKMeans(**shape), 'random': lambda: RandomTokenizer(**shape)}
-    if config.tokenizer not in known: raise ValueError(f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
+             'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape,
+                                                                  whiten=whiten), fit),
+             'kmeans': lambda: ResidualKMeans(**shape),
+             'random': lambda: RandomTokenizer(**shape)}
+    if config.tokenizer not in known:
+        raise ValueError(
+            f'tokenizer {config.tokenizer!r}, expected one of {", ".join(known)}.')
     return known[config.tokenizer]()
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #3736987c
 def _reassigned(quantizer, # a `ResidualQuantizer`, or experts
                latent:Tensor, codes:Tensor, # n d: what it quantised; n l
                sizes:tuple, seed:int=0)->ItemIds:
-    "Codes made unique by moving last codes to the nearest free codeword; each expert's items among themselves, the first row first"
+    """Codes made unique by moving last codes to the nearest free codeword; each
+    expert's items among themselves, the first row first"""
     new, collisions, moved = codes.clone(), 0, 0
     for rows, columns, part in _codes_by_expert(quantizer, codes):
         own, books = codes[rows, columns], part.codebooks
-        residual = latent[rows] - sum(book.decode(code) for book, code in zip(books, own[:, :-1].T))
-        done = resolve(own, 'reassign', part.sizes, residual, books[-1].weight, seed=seed)
-        new[rows, columns], collisions, moved = done.table, collisions + done.collisions, moved + done.moved
+        residual = latent[rows] - sum(book.decode(code)
+                                      for book, code in zip(books, own[:, :-1].T))
+        done = resolve(own, 'reassign', part.sizes, residual, books[-1].weight,
+                       seed=seed)
+        new[rows, columns], collisions, moved = (done.table,
+                                                 collisions + done.collisions,
+                                                 moved + done.moved)
     return ItemIds(new, sizes, collisions, moved)
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #4c81fc43
 def _encoder_of(config:TigerConfig)->TextEncoder: # not fitted
     "The text encoder that the configuration names; a pretrained one has its own width"
-    return TextEncoder(config.text, config.text_dim if config.text == 'lsa' else None, seed=config.seed)
+    return TextEncoder(config.text, config.text_dim if config.text == 'lsa' else None,
+                       seed=config.seed)
 
 def item_vectors(dataset:Dataset, config:TigerConfig,
                  out:Path|None=None # folder for what it takes to resume
                 )->EmbeddingTable:
     "What items are known by: their text, or behaviour in the training part"
     if config.text != 'sasrec': return _encoder_of(config).embed(dataset.catalogue)
-    split, model = leave_one_out(dataset), SASRec(len(dataset.catalogue), SASRecConfig(seed=config.seed))
-    return model.fit(split.train, split.valid, out/'sasrec' if out else None).embed(dataset.catalogue)
+    split, model = leave_one_out(dataset), SASRec(len(dataset.catalogue),
+                                                  SASRecConfig(seed=config.seed))
+    return model.fit(split.train, split.valid,
+                     out/'sasrec' if out else None).embed(dataset.catalogue)
 
 class TokenizedCatalogue(NamedTuple):
     "What the recommender is trained on"
@@ -120,21 +152,28 @@ class TokenizedCatalogue(NamedTuple):
     health: CodebookHealth # of the codes, before they were made unique
     seconds: float
 
-def _unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str, seed:int=0)->ItemIds:
-    "Codes made unique; 'reassign' moves last codes to the nearest free codeword (UTGRec), and earlier ones where a prefix is full"
+def _unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str,
+                seed:int=0)->ItemIds:
+    """Codes made unique; 'reassign' moves last codes to the nearest free codeword
+    (UTGRec), and earlier ones where a prefix is full"""
     codes, order = tokenizer.encode(table), _standard_turns(table.ids, len(table))
-    if policy != 'reassign': return resolve(codes, policy, tokenizer.sizes, ids=table.ids)
+    if policy != 'reassign':
+        return resolve(codes, policy, tokenizer.sizes, ids=table.ids)
     if isinstance(tokenizer, RandomTokenizer):  # no codeword is near another
         return _in_rows(random_ids(len(table), tokenizer.sizes, seed), order)
     with torch.no_grad():
         x = tokenizer.checked(table).matrix[order]
-        latent = tokenizer.encoder(tokenizer.inputs(x)) if isinstance(tokenizer, RQVAE) else x
-        made = _reassigned(tokenizer.quantizer, latent, codes[order], tokenizer.sizes, seed)
+        latent = (tokenizer.encoder(tokenizer.inputs(x)) if isinstance(tokenizer, RQVAE)
+                  else x)
+        made = _reassigned(tokenizer.quantizer, latent, codes[order], tokenizer.sizes,
+                           seed)
     return _in_rows(made, order)
 
-def _cached_ids(make:Callable[[], ItemIds], path:Path|None # folder or file; None: nothing is kept
+def _cached_ids(make:Callable[[], ItemIds],
+                path:Path|None # folder or file; None: nothing is kept
               )->ItemIds:
-    "Identifiers as they were made first: where other threads round otherwise, a tie may fall the other way"
+    """Identifiers as they were made first: where other threads round otherwise, a tie
+    may fall the other way"""
     if path is None: return make()
     if not _ids_file(path).exists(): make().save(path)
     return ItemIds.load(path)
@@ -146,36 +185,50 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
     "Embed, tokenize, make unique; rows in standard order"
     dataset = dataset.in_canonical_order()
     start, out = time.time(), Path(out) if out else None
-    stages = 'embeddings/config.json', 'embeddings/items.json', 'embeddings/model.safetensors', 'identifiers/seconds.json'
+    stages = ('embeddings/config.json', 'embeddings/items.json',
+              'embeddings/model.safetensors', 'identifiers/seconds.json')
     done = out and all((out/name).exists() for name in stages)
     if done: table = EmbeddingTable.load(out/'embeddings')
     else: table = item_vectors(dataset, config, out)
     if out and not done: table.save(out/'embeddings')
-    tokenizer = make_tokenizer(config, table).fit(table, out/'tokenizer' if out else None)
-    item_ids = _cached_ids(lambda: _unique_ids(tokenizer, table, config.policy, config.seed), out and out/'identifiers')
-    seconds = read_json(out/'identifiers'/'seconds.json', (int, float)) if done else time.time() - start
-    if out and not done: atomic_write(out/'identifiers'/'seconds.json', json.dumps(seconds))
-    return TokenizedCatalogue(table, tokenizer, item_ids, tokenizer.health(table), seconds)
+    tokenizer = make_tokenizer(config, table).fit(table,
+                                                  out/'tokenizer' if out else None)
+    item_ids = _cached_ids(lambda: _unique_ids(tokenizer, table, config.policy,
+                                               config.seed), out and out/'identifiers')
+    seconds = (read_json(out/'identifiers'/'seconds.json', (int, float)) if done
+               else time.time() - start)
+    if out and not done:
+        atomic_write(out/'identifiers'/'seconds.json', json.dumps(seconds))
+    return TokenizedCatalogue(table, tokenizer, item_ids, tokenizer.health(table),
+                              seconds)
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #1cc502d4
 def _pipeline_of(dataset:Dataset, config:TigerConfig, tokenizer:Tokenizer
                 )->TokenizationPipeline|None: # None: behaviour is no text
     "What gives an item that comes later its codes"
     if config.text == 'sasrec': return None
-    return TokenizationPipeline(_encoder_of(config).fit(dataset.catalogue.text), tokenizer)
+    return TokenizationPipeline(_encoder_of(config).fit(dataset.catalogue.text),
+                                tokenizer)
 
-def _codebooks_of(tokenizer:Tokenizer)->list|None: # L K d each; None: codes have no vectors, or experts of their own
+def _codebooks_of(tokenizer:Tokenizer
+                  # L K d each; None: codes have no vectors, or experts of their own
+                 )->list|None:
     "The codewords of every level, where a code means the same vector for all items"
     books = getattr(getattr(tokenizer, 'quantizer', None), 'codebooks', None)
     return [book.weight.detach() for book in books] if books is not None else None
 
+# %% ../../nbs/11_papers/01_tiger.ipynb #6feec19a
 def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
-        out:str|Path|None=None # run again with the same folder after an interruption: it continues
+        # run again with the same folder after an interruption: it continues
+        out:str|Path|None=None
        )->Result:
     "TIGER from a data set to its numbers on every test user (Rajput et al. 2023)"
     job = start_run('TIGER', dataset, config, out)
-    prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config, job.out), job.out)
+    prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config,
+                                                             job.out), job.out)
     start = RecommenderSpec(codebooks=_codebooks_of(prepared.tokenizer))
-    fitted = fit_recommender(job.split, prepared.item_ids, config, job.folder('training'), start)
-    seconds, pipeline = prepared.seconds + fitted.result.seconds, _pipeline_of(job.dataset, config, prepared.tokenizer)
+    fitted = fit_recommender(job.split, prepared.item_ids, config,
+                             job.folder('training'), start)
+    seconds, pipeline = (prepared.seconds + fitted.result.seconds,
+                         _pipeline_of(job.dataset, config, prepared.tokenizer))
     return finish_run(job, fitted, prepared.health, seconds, pipeline)

@@ -21,7 +21,8 @@ from ..store.runs import _one_of
 from ..embed.table import EmbeddingTable, _concat_domains
 from ..embed.text import TextEncoder
 from ..embed.whitening import principal_axes
-from .protocol import TokenizationPipeline, Result, finish_run, fit_recommender, start_run
+from .protocol import (TokenizationPipeline, Result, finish_run,
+    fit_recommender, start_run)
 from .tiger import TigerConfig, _cached_ids, _encoder_of, _unique_ids
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import Tokenizer
@@ -34,13 +35,18 @@ class UnitokConfig(TigerConfig):
     "TIGER's settings, and how domains share a tokenizer"
     levels: int = 3 # L, behind the expert's number; the paper has 4
     codebook_size: int = 256 # K of each expert
-    tokenizer: str = 'unitok' # or 'own', an RQ-VAE per domain; or 'shared', one with as many codewords
+    # or 'own', an RQ-VAE per domain; or 'shared', one with as many codewords
+    tokenizer: str = 'unitok'
     tokenizer_warm: int = 60 # of its epochs, those of the autoencoder alone
-    others: str = '' # for `run`: folders of further data sets, with commas between; `run_domains` writes names
-    leave_out: str = '' # a domain that text encoder and tokenizer do not learn from: zero-shot
+    # for `run`: folders of further data sets, with commas between; `run_domains` writes
+    # names
+    others: str = ''
+    # a domain that text encoder and tokenizer do not learn from: zero-shot
+    leave_out: str = ''
     experts: bool = True # False: no experts but the shared one
     shared: bool = True # the expert that sees all items?
-    calibration: float = 10. # lambda; 0: none. The paper's .03 moves nothing, see the tokenizer's page
+    # lambda; 0: none. The paper's .03 moves nothing, see the tokenizer's page
+    calibration: float = 10.
     mean: float = 1. # beta: weight of the mean in the calibration
 
     def __post_init__(self):
@@ -48,26 +54,35 @@ class UnitokConfig(TigerConfig):
         super().__post_init__()
         _one_of(('unitok', 'own', 'shared'), tokenizer=self.tokenizer)
         if self.text == 'sasrec': raise ValueError(
-            "text is 'sasrec', whose vectors mean something in one domain only; choose a text encoder.")
+            "text is 'sasrec', whose vectors mean something in one domain only; choose "
+            "a text encoder.")
         if self.tokenizer == 'own' and self.leave_out: raise ValueError(
-            "tokenizer 'own' has one tokenizer for each domain, so leave_out would leave none; choose unitok or shared.")
+            "tokenizer 'own' has one tokenizer for each domain, so leave_out would "
+            "leave none; choose unitok or shared.")
 
     def sketch(self)->Tokenizer:
-        "The tokenizer that would be fitted on one domain; ValueError where there is none"
+        """The tokenizer that would be fitted on one domain; ValueError where there is
+        none"""
         return _tokenizer_of(self, ('domain',))
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #492e5df1
-def _tokenizer_of(config:UnitokConfig, names:Sequence[str], # of the domains that it learns from
+def _tokenizer_of(config:UnitokConfig,
+                  names:Sequence[str], # of the domains that it learns from
                  share:float=1. # of all items that are theirs
                 )->Tokenizer: # not fitted
     "The tokenizer that the configuration names"
     c = config
-    fit = FitConfig(c.tokenizer_epochs, max(1, round(share*FitConfig.batch_size)), warm=c.tokenizer_warm)
-    copies = len(names)*c.experts + (c.shared or not c.experts) if c.tokenizer == 'shared' else 1
-    sizes = RQVAEConfig(K=copies*c.codebook_size, levels=c.levels, seed=c.seed, whiten=0)
+    fit = FitConfig(c.tokenizer_epochs, max(1, round(share*FitConfig.batch_size)),
+                    warm=c.tokenizer_warm)
+    copies = (len(names)*c.experts + (c.shared or not c.experts)
+              if c.tokenizer == 'shared' else 1)
+    sizes = RQVAEConfig(K=copies*c.codebook_size, levels=c.levels, seed=c.seed,
+                        whiten=0)
     if c.tokenizer != 'unitok': return RQVAE(sizes, fit)
-    experts = ExpertsConfig(tuple(names), c.experts, calibration=c.calibration, mean=c.mean)
-    return UniTok(experts if c.shared else replace(experts, shared_weight=0.), sizes, fit)
+    experts = ExpertsConfig(tuple(names), c.experts, calibration=c.calibration,
+                            mean=c.mean)
+    return UniTok(experts if c.shared else replace(experts, shared_weight=0.), sizes,
+                  fit)
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #25fa479c
 class _Tokens(NamedTuple):
@@ -81,16 +96,19 @@ def _ordered(datasets:dict[str, Dataset])->dict: # name -> Dataset
     "The same data sets with their rows in standard order"
     return {name: d.in_canonical_order() for name, d in datasets.items()}
 
-def _by_name(datasets:Sequence[Dataset])->dict: # name -> Dataset, rows in standard order
+def _by_name(datasets:Sequence[Dataset]
+            )->dict: # name -> Dataset, rows in standard order
     "Data sets by their names; ValueError if two have the same"
     found = _ordered({d.name: d for d in datasets})
     names = [d.name for d in datasets]
     if len(found) < len(names): raise ValueError(
-        f'data sets are called {names}, expected different names; rename one, its name is its domain.')
+        f'data sets are called {names}, expected different names; rename one, its name '
+        'is its domain.')
     return found
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #9b6671fe
-def _fit_domains(encoder:TextEncoder, texts:dict[str, list])->TextEncoder: # domain -> texts
+def _fit_domains(encoder:TextEncoder, texts:dict[str, list]
+                )->TextEncoder: # domain -> texts
     "Learn from the texts of all domains, each of the same weight"
     domains = [name for name, part in texts.items() for _ in part]
     return encoder.fit([text for part in texts.values() for text in part], domains)
@@ -99,39 +117,53 @@ def _check_spread(table:EmbeddingTable, name:str, least:float=8., # effective di
                   most:int=500 # items below which nothing is said
                  )->EmbeddingTable: # the same
     "Warn of a domain whose items hardly differ in their vectors"
-    found = principal_axes(table.matrix).effective_dimensions if len(table) >= most else least
+    found = (principal_axes(table.matrix).effective_dimensions if len(table) >= most
+             else least)
     if found < least: warnings.warn(
-        f'the {len(table):,} items of {name} differ in {found:.1f} effective dimensions of {table.dim}, which no tokenizer can mend; '
-        'use fewer or more even domains, or an encoder that knows its words.', stacklevel=2)
+        f'the {len(table):,} items of {name} differ in {found:.1f} effective '
+        f'dimensions of {table.dim}, which no tokenizer can mend; use fewer or more '
+        'even domains, or an encoder that knows its words.', stacklevel=2)
     return table
 
-def _domain_dimensions(config:TigerConfig, texts:dict[str, list])->dict: # domain -> dict of items, common, alone
-    "Effective dimensions of every domain: in vectors fitted on all of them, and on its texts alone"
+def _domain_dimensions(config:TigerConfig, texts:dict[str, list]
+                      )->dict: # domain -> dict of items, common, alone
+    """Effective dimensions of every domain: in vectors fitted on all of them, and on
+    its texts alone"""
     common = _fit_domains(_encoder_of(config), texts)
-    def of(encoder, part): return round(principal_axes(encoder.encode(part)).effective_dimensions, 1)
-    return {name: dict(items=len(part), common=of(common, part), alone=of(_encoder_of(config).fit(part), part))
+    def of(encoder, part):
+        return round(principal_axes(encoder.encode(part)).effective_dimensions, 1)
+    return {name: dict(items=len(part), common=of(common, part),
+                       alone=of(_encoder_of(config).fit(part), part))
             for name, part in texts.items()}
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #9a74b290
-def _fit_tokenizers(datasets:dict[str, Dataset], # name -> data set; histories are not looked at
+def _fit_tokenizers(
+                    # name -> data set; histories are not looked at
+                    datasets:dict[str, Dataset],
           config:UnitokConfig, out:Path|None=None # folder to resume in
          )->_Tokens:
     "Embed the items of all domains, and fit what makes their codes"
     start, c, datasets = time.time(), config, _ordered(datasets)
     known = [name for name in datasets if name != c.leave_out]
     if c.leave_out and (len(known) == len(datasets) or not known): raise ValueError(
-        f'leave_out is {c.leave_out!r} and the domains are {list(datasets)}; name one of several.')
-    encoder = _fit_domains(_encoder_of(c), {name: datasets[name].catalogue.text for name in known})
-    tables = {name: _check_spread(encoder.embed(d.catalogue), name) for name, d in datasets.items()}
+        f'leave_out is {c.leave_out!r} and the domains are {list(datasets)}; name one '
+        'of several.')
+    encoder = _fit_domains(_encoder_of(c),
+                           {name: datasets[name].catalogue.text for name in known})
+    tables = {name: _check_spread(encoder.embed(d.catalogue), name)
+              for name, d in datasets.items()}
     place = lambda name: out/'tokenizers'/name if out else None
     if c.tokenizer == 'own':
         total = sum(map(len, tables.values()))
-        made = {n: _tokenizer_of(c, [n], len(t)/total).fit(t, place(n)) for n, t in tables.items()}
+        made = {n: _tokenizer_of(c, [n], len(t)/total).fit(t, place(n))
+                for n, t in tables.items()}
     else:
         everyone = _concat_domains({name: tables[name] for name in known})
-        made = dict.fromkeys(datasets, _tokenizer_of(c, known).fit(everyone, place('all')))
+        made = dict.fromkeys(datasets,
+                             _tokenizer_of(c, known).fit(everyone, place('all')))
     return _Tokens(encoder, tables, made, _cached_seconds(out, time.time() - start))
 
+# %% ../../nbs/11_papers/05_unitok.ipynb #484be901
 def _cached_seconds(out:Path|None, seconds:float)->float:
     "What the work in a folder took when it was done, however often it is read again"
     if not out: return seconds
@@ -141,35 +173,55 @@ def _cached_seconds(out:Path|None, seconds:float)->float:
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #421cd430
 def _recommend(dataset:Dataset, tokens:_Tokens, config:UnitokConfig,
-              out:str|Path|None=None # run again with the same folder after an interruption: it continues
+              # run again with the same folder after an interruption: it continues
+              out:str|Path|None=None
              )->Result:
-    "One domain's recommender, on every test user; `seconds` count the common tokenizer in full"
+    """One domain's recommender, on every test user; `seconds` count the common
+    tokenizer in full"""
     c, job = config, start_run('UniTok', dataset, config, out)
-    table, tokenizer = tokens.tables[job.dataset.name], tokens.tokenizers[job.dataset.name]
+    table, tokenizer = (tokens.tables[job.dataset.name],
+                        tokens.tokenizers[job.dataset.name])
     def unique(): return _unique_ids(tokenizer, table, c.policy, c.seed)
-    fitted = fit_recommender(job.split, _cached_ids(unique, job.folder('identifiers')), c, job.folder('training'))
-    seconds, pipeline = tokens.seconds + fitted.result.seconds, TokenizationPipeline(tokens.encoder, tokenizer)
-    job = replace(job, name=dict(unitok='UniTok', own='RQ-VAE per domain', shared='One RQ-VAE for all')[c.tokenizer])
+    fitted = fit_recommender(job.split, _cached_ids(unique, job.folder('identifiers')),
+                             c, job.folder('training'))
+    seconds, pipeline = (tokens.seconds + fitted.result.seconds,
+                         TokenizationPipeline(tokens.encoder, tokenizer))
+    job = replace(job, name=dict(unitok='UniTok', own='RQ-VAE per domain',
+                                 shared='One RQ-VAE for all')[c.tokenizer])
     return finish_run(job, fitted, tokenizer.health(table), seconds, pipeline)
 
 # %% ../../nbs/11_papers/05_unitok.ipynb #1ae42a75
-def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(), out:str|Path|None=None)->Result:
-    "UniTok (Hou and Shin 2025) on one data set and the items of `others`; run again with the same folder, it continues"
+def run(dataset:Dataset, config:UnitokConfig=UnitokConfig(),
+        out:str|Path|None=None)->Result:
+    """UniTok (Hou and Shin 2025) on one data set and the items of `others`; run again
+    with the same folder, it continues"""
     others = [load(path.strip()) for path in config.others.split(',') if path.strip()]
     datasets = _by_name([dataset, *others])
     out = start_run('UniTok', dataset, config, out, others).out
-    return _recommend(dataset, main_process_first(lambda: _fit_tokenizers(datasets, config, out), out), config, out)
+    return _recommend(dataset,
+                      main_process_first(lambda: _fit_tokenizers(datasets, config, out),
+                                         out), config, out)
 
 def run_domains(datasets:Sequence[Dataset], config:UnitokConfig=UnitokConfig(),
-                out:str|Path|None=None, # a folder for each domain, and one for what they share
-                only:Sequence[str]=(), # names of the domains to recommend in; none: all that have histories
-                epochs:dict[str, int]|None=None # name -> epochs of its recommender, where they are not the config's
+                # a folder for each domain, and one for what they share
+                out:str|Path|None=None,
+                # names of the domains to recommend in; none: all that have histories
+                only:Sequence[str]=(),
+                # name -> epochs of its recommender, where they are not the config's
+                epochs:dict[str, int]|None=None
                )->dict[str, Result]: # name -> what its run leaves
-    "One tokenizer for all data sets, a recommender for each with histories; ValueError for an unknown name in `epochs`"
+    """One tokenizer for all data sets, a recommender for each with histories;
+    ValueError for an unknown name in `epochs`"""
     found, out = _by_name(datasets), Path(out) if out else None
     config = replace(config, others=','.join(found))
-    tokens = main_process_first(lambda: _fit_tokenizers(found, config, out and out/'_common'), out)
-    wanted, own = only or [name for name, d in found.items() if len(d.histories.items)], dict(epochs or {})
-    plans = {name: replace(config, epochs=own.pop(name, config.epochs)) for name in found}
-    if own: raise ValueError(f'epochs names {", ".join(own)}, expected names of {list(found)}; correct it.')
-    return {name: _recommend(found[name], tokens, plans[name], out and out/name) for name in wanted}
+    tokens = main_process_first(lambda: _fit_tokenizers(found, config,
+                                                        out and out/'_common'), out)
+    wanted, own = only or [name for name, d in found.items()
+                           if len(d.histories.items)], dict(epochs or {})
+    plans = {name: replace(config, epochs=own.pop(name, config.epochs))
+             for name in found}
+    if own:
+        raise ValueError(f'epochs names {", ".join(own)}, expected names of '
+                         f'{list(found)}; correct it.')
+    return {name: _recommend(found[name], tokens, plans[name], out and out/name)
+            for name in wanted}

@@ -28,9 +28,11 @@ class CodeEntropies(NamedTuple):
     within: float # H(c|m)
     ceiling: float # of so many items
 
+# %% ../../nbs/11_papers/09_unitok_theorems.ipynb #64d45048
 def code_entropies(tokenizer:Tokenizer, table:EmbeddingTable)->CodeEntropies:
     "How much identifiers say, and how much of it their expert says"
-    codes, experts = tokenizer.encode(table), getattr(getattr(tokenizer, 'quantizer', None), 'M', 0)
+    codes, experts = tokenizer.encode(table), getattr(getattr(tokenizer, 'quantizer',
+                                                              None), 'M', 0)
     first = experts and tokenizer.quantizer.identity == 'prefix'
     number = codes[:, 0 if first else -1] if experts else torch.zeros(len(codes)).long()
     whole, expert = entropy(_groups(codes).bincount()), entropy(number.bincount())
@@ -42,24 +44,37 @@ def _rivals(tokens:_Tokens, config:UnitokConfig)->dict[str, Tokenizer]: # name -
     everyone, names, c = _concat_domains(tokens.tables), list(tokens.tables), config
     shared = _tokenizer_of(replace(c, tokenizer='shared'), names)
     sizes = dict(zip(('as one expert', 'as many codewords', 'as many identifiers'), (
-        dict(K=c.codebook_size), {}, dict(K=(len(names), *(c.codebook_size,)*c.levels), levels=c.levels + 1))))
-    made = {name: RQVAE(replace(shared.config, **size), shared.fit_config) for name, size in sizes.items()}
+        dict(K=c.codebook_size), {},
+        dict(K=(len(names), *(c.codebook_size,)*c.levels), levels=c.levels + 1))))
+    made = {name: RQVAE(replace(shared.config, **size), shared.fit_config)
+            for name, size in sizes.items()}
     return {name: tokenizer.fit(everyone) for name, tokenizer in made.items()}
 
 # %% ../../nbs/11_papers/09_unitok_theorems.ipynb #49f2c4bd
-def _evenness(tokens:_Tokens)->dict: # 'variance' and 'mean' of HSIC; 'gap', 'lost': of the variance that is lost
-    "Are domains alike? In HSIC between vectors and latents, and in what their codes lose"
+def _evenness(tokens:_Tokens
+              # 'variance' and 'mean' of HSIC; 'gap', 'lost': of the variance that is
+              # lost
+             )->dict:
+    """Are domains alike? In HSIC between vectors and latents, and in what their codes
+    lose"""
     everyone = _concat_domains(tokens.tables)
-    tokenizer, number = next(iter(tokens.tokenizers.values())), _domains_of(everyone.ids).number
+    tokenizer, number = (next(iter(tokens.tokenizers.values())),
+                         _domains_of(everyone.ids).number)
     x = tokenizer.inputs(tokenizer.checked(everyone).matrix)
-    with torch.no_grad(): h = _domain_hsic(x, tokenizer.encoder(x), number, unbiased=True).values
-    lost = [residual_variance(tokenizer, table)[-1].item() for table in tokens.tables.values()]
+    with torch.no_grad():
+        h = _domain_hsic(x, tokenizer.encoder(x), number, unbiased=True).values
+    lost = [residual_variance(tokenizer, table)[-1].item()
+            for table in tokens.tables.values()]
     found = dict(variance=h.var(correction=0).item(), mean=h.mean().item())
     return dict(found, gap=max(lost) - min(lost), lost=sum(lost)/len(lost))
 
-def sweep_calibration(datasets:dict[str, Dataset], config:UnitokConfig, weights:tuple, # values of `calibration`
-                      out:Path|None=None)->list: # of dicts: the weight, and what `_evenness` finds
+# %% ../../nbs/11_papers/09_unitok_theorems.ipynb #51c59570
+def sweep_calibration(datasets:dict[str, Dataset], config:UnitokConfig,
+                      weights:tuple, # values of `calibration`
+                      out:Path|None=None
+                     )->list: # of dicts: the weight, and what `_evenness` finds
     "The same tokenizer with calibrations of different weights"
     place = lambda w: out/f'calibration-{w}' if out else None
-    return [dict(weight=w, **_evenness(_fit_tokenizers(datasets, replace(config, calibration=w), place(w))))
+    return [dict(weight=w, **_evenness(
+        _fit_tokenizers(datasets, replace(config, calibration=w), place(w))))
             for w in weights]

@@ -31,10 +31,13 @@ from ..ids.sequences import item_tokens
 from ..ids.vocabulary import Vocabulary
 from .protocol import TokenizationPipeline, RecommenderSpec, Result
 from .protocol import backbones, finish_run, fit_recommender, start_run
-from .tiger import TigerConfig, _cached_ids, _encoder_of, make_tokenizer, _unique_ids
-from .unitok import _by_name, _cached_seconds, _check_spread, _fit_domains, _ordered
+from gentok.papers.tiger import (TigerConfig, _cached_ids, _encoder_of, make_tokenizer,
+    _unique_ids)
+from .unitok import (_by_name, _cached_seconds, _check_spread,
+    _fit_domains, _ordered)
 from ..tokenize.co_occurrence import co_occurrences, _concat_positives
-from ..tokenize.utgrec import UTGRecTokenizerConfig, UTGRecFitConfig, UTGRecTokenizer
+from gentok.tokenize.utgrec import (UTGRecTokenizerConfig, UTGRecFitConfig,
+    UTGRecTokenizer)
 from ..train.loop import Trainer, TrainResult, weights_at
 from ..train.scale_out import main_process_first, process_state
 
@@ -45,13 +48,18 @@ class TransferPlan(TigerConfig):
     tokenizer: str = 'utgrec'
     levels: int = 3 # L
     codebook_size: int = 256 # K
-    others: str = '' # for `run`: folders of the other data sets, with commas between; `run_transfer` writes names
+    # for `run`: folders of the other data sets, with commas between; `run_transfer`
+    # writes names
+    others: str = ''
     encoder: str = '' # folder or hub name of a Qwen2-VL; '': a light encoder
     width: int = 64 # of the light encoder and of the codewords
-    patch: int = 4 # pixels of a side of what the picture decoder draws at once; 0: it draws nothing
+    # pixels of a side of what the picture decoder draws at once; 0: it draws nothing
+    patch: int = 4
     tokenizer_epochs: int = 30 # on the other domains
     tokenizer_batch: int = 64 # items
-    tokenizer_lr: float = 3e-3 # a light encoder's, a Qwen2-VL's is 3e-4; a third of it on the target, as in the paper
+    # a light encoder's, a Qwen2-VL's is 3e-4; a third of it on the target, as in the
+    # paper
+    tokenizer_lr: float = 3e-3
     tokenizer_warm: int = 300 # steps before anything is quantised
     tokenizer_dropout: float = 0. # in a light encoder, and on the way to code space
     tokenizer_fine_tune_epochs: int = 20 # of the tokenizer on the target
@@ -65,27 +73,33 @@ class TransferPlan(TigerConfig):
         _one_of(('utgrec',), tokenizer=self.tokenizer)
         _one_of(('reassign',), policy=self.policy)
         if self.text == 'sasrec': raise ValueError(
-            "text is 'sasrec', whose vectors mean something in one domain only; choose a text encoder.")
+            "text is 'sasrec', whose vectors mean something in one domain only; choose "
+            "a text encoder.")
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #b88438a5
 @dataclass(frozen=True)
 class UtgrecConfig(TransferPlan):
     "A plan, and what UTGRec is made of"
     tree: bool = True # False: a codebook for each level
-    max_tokens: int = 96 # of a text, which a light encoder reads beside the vector of the whole
-    autoencoder: str = '' # folder of an AutoencoderKL, whose latents are drawn; '': pixels
+    # of a text, which a light encoder reads beside the vector of the whole
+    max_tokens: int = 96
+    # folder of an AutoencoderKL, whose latents are drawn; '': pixels
+    autoencoder: str = ''
     alpha: float = 3. # of pictures against words
     codebook_weight: float = 200. # lambda, of the codebooks' loss
     mu: float = .01 # of the alignment of items taken together; 0: none
     eta: float = .03 # of the reconstruction of items taken together; 0: none
-    tokenizer_fine_tuning: str = 'frozen_codebook' # on the target: all but E | 'full': E, too | 'none'
+    # on the target: all but E | 'full': E, too | 'none'
+    tokenizer_fine_tuning: str = 'frozen_codebook'
     recommender_pretraining: bool = True # False: the recommender starts on the target
-    pretraining_examples: int = 0 # of each domain, drawn once, of which the recommender is pre-trained; 0: all
+    # of each domain, drawn once, of which the recommender is pre-trained; 0: all
+    pretraining_examples: int = 0
     pretraining: bool = True # False: nothing is learnt from other domains
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of(('frozen_codebook', 'full', 'none'), tokenizer_fine_tuning=self.tokenizer_fine_tuning)
+        _one_of(('frozen_codebook', 'full', 'none'),
+                tokenizer_fine_tuning=self.tokenizer_fine_tuning)
         _at_least(0, pretraining_examples=self.pretraining_examples)
         self.sketch()
 
@@ -93,16 +107,20 @@ class UtgrecConfig(TransferPlan):
         "The tokenizer that would be fitted; ValueError where there is none"
         return _tokenizer_of(self)
 
-ablations = {'w/o TreeCode': dict(tree=False), 'w/o alignment': dict(mu=0.), 'w/o reconstruction': dict(eta=0.),
-             'w/o FT(T)': dict(tokenizer_fine_tuning='none'), 'full FT': dict(tokenizer_fine_tuning='full'),
-             'w/o PT(R)': dict(recommender_pretraining=False), 'w/o PT': dict(pretraining=False)} # UTGRec, table 3
+ablations = {'w/o TreeCode': dict(tree=False), 'w/o alignment': dict(mu=0.),
+             'w/o reconstruction': dict(eta=0.),
+             'w/o FT(T)': dict(tokenizer_fine_tuning='none'),
+             'full FT': dict(tokenizer_fine_tuning='full'),
+             'w/o PT(R)': dict(recommender_pretraining=False),
+             'w/o PT': dict(pretraining=False)} # UTGRec, table 3
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #23f4a827
 def _fit_plan(config:UtgrecConfig, epochs:int, share:float=1. # of the learning rate
             )->UTGRecFitConfig:
     "How the tokenizer is fitted"
     c = config
-    return UTGRecFitConfig(epochs, c.tokenizer_batch, share*c.tokenizer_lr, warm=c.tokenizer_warm,
+    return UTGRecFitConfig(epochs, c.tokenizer_batch, share*c.tokenizer_lr,
+                           warm=c.tokenizer_warm,
                      every=max(1, epochs//10))
 
 def _tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
@@ -110,9 +128,11 @@ def _tokenizer_of(config:UtgrecConfig)->UTGRecTokenizer: # not fitted
     c = config
     K, L = c.codebook_size, c.levels
     sizes = (K, (L - 1)*K) if c.tree else (K,)*L
-    parts = UTGRecTokenizerConfig(L, sizes, c.width, c.patch, c.alpha, c.eta, c.codebook_weight, c.mu,
+    parts = UTGRecTokenizerConfig(L, sizes, c.width, c.patch, c.alpha, c.eta,
+                                  c.codebook_weight, c.mu,
                                   autoencoder=c.autoencoder, seed=c.seed)
-    encoder = LightConfig(width=c.width, max_tokens=c.max_tokens, dropout=c.tokenizer_dropout)
+    encoder = LightConfig(width=c.width, max_tokens=c.max_tokens,
+                          dropout=c.tokenizer_dropout)
     if c.encoder:
         from gentok.embed.qwen import QwenEncoder
         encoder = QwenEncoder(c.encoder, L)
@@ -127,32 +147,41 @@ class _PretrainedTokenizer(NamedTuple):
     item_ids: dict # name -> ItemIds, in one code space
     seconds: float
 
+# %% ../../nbs/11_papers/02_utgrec.ipynb #f1a16688
 def _pretrain_tokenizer(datasets:dict[str, Dataset], # name -> data set
           config:UtgrecConfig, out:Path|None=None # folder to resume in
          )->_PretrainedTokenizer:
-    "Fit text encoder and tokenizer on all domains (UTGRec, item tokenizer pre-training)"
+    """Fit text encoder and tokenizer on all domains (UTGRec, item tokenizer
+    pre-training)"""
     start, device, datasets = time.time(), process_state().device, _ordered(datasets)
-    encoder = _fit_domains(_encoder_of(config), {name: d.catalogue.text for name, d in datasets.items()})
-    tables = {name: _check_spread(encoder.embed(d.catalogue), name) for name, d in datasets.items()}
+    encoder = _fit_domains(_encoder_of(config),
+                           {name: d.catalogue.text for name, d in datasets.items()})
+    tables = {name: _check_spread(encoder.embed(d.catalogue), name)
+              for name, d in datasets.items()}
     items = {name: _items_of(d.catalogue, tables[name]) for name, d in datasets.items()}
     positives = _concat_positives([co_occurrences(d) for d in datasets.values()])
-    tokenizer = _tokenizer_of(config).across().to(device if device.type == 'cuda' else 'cpu')
-    tokenizer.fit(_concat_domain_items(items), out and out/'tokenizers'/'all', positives)
+    tokenizer = _tokenizer_of(config).across().to(device if device.type == 'cuda'
+                                                  else 'cpu')
+    tokenizer.fit(_concat_domain_items(items), out and out/'tokenizers'/'all',
+                  positives)
     def ids(k, table):
         place = out and out/'identifiers'/f'{k}.safetensors'
         return _cached_ids(lambda: _resolve_codes(tokenizer, table, config.seed), place)
-    item_ids = main_process_first(lambda: {name: ids(k, items[name]) for k, name in enumerate(items)}, out)
+    item_ids = main_process_first(lambda: {name: ids(k, items[name])
+                                           for k, name in enumerate(items)}, out)
     seconds = main_process_first(lambda: _cached_seconds(out, time.time() - start), out)
     return _PretrainedTokenizer(encoder, items, tokenizer, item_ids, seconds)
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #833a8a9d
 def _resolve_codes(tokenizer:UTGRecTokenizer, items:ItemTable, seed:int=0)->ItemIds:
-    "Codes, made unique by moving last codes to the nearest free leaf (UTGRec, section 2.4.1)"
+    """Codes, made unique by moving last codes to the nearest free leaf (UTGRec, section
+    2.4.1)"""
     residuals, q = tokenizer.residuals(items), tokenizer.quantizer
     codes = q.encode(residuals.to(tokenizer.fitted.device)).cpu()
     last = residuals[:, -1], q.codebooks[-1].weight.detach()
     return resolve(codes, 'reassign', tokenizer.sizes, *last, seed=seed, ids=items.ids)
 
+# %% ../../nbs/11_papers/02_utgrec.ipynb #142d9e21
 def _vocabulary_of(tokenizer:UTGRecTokenizer)->Vocabulary:
     "Tokens for codes: levels with one codebook share them"
     return Vocabulary(tokenizer.sizes, blocks=tokenizer.config.blocks)
@@ -161,43 +190,57 @@ def _vocabulary_of(tokenizer:UTGRecTokenizer)->Vocabulary:
 def _mix_domains(examples:Sequence[Examples], # of each domain
           tables:Sequence[Tensor] # n+1 l each: from `item_tokens`
          )->tuple[Examples, Tensor]: # of all domains; N+1 l: the last row is padding
-    "The examples of several domains as those of one (UTGRec, generative recommender pre-training)"
+    """The examples of several domains as those of one (UTGRec, generative recommender
+    pre-training)"""
     def before(counts): return torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
     rows = before([len(t) - 1 for t in tables])
     flat = before([len(e.items) for e in examples])
     users = before([int(e.users.max()) + 1 if e.n else 0 for e in examples])
-    def moved(name, by): return torch.cat([getattr(e, name) + b for e, b in zip(examples, by)])
-    parts = dict(items=moved('items', rows), start=moved('start', flat), stop=moved('stop', flat),
+    def moved(name, by):
+        return torch.cat([getattr(e, name) + b for e, b in zip(examples, by)])
+    parts = dict(items=moved('items', rows), start=moved('start', flat),
+                 stop=moved('stop', flat),
                  users=moved('users', users))
     every = Examples(**parts, skipped=sum(e.skipped for e in examples))
     return every, torch.cat([*(t[:-1] for t in tables), tables[0][-1:]])
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #279f83e7
-def _has_training_users(dataset:Dataset)->bool: # False for a catalogue without histories
+def _has_training_users(dataset:Dataset
+                       )->bool: # False for a catalogue without histories
     "Can a recommender learn from it?"
     return bool((dataset.histories.lengths >= 4).any())
 
 def _sample_examples(examples:Examples, most:int, seed:int # 0: all
         )->Examples: # in their order
-    "At most so many examples of a domain, so that a large one does not take all the time"
+    """At most so many examples of a domain, so that a large one does not take all the
+    time"""
     if not most or examples.n <= most: return examples
-    drawn = torch.randperm(examples.n, generator=torch.Generator().manual_seed(seed))[:most]
+    drawn = torch.randperm(examples.n,
+                           generator=torch.Generator().manual_seed(seed))[:most]
     return examples.select(drawn.sort().values)
 
-def _pretrain(datasets:dict[str, Dataset], learnt:_PretrainedTokenizer, config:UtgrecConfig,
+# %% ../../nbs/11_papers/02_utgrec.ipynb #6f71dbe4
+def _pretrain(datasets:dict[str, Dataset], learnt:_PretrainedTokenizer,
+              config:UtgrecConfig,
              out:str|Path # folder of the run; it holds the weights for `weights_at`
             )->TrainResult:
-    "One recommender on the histories of all domains that have any (UTGRec, generative recommender pre-training)"
+    """One recommender on the histories of all domains that have any (UTGRec, generative
+    recommender pre-training)"""
     c, v = config, _vocabulary_of(learnt.tokenizer)
-    known = {name: d for name, d in _ordered(datasets).items() if _has_training_users(d)}
+    known = {name: d for name, d in _ordered(datasets).items()
+             if _has_training_users(d)}
     if not known: raise ValueError(
-        f'none of {", ".join(datasets)} has a user with 4 items or more; add such a data set, or use --no-recommender-pretraining (recommender_pretraining=False).')
-    parts = [_sample_examples(leave_one_out(d).train, c.pretraining_examples, c.seed) for d in known.values()]
-    examples, table = _mix_domains(parts, [item_tokens(learnt.item_ids[name], v) for name in known])
+        f'none of {", ".join(datasets)} has a user with 4 items or more; add such a '
+        'data set, or use --no-recommender-pretraining (recommender_pretraining=False).')
+    parts = [_sample_examples(leave_one_out(d).train, c.pretraining_examples, c.seed)
+             for d in known.values()]
+    examples, table = _mix_domains(parts, [item_tokens(learnt.item_ids[name], v)
+                                           for name in known])
     (model, kind), e = backbones[c.backbone], c.pretraining_epochs
     data = kind(examples, table, c.batch_size, c.seed)
     plan = replace(c.training(), epochs=e, lr=c.pretraining_lr, patience=0)
-    return Trainer(model(v, c.recommender(), c.seed), data, plan, out).keeping((e,)).fit()
+    return Trainer(model(v, c.recommender(), c.seed), data, plan,
+                   out).keeping((e,)).fit()
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #e7c26a47
 class _Target(NamedTuple):
@@ -207,15 +250,22 @@ class _Target(NamedTuple):
     item_ids: ItemIds
     seconds: float
 
-def _tune_tokenizer(dataset:Dataset, learnt:_PretrainedTokenizer, config:UtgrecConfig, out:Path|None=None)->_Target:
-    "Tune the tokenizer on the target, and write its identifiers (UTGRec, item tokenizer fine-tuning)"
+# %% ../../nbs/11_papers/02_utgrec.ipynb #80ae1d8e
+def _tune_tokenizer(dataset:Dataset, learnt:_PretrainedTokenizer, config:UtgrecConfig,
+                    out:Path|None=None)->_Target:
+    """Tune the tokenizer on the target, and write its identifiers (UTGRec, item
+    tokenizer fine-tuning)"""
     dataset = dataset.in_canonical_order()
     start, c, tokenizer = time.time(), config, learnt.tokenizer
     items = _items_of(dataset.catalogue, learnt.encoder.embed(dataset.catalogue))
     if c.pretraining and c.tokenizer_fine_tuning != 'none':
-        plan, frozen = _fit_plan(c, c.tokenizer_fine_tune_epochs, 1/3), c.tokenizer_fine_tuning == 'frozen_codebook'
-        tokenizer = tokenizer.fine_tune(items, plan, out and out/'tokenizer', co_occurrences(dataset), frozen)
-    def ids(): return _cached_ids(lambda: _resolve_codes(tokenizer, items, c.seed), out and out/'identifiers')
+        plan, frozen = (_fit_plan(c, c.tokenizer_fine_tune_epochs, 1/3),
+                        c.tokenizer_fine_tuning == 'frozen_codebook')
+        tokenizer = tokenizer.fine_tune(items, plan, out and out/'tokenizer',
+                                        co_occurrences(dataset), frozen)
+    def ids():
+        return _cached_ids(lambda: _resolve_codes(tokenizer, items, c.seed),
+                           out and out/'identifiers')
     item_ids = main_process_first(ids, out)
     seconds = main_process_first(lambda: _cached_seconds(out, time.time() - start), out)
     return _Target(items, tokenizer, item_ids, seconds)
@@ -223,33 +273,48 @@ def _tune_tokenizer(dataset:Dataset, learnt:_PretrainedTokenizer, config:UtgrecC
 # %% ../../nbs/11_papers/02_utgrec.ipynb #3b59e807
 def run_transfer(datasets:Sequence[Dataset], # the other domains
                  target:Dataset, config:UtgrecConfig=UtgrecConfig(),
-                 out:str|Path|None=None, # run again with the same folder after an interruption: it continues
-                 common:str|Path|None=None # folder for what is learnt before the target; None: one in `out`
+                 # run again with the same folder after an interruption: it continues
+                 out:str|Path|None=None,
+                 # folder for what is learnt before the target; None: one in `out`
+                 common:str|Path|None=None
                 )->Result:
-    "UTGRec from other domains to its numbers on every test user of the target; ValueError without other domains"
+    """UTGRec from other domains to its numbers on every test user of the target;
+    ValueError without other domains"""
     if out is None:
         main_process_first(lambda: None, out) # several processes are refused
         with TemporaryDirectory() as folder:
-            return run_transfer(datasets, target, config, folder, common)._replace(out=None)
-    c = config if config.others else replace(config, others=','.join(d.name for d in datasets))
+            return run_transfer(datasets, target, config, folder,
+                                common)._replace(out=None)
+    c = config if config.others else replace(config,
+                                             others=','.join(d.name for d in datasets))
     if c.pretraining and not len(datasets): raise ValueError(
-        f'there is nothing to pre-train on before {target.name}; name other data sets in others, or use --no-pretraining (pretraining=False).')
+        f'there is nothing to pre-train on before {target.name}; name other data sets '
+        'in others, or use --no-pretraining (pretraining=False).')
     known = _by_name(datasets if c.pretraining else [target])
-    job = start_run('UTGRec', _by_name([target, *datasets])[target.name], c, out, datasets if c.pretraining else ())
+    job = start_run('UTGRec', _by_name([target, *datasets])[target.name], c, out,
+                    datasets if c.pretraining else ())
     before = Path(common or job.out/'before')
     learnt = _pretrain_tokenizer(known, c, before)
-    first = _pretrain(known, learnt, c, before/'recommender') if c.pretraining and c.recommender_pretraining else None
+    first = (_pretrain(known, learnt, c, before/'recommender')
+             if c.pretraining and c.recommender_pretraining else None)
     weights = weights_at(before/'recommender', c.pretraining_epochs) if first else None
     found = _tune_tokenizer(job.dataset, learnt, c, job.out)
     start = RecommenderSpec(vocabulary=_vocabulary_of(found.tokenizer), weights=weights)
-    fitted = fit_recommender(job.split, found.item_ids, c, job.folder('training'), start)
-    seconds = learnt.seconds + found.seconds + fitted.result.seconds + (first.seconds if first else 0)
+    fitted = fit_recommender(job.split, found.item_ids, c, job.folder('training'),
+                             start)
+    seconds = learnt.seconds + found.seconds + fitted.result.seconds + (
+        first.seconds if first else 0)
     pipeline = TokenizationPipeline(learnt.encoder, found.tokenizer)
-    return finish_run(job, fitted, found.tokenizer.health(found.items), seconds, pipeline)
+    return finish_run(job, fitted, found.tokenizer.health(found.items), seconds,
+                      pipeline)
 
-def run(dataset:Dataset, config:UtgrecConfig=UtgrecConfig(), out:str|Path|None=None)->Result:
-    "UTGRec (Zheng et al. 2025) on one data set, pre-trained on `others`; run again with the same folder, it continues"
-    paths = [path.strip() for path in config.others.split(',') if path.strip()] if config.pretraining else []
+# %% ../../nbs/11_papers/02_utgrec.ipynb #de63ccb3
+def run(dataset:Dataset, config:UtgrecConfig=UtgrecConfig(),
+        out:str|Path|None=None)->Result:
+    """UTGRec (Zheng et al. 2025) on one data set, pre-trained on `others`; run again
+    with the same folder, it continues"""
+    paths = ([path.strip() for path in config.others.split(',') if path.strip()]
+             if config.pretraining else [])
     return run_transfer([load(path) for path in paths], dataset, config, out)
 
 # %% ../../nbs/11_papers/02_utgrec.ipynb #ed3b9980
@@ -257,12 +322,18 @@ def _both_modalities(catalogue:Catalogue, config:TigerConfig)->EmbeddingTable:
     "A vector of an item's words beside one of its picture, each of length 1"
     unit = lambda x: torch.nn.functional.normalize(x, dim=-1)
     table = _encoder_of(config).embed(catalogue)
-    seen = catalogue.images is not None and any(picture is not None for picture in catalogue.images)
+    seen = catalogue.images is not None and any(picture is not None
+                                                for picture in catalogue.images)
     if not seen: return table
-    pictures = ImageEncoder('pca', min(config.text_dim, len(catalogue))).embed(catalogue).matrix
-    return EmbeddingTable(catalogue.ids, torch.hstack([unit(table.matrix), unit(pictures)]), f'{table.source}+pca')
+    pictures = ImageEncoder('pca', min(config.text_dim,
+                                       len(catalogue))).embed(catalogue).matrix
+    return EmbeddingTable(catalogue.ids,
+                          torch.hstack([unit(table.matrix), unit(pictures)]),
+                          f'{table.source}+pca')
 
-def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(), out:str|Path|None=None)->Result:
+# %% ../../nbs/11_papers/02_utgrec.ipynb #4cc3bc6c
+def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(),
+                out:str|Path|None=None)->Result:
     "TIGER on words and pictures (the rival that UTGRec calls TIGER_M)"
     start, job = time.time(), start_run('TIGER_M', dataset, config, out)
     def make():
@@ -270,7 +341,9 @@ def run_tiger_m(dataset:Dataset, config:TigerConfig=TigerConfig(), out:str|Path|
         return table, make_tokenizer(config, table).fit(table, job.folder('tokenizer'))
     table, tokenizer = main_process_first(make, job.out)
     def unique(): return _unique_ids(tokenizer, table, config.policy, config.seed)
-    item_ids = main_process_first(lambda: _cached_ids(unique, job.folder('identifiers')), job.out)
+    item_ids = main_process_first(
+        lambda: _cached_ids(unique, job.folder('identifiers')), job.out)
     before = _cached_seconds(job.out, time.time() - start)
     fitted = fit_recommender(job.split, item_ids, config, job.folder('training'))
-    return finish_run(job, fitted, tokenizer.health(table), before + fitted.result.seconds)
+    return finish_run(job, fitted, tokenizer.health(table),
+                      before + fitted.result.seconds)

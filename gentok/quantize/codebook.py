@@ -31,7 +31,8 @@ def _tolerance(r:Tensor, # b d
              )->Tensor: # b: scores closer than this may be rounding
     "A bound on what rounding can do to the difference of two scores of one vector"
     unit = dict(highest=torch.finfo(r.dtype).eps, high=2**-10, medium=2**-7)
-    name = torch.get_float32_matmul_precision() if r.dtype == torch.float32 else 'highest'
+    name = (torch.get_float32_matmul_precision() if r.dtype == torch.float32
+            else 'highest')
     bound = 2*(r.shape[1] + 4)*unit[name]*(r.square().sum(-1) + e2.max())
     return bound + torch.finfo(r.dtype).tiny  # below it numbers lose digits
 
@@ -43,12 +44,16 @@ def _break_near_ties(r:Tensor, # m d: vectors with more than one candidate
     "Compare candidates by the distance itself"
     row, code = near.nonzero(as_tuple=True)
     distance = torch.full(near.shape, torch.inf, dtype=r.dtype, device=r.device)  # m k
-    distance[row, code] = (r[row].double() - e[code].double()).square().sum(-1).to(r.dtype)
+    distance[row,
+             code] = (r[row].double() - e[code].double()).square().sum(-1).to(r.dtype)
     return distance.argmin(-1)
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #db54ad5f
-def _two_nearest(distance:Tensor # b k: not negative; float32 loses its last bits, in place
-            )->tuple[Tensor, Tensor, Tensor, float]: # code, its distance, the next: b each; relative error
+def _two_nearest(
+                 # b k: not negative; float32 loses its last bits, in place
+                 distance:Tensor
+             # code, its distance, the next: b each; relative error
+            )->tuple[Tensor, Tensor, Tensor, float]:
     "The winner of each row and the runner-up's distance"
     bits = (distance.shape[1] - 1).bit_length()
     if distance.dtype != torch.float32 or bits > 10:
@@ -62,7 +67,8 @@ def _two_nearest(distance:Tensor # b k: not negative; float32 loses its last bit
     code = (best & last).long()
     second = packed.scatter_(1, code, 0x7f800000).amin(-1)  # the bits of infinity
     packed.scatter_(1, code, best)
-    return code[:, 0], best.view(torch.float32)[:, 0], second.view(torch.float32), 2.**(bits - 23)
+    return (code[:, 0], best.view(torch.float32)[:, 0], second.view(torch.float32),
+            2.**(bits - 23))
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #a0728a42
 def _nearest(r:Tensor, # b d: few enough that b k distances fit in memory
@@ -70,14 +76,20 @@ def _nearest(r:Tensor, # b d: few enough that b k distances fit in memory
              e2:Tensor # k
             )->Tensor: # b
     "One piece of `nearest`: propose by score, settle the doubtful"
-    distance = torch.addmm(e2, r, e.T, alpha=-2).add_(r.square().sum(-1, keepdim=True)).clamp_(min=0)
+    distance = torch.addmm(e2, r, e.T,
+                           alpha=-2).add_(r.square().sum(-1,
+                                                         keepdim=True)).clamp_(min=0)
     code, best, second, error = _two_nearest(distance)
     limit = (1 + 4*error)*(best + _tolerance(r, e2))  # b
     bad = int((~limit.isfinite()).sum())
-    if bad: raise ValueError(f'{bad} of {len(r)} vectors meet NaN, infinity or numbers too large '
-                             'to square; check the input and the learning rate.')
+    if bad:
+        raise ValueError(
+            f'{bad} of {len(r)} vectors meet NaN, infinity or numbers too large '
+                         'to square; check the input and the learning rate.')
     doubt = (second <= limit).nonzero()[:, 0]
-    if len(doubt): code[doubt] = _break_near_ties(r[doubt], e, distance[doubt] <= limit[doubt, None])
+    if len(doubt):
+        code[doubt] = _break_near_ties(r[doubt], e,
+                                       distance[doubt] <= limit[doubt, None])
     return code
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #42030e33
@@ -91,7 +103,8 @@ def _working(x:Tensor # any floating type
 def nearest(r:Tensor, # b d: residuals
             e:Tensor # k d: codebook
            )->Tensor: # b: code of each residual, long
-    "Index of the closest codeword; the lowest index wins a tie; ValueError if widths differ, or without codewords"
+    """Index of the closest codeword; the lowest index wins a tie; ValueError if widths
+    differ, or without codewords"""
     if r.dim() != 2 or e.dim() != 2 or r.shape[1] != e.shape[1]: raise ValueError(
         f'vectors are {tuple(r.shape)} and codewords {tuple(e.shape)}; '
         'give (b, d) and (k, d) with one d.')
@@ -129,26 +142,31 @@ def kmeans(x:Tensor, # n d
            K:int, # centres wanted
            seed:int=0
           )->Tensor: # K d
-    "Centres of k-means; fewer distinct vectors than K are repeated with a little noise; ValueError for no vectors"
+    """Centres of k-means; fewer distinct vectors than K are repeated with a little
+    noise; ValueError for no vectors"""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
-    if not len(x): raise ValueError(f'no vectors to start {K} codewords from; give at least one.')
+    if not len(x):
+        raise ValueError(f'no vectors to start {K} codewords from; give at least one.')
     rng, points = np.random.default_rng(seed), _working(x.detach()).cpu().numpy()
     few = rng.choice(len(points), 256*K, replace=False) if len(points) > 256*K else ...
     points = points[few]
     centres = np.unique(points, axis=0)
     if len(centres) > K:
         with threadpool_limits(1):  # sums in the same order on any number of threads
-            centres = KMeans(K, n_init=1, max_iter=100, random_state=seed).fit(points).cluster_centers_
+            centres = KMeans(K, n_init=1, max_iter=100,
+                             random_state=seed).fit(points).cluster_centers_
     repeats = centres[np.arange(K - len(centres)) % len(centres)]
     scale = 1e-3*(points.std() or np.abs(points).max() or 1.)
-    centres = np.concatenate([centres, repeats + scale*rng.standard_normal(repeats.shape)])
+    centres = np.concatenate([centres,
+                              repeats + scale*rng.standard_normal(repeats.shape)])
     return torch.as_tensor(centres, dtype=_working(x[:0]).dtype, device=x.device)
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #7ee880cb
 @dataclass(frozen=True)
 class EMA:
-    "Codewords are running means of their vectors (van den Oord et al. 2017, appendix A.1); ValueError for a decay of 1"
+    """Codewords are running means of their vectors (van den Oord et al. 2017, appendix
+    A.1); ValueError for a decay of 1"""
     decay:float = .99 # share of the past that a step keeps
     eps:float = 1e-5 # added to every size
     def __post_init__(self):
@@ -170,28 +188,36 @@ def _alone(x:Tensor)->Tensor: # rows of all processes: here, of one
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #8f105fde
 class Codebook(nn.Module):
-    "K points that vectors are rounded to, which follow them (van den Oord et al. 2017); ValueError for a wrong setting"
+    """K points that vectors are rounded to, which follow them (van den Oord et al.
+    2017); ValueError for a wrong setting"""
     def __init__(self,
                  K:int, # codewords
                  dim:int, # d, their width
                  update:str|EMA='gradient', # 'gradient' | 'ema' | EMA(decay, eps)
                  beta:float=.25, # weight of the commitment loss (VQ-VAE)
-                 revival:DeadCodeReset|None=DeadCodeReset(), # None: dead codes stay dead, as in the papers
-                 gather:Callable[[Tensor], Tensor]=_alone # puts the rows of all processes together
+                 # None: dead codes stay dead, as in the papers
+                 revival:DeadCodeReset|None=DeadCodeReset(),
+                 # puts the rows of all processes together
+                 gather:Callable[[Tensor], Tensor]=_alone
                 ):
         super().__init__()
         if min(K, dim) < 1: raise ValueError(
             f'K is {K} and dim {dim}; give at least 1 codeword of width 1.')
         if update not in ('gradient', 'ema') and not isinstance(update, EMA):
-            raise ValueError(f"update is {update!r}; choose 'gradient', 'ema' or EMA(decay, eps).")
-        self.K, self.dim, self.beta, self.revival, self.gather = K, dim, beta, revival, gather
-        self.ema = EMA() if update == 'ema' else update if isinstance(update, EMA) else None
+            raise ValueError(
+                f"update is {update!r}; choose 'gradient', 'ema' or EMA(decay, eps).")
+        self.K, self.dim, self.beta, self.revival, self.gather = (K, dim, beta, revival,
+                                                                  gather)
+        self.ema = (EMA() if update == 'ema' else update if isinstance(update, EMA)
+                    else None)
         rule = revival or DeadCodeReset()
-        self._state(torch.empty(K, dim).uniform_(-1/K, 1/K), rule.seed, rule.per_pass or 0)
+        self._state(torch.empty(K, dim).uniform_(-1/K, 1/K), rule.seed,
+                    rule.per_pass or 0)
 
     def forward(self, r:Tensor # b d
                )->Quantized:
-        "Codes, straight-through codewords and loss; in training mode the codebook then learns"
+        """Codes, straight-through codewords and loss; in training mode the codebook
+        then learns"""
         r = r.to(self.weight.dtype)
         codes = nearest(r, self.weight)
         with torch.autocast(r.device.type, enabled=False):
@@ -205,7 +231,8 @@ class Codebook(nn.Module):
 # %% ../../nbs/03_quantize/01_codebook.ipynb #7f8f0ea9
 @patch
 def _hold(self:Codebook, weight:Tensor): # k d
-    "The codewords, and what they learn by; a codebook of another make overrides this and `_move`"
+    """The codewords, and what they learn by; a codebook of another make overrides this
+    and `_move`"""
     if self.ema is None: self.weight = nn.Parameter(weight)
     else:
         self.register_buffer('weight', weight)
@@ -216,7 +243,8 @@ def _hold(self:Codebook, weight:Tensor): # k d
 def _state(self:Codebook, weight:Tensor, seed:int, per_pass:int):
     "All that changes behaviour: parameters and buffers"
     self._hold(weight)
-    self.register_buffer('idle', torch.zeros(self.K, dtype=torch.long))  # vectors since last chosen
+    # vectors since last chosen
+    self.register_buffer('idle', torch.zeros(self.K, dtype=torch.long))
     for name, value in dict(step=0, seed=seed, ready=False, per_pass=per_pass).items():
         self.register_buffer(name, torch.tensor(value))
 
@@ -240,13 +268,15 @@ def _move(self:Codebook, e:Tensor, where:Tensor): # m d; k: bool, m of them
     self.weight[where] = e.to(self.weight)
     if self.ema: self.sums[where], self.sizes[where] = self.weight[where], 1.
 
+# %% ../../nbs/03_quantize/01_codebook.ipynb #d64b2809
 @patch
 @torch.no_grad()
 def place(self:Codebook,
           e:Tensor, # k d: one row for each code that moves
           where:Tensor|None=None # k: bool, which codes move (default: all)
          )->Codebook:
-    "Put codewords somewhere; size, sum and idleness start again with them; ValueError for another shape"
+    """Put codewords somewhere; size, sum and idleness start again with them; ValueError
+    for another shape"""
     where = torch.ones(self.K, dtype=torch.bool) if where is None else where
     where = where.to(self.weight.device)
     want = (int(where.sum()), self.dim)
@@ -289,9 +319,11 @@ def initialise(self:Codebook,
     if again or not self.ready: self.place(kmeans(x, self.K, seed))
     return self
 
+# %% ../../nbs/03_quantize/01_codebook.ipynb #f6f38cd3
 @patch
 def _expect(self:Codebook, n:int): # vectors
-    "So many vectors are a pass over the data, unless the rule for dead codes says how many"
+    """So many vectors are a pass over the data, unless the rule for dead codes says how
+    many"""
     if not (self.revival and self.revival.per_pass): self.per_pass.fill_(n)
 
 # %% ../../nbs/03_quantize/01_codebook.ipynb #e7d87d50
@@ -312,14 +344,19 @@ def revive(self:Codebook,
           )->int: # codes moved
     "Move dead codes onto random residuals"
     rule = self.revival or DeadCodeReset()
-    if dead is None: dead = self.idle >= rule.patience*(int(self.per_pass) or len(r)*len(self.gather(r[:1])))
+    if dead is None:
+        dead = self.idle >= rule.patience*(int(self.per_pass)
+                                           or len(r)*len(self.gather(r[:1])))
     n = int(dead.sum())
     if not n or not len(r): return 0
     draw = _stream(int(self.seed), int(self.step))
-    pool = self.gather(_newcomers(r.to(self.weight.dtype), n, rule.noise, draw))  # n*processes d
-    self.place(pool[torch.randperm(len(pool), generator=draw)[:n].to(pool.device)], dead)
+    # n*processes d
+    pool = self.gather(_newcomers(r.to(self.weight.dtype), n, rule.noise, draw))
+    self.place(pool[torch.randperm(len(pool), generator=draw)[:n].to(pool.device)],
+               dead)
     return n
 
+# %% ../../nbs/03_quantize/01_codebook.ipynb #45fa2919
 @patch
 def unused_by(self:Codebook, r:Tensor # n d
              )->Tensor: # k: bool

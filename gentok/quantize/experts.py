@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .codebook import (EMA, Codebook, Quantized, codebook_loss, commitment_loss, kmeans, nearest,
+from .codebook import (EMA, Codebook, Quantized, codebook_loss,
+                                      commitment_loss, kmeans, nearest,
                                       straight_through)
 from .residual import ResidualQuantizer
 from .revival import DeadCodeReset
@@ -47,10 +48,13 @@ def place(self:Router,
           means:Tensor, # m d: the middle of each expert's vectors
           spread:float # s: mean squared distance of vectors from their own middle
          )->Router:
-    "Start as the softmax of distances to the means; ValueError for another number of means, or another width"
+    """Start as the softmax of distances to the means; ValueError for another number of
+    means, or another width"""
     if means.shape != self.linear.weight.shape: raise ValueError(
-        f'means are {tuple(means.shape)}; give {tuple(self.linear.weight.shape)}, a row for each expert.')
-    s = max(float(spread), 1e-6*float(means.square().sum(1).mean()), torch.finfo(means.dtype).tiny)
+        f'means are {tuple(means.shape)}; give {tuple(self.linear.weight.shape)}, a '
+        'row for each expert.')
+    s = max(float(spread), 1e-6*float(means.square().sum(1).mean()),
+            torch.finfo(means.dtype).tiny)
     self.linear.weight.copy_(means/s)
     self.linear.bias.copy_(-means.square().sum(1)/(2*s))
     self.ready.fill_(True)
@@ -59,7 +63,8 @@ def place(self:Router,
 # %% ../../nbs/03_quantize/07_experts.ipynb #e6bea8da
 def top_experts(g:Tensor, # b m: from the router
                 N:int # experts kept
-               )->tuple[Tensor, Tensor]: # b n: experts, the likeliest first; b m: weights, zero for the others
+                # b n: experts, the likeliest first; b m: weights, zero for the others
+               )->tuple[Tensor, Tensor]:
     "The N likeliest experts, and their weights, which sum to one (UniTok, TokenMoE)"
     chosen = g.argsort(dim=-1, descending=True, stable=True)[:, :N]
     kept = torch.zeros_like(g).scatter(1, chosen, g.gather(1, chosen))
@@ -67,14 +72,21 @@ def top_experts(g:Tensor, # b m: from the router
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #00f431b2
 class TokenMoE(nn.Module):
-    "Residual quantizers, one per kind of vector, a router among them, and one for all (UniTok, TokenMoE)"
+    """Residual quantizers, one per kind of vector, a router among them, and one for all
+    (UniTok, TokenMoE)"""
     def __init__(self,
-                 experts:Iterable[ResidualQuantizer], # m, alike in sizes and width; none: the shared one alone
-                 shared:ResidualQuantizer|None=None, # sees every vector; None: no shared expert
-                 top:int=1, # N: experts that a vector is sent to; M is the published code's
+                 # m, alike in sizes and width; none: the shared one alone
+                 experts:Iterable[ResidualQuantizer],
+                 # sees every vector; None: no shared expert
+                 shared:ResidualQuantizer|None=None,
+                 # N: experts that a vector is sent to; M is the published code's
+                 top:int=1,
                  shared_weight:float=.05, # w, of the published code
-                 mode:str='experts', # each expert codes by itself, or 'level_mixture' as in the published code
-                 identity:str='prefix' # where the expert's number stands: 'prefix' | 'suffix'
+                 # each expert codes by itself, or 'level_mixture' as in the published
+                 # code
+                 mode:str='experts',
+                 # where the expert's number stands: 'prefix' | 'suffix'
+                 identity:str='prefix'
                 ):
         super().__init__()
         self.experts, self.shared = nn.ModuleList(experts), shared
@@ -86,7 +98,8 @@ class TokenMoE(nn.Module):
     @property
     def M(self)->int: return len(self.experts) # without the shared one
     @property
-    def parts(self)->list: return [*self.experts, *([] if self.shared is None else [self.shared])] # all experts
+    def parts(self)->list: # all experts
+        return [*self.experts, *([] if self.shared is None else [self.shared])]
     @property
     def dim(self)->int: return self.parts[0].dim # d
     @property
@@ -100,38 +113,53 @@ class TokenMoE(nn.Module):
 @patch
 def check(self:TokenMoE):
     "ValueError for parts that do not go together"
-    if not self.parts: raise ValueError('there are no experts and no shared one; give at least one of the two.')
+    if not self.parts:
+        raise ValueError(
+            'there are no experts and no shared one; give at least one of the two.')
     kinds = sorted({(part.sizes, part.dim) for part in self.parts})
-    if len(kinds) > 1: raise ValueError(f'experts have sizes and widths {kinds}; give all the same.')
-    for name, known in dict(mode=('experts', 'level_mixture'), identity=('prefix', 'suffix')).items():
-        if getattr(self, name) not in known: raise ValueError(f'{name} is {getattr(self, name)!r}; choose {known[0]!r} or {known[1]!r}.')
-    if self.M and not 1 <= self.top <= self.M: raise ValueError(f'top is {self.top} of {self.M} experts; give 1 to {self.M}.')
-    if not 0 <= self.shared_weight < 1: raise ValueError(f'shared_weight is {self.shared_weight}; give a share below 1, like .05.')
+    if len(kinds) > 1:
+        raise ValueError(f'experts have sizes and widths {kinds}; give all the same.')
+    for name, known in dict(mode=('experts', 'level_mixture'),
+                            identity=('prefix', 'suffix')).items():
+        if getattr(self, name) not in known:
+            raise ValueError(f'{name} is {getattr(self, name)!r}; choose {known[0]!r} '
+                             f'or {known[1]!r}.')
+    if self.M and not 1 <= self.top <= self.M:
+        raise ValueError(f'top is {self.top} of {self.M} experts; give 1 to {self.M}.')
+    if not 0 <= self.shared_weight < 1:
+        raise ValueError(
+            f'shared_weight is {self.shared_weight}; give a share below 1, like .05.')
     follows = any(book.ema for part in self.parts for book in part.codebooks)
     if self.mode == 'level_mixture' and follows: raise ValueError(
-        "level_mixture learns by gradient, and these codebooks follow running means; give update='gradient'.")
+        "level_mixture learns by gradient, and these codebooks follow running means; "
+        "give update='gradient'.")
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #56f34bc4
 @patch
 def forward(self:TokenMoE,
             z:Tensor # b d
            )->Quantized: # codes b l: expert, then its codes
-    "Codes of the likeliest expert, the straight-through mixture, the losses of router and experts"
+    """Codes of the likeliest expert, the straight-through mixture, the losses of router
+    and experts"""
     if not self.M: return self.shared(z)
     if self.mode == 'level_mixture': return self.mixed(z)
     g = self.router(z.detach())  # an encoder must not move to be routed
     chosen, weights = top_experts(g, self.top)
     codes = torch.stack([expert.encode(z) for expert in self.experts], 1)  # b m l
-    vectors = torch.stack([e.decode(codes[:, m]) for m, e in enumerate(self.experts)], 1)  # b m d
+    # b m d
+    vectors = torch.stack([e.decode(codes[:, m]) for m, e in enumerate(self.experts)],
+                          1)
     error = (z.detach().to(vectors)[:, None] - vectors).square().mean(-1)  # b m
     mixture = (weights.detach()[:, :, None]*vectors).sum(1)
     loss = (g*error).sum(1).mean() + (1 - self.shared_weight)*self.learn(z, weights)
     if self.shared is not None:
         common = self.shared(z)
-        mixture = (1 - self.shared_weight)*mixture + self.shared_weight*common.vectors.detach()
+        mixture = (
+            1 - self.shared_weight)*mixture + self.shared_weight*common.vectors.detach()
         loss = loss + self.shared_weight*common.loss
     own = codes[torch.arange(len(z), device=z.device), chosen[:, 0]]
-    return Quantized(self.joined(chosen[:, 0], own), straight_through(z.to(mixture.dtype), mixture), loss)
+    return Quantized(self.joined(chosen[:, 0], own),
+                     straight_through(z.to(mixture.dtype), mixture), loss)
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #4f75f540
 @patch
@@ -157,7 +185,8 @@ def of(cls:TokenMoE,
        shared:bool=True, # with a shared expert?
        update:str|EMA='gradient', # how codebooks learn, as in `ResidualQuantizer.of`
        beta:float=.25, # weight of the commitment loss
-       revival:DeadCodeReset|None=DeadCodeReset(), # None: dead codes stay dead, as in the paper
+       # None: dead codes stay dead, as in the paper
+       revival:DeadCodeReset|None=DeadCodeReset(),
        **settings # top, shared_weight, mode, identity
       )->TokenMoE:
     "Experts that share their settings; each draws newcomers by a seed of its own"
@@ -165,20 +194,25 @@ def of(cls:TokenMoE,
     part = lambda m: ResidualQuantizer.of(sizes, dim, update, beta, rule(m))
     return cls([part(m) for m in range(M)], part(M) if shared else None, **settings)
 
+# %% ../../nbs/03_quantize/07_experts.ipynb #a6cd3159
 @patch
 def extra_repr(self:TokenMoE)->str: # shown by `repr`
     "Size and switches"
-    return f'M={self.M}, sizes={self.sizes}, top={self.top}, shared_weight={self.shared_weight}, mode={self.mode}'
+    return (f'M={self.M}, sizes={self.sizes}, top={self.top}, '
+            f'shared_weight={self.shared_weight}, mode={self.mode}')
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #0ffada06
 @patch
-def _rows(self:TokenMoE, x:Tensor, domains:Tensor)->list: # m: which rows belong to each expert
+def _rows(self:TokenMoE, x:Tensor, domains:Tensor
+         )->list: # m: which rows belong to each expert
     "The rows of each domain; ValueError if they are not those of the experts"
-    if len(domains) != len(x): raise ValueError(f'{len(domains)} domains for {len(x)} vectors; give the domain of each.')
+    if len(domains) != len(x):
+        raise ValueError(
+            f'{len(domains)} domains for {len(x)} vectors; give the domain of each.')
     counts = torch.bincount(domains, minlength=self.M).tolist() if len(domains) else []
     if self.M and (len(counts) != self.M or 0 in counts): raise ValueError(
-        f'domains have {counts} vectors and there are {self.M} experts; give each expert a domain with at least one, '
-        'or domains=None to find groups.')
+        f'domains have {counts} vectors and there are {self.M} experts; give each '
+        'expert a domain with at least one, or domains=None to find groups.')
     return [domains == m for m in range(self.M)]
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #7c0b5bda
@@ -188,27 +222,37 @@ def initialise(self:TokenMoE,
                x:Tensor, # n d: all the vectors, if they fit
                seed:int=0, # expert m uses seed + m
                again:bool=False, # True: also what is `ready`
-               domains:Tensor|None=None, # n: 0 to M - 1; None: M groups, found by k-means
-               start:str='kmeans', # 'kmeans' | 'mean': the domain's mean and noise, as the paper says
-               noise:float=.1 # of 'mean', in standard deviations of the domain's vectors
+               # n: 0 to M - 1; None: M groups, found by k-means
+               domains:Tensor|None=None,
+               # 'kmeans' | 'mean': the domain's mean and noise, as the paper says
+               start:str='kmeans',
+               # of 'mean', in standard deviations of the domain's vectors
+               noise:float=.1
               )->TokenMoE:
-    "Experts start with their domains, the shared one with all; what is ready stays; ValueError for an unknown start"
-    if start not in ('kmeans', 'mean'): raise ValueError(f"start is {start!r}; choose 'kmeans' or 'mean'.")
-    domains = self._groups(x, seed) if domains is None else torch.as_tensor(domains, device=x.device)
+    """Experts start with their domains, the shared one with all; what is ready stays;
+    ValueError for an unknown start"""
+    if start not in ('kmeans', 'mean'):
+        raise ValueError(f"start is {start!r}; choose 'kmeans' or 'mean'.")
+    domains = (self._groups(x, seed) if domains is None
+               else torch.as_tensor(domains, device=x.device))
     for m, rows in enumerate(self._rows(x, domains)):
         _initialise_expert(self.experts[m], x[rows], seed + m, again, start, noise)
-    if self.shared is not None: _initialise_expert(self.shared, x, seed + self.M, again, start, noise)
-    for book in (book for part in self.parts for book in part.codebooks): book._expect(len(x))  # all may come to any
+    if self.shared is not None:
+        _initialise_expert(self.shared, x, seed + self.M, again, start, noise)
+    for book in (book for part in self.parts for book in part.codebooks):
+        book._expect(len(x)) # all may come to any
     if self.M and (again or not self.router.ready):
         means = torch.stack([x[domains == m].mean(0) for m in range(self.M)])
         self.router.place(means, (x - means[domains]).square().sum(1).mean())
     return self
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #2434e6d4
-def _initialise_expert(part:ResidualQuantizer, x:Tensor, seed:int, again:bool, start:str, noise:float): # x: n d
+def _initialise_expert(part:ResidualQuantizer, x:Tensor, seed:int, again:bool,
+                       start:str, noise:float): # x: n d
     "One expert starts with its vectors, at centres or at the mean and noise"
     if start == 'kmeans': return part.initialise(x, seed, again)
-    draw, spread = torch.Generator().manual_seed(seed), (x - x.mean(0)).square().mean().sqrt()
+    draw, spread = (torch.Generator().manual_seed(seed),
+                    (x - x.mean(0)).square().mean().sqrt())
     for l, book in enumerate(part.codebooks):
         jitter = noise*spread*torch.randn(book.weight.shape, generator=draw).to(x)
         if again or not book.ready: book.place(jitter + (x.mean(0) if l == 0 else 0.))
@@ -216,7 +260,8 @@ def _initialise_expert(part:ResidualQuantizer, x:Tensor, seed:int, again:bool, s
 @patch
 def _groups(self:TokenMoE, x:Tensor, seed:int)->Tensor: # n d -> n
     "M groups of vectors, where nobody says which domains there are"
-    return nearest(x, kmeans(x, self.M, seed)) if self.M else torch.zeros(len(x), dtype=torch.long)
+    return (nearest(x, kmeans(x, self.M, seed)) if self.M
+            else torch.zeros(len(x), dtype=torch.long))
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #2b7e69df
 @patch
@@ -235,7 +280,8 @@ def encode(self:TokenMoE,
 def _encode(self:TokenMoE, z:Tensor)->Tensor: # b d -> b l
     "One piece of `encode`"
     chosen, weights = top_experts(self.router(z), self.top)
-    if self.mode == 'level_mixture': return self.joined(chosen[:, 0], self.levels(z, chosen, weights)[0])
+    if self.mode == 'level_mixture':
+        return self.joined(chosen[:, 0], self.levels(z, chosen, weights)[0])
     own = torch.empty(len(z), self.L - 1, dtype=torch.long, device=z.device)
     for m, expert in enumerate(self.experts):
         mine = chosen[:, 0] == m
@@ -245,21 +291,29 @@ def _encode(self:TokenMoE, z:Tensor)->Tensor: # b d -> b l
 # %% ../../nbs/03_quantize/07_experts.ipynb #0b018d88
 @patch
 def decode(self:TokenMoE,
-           codes:Tensor # n l: identifiers, or with the number in front their first codes
+           # n l: identifiers, or with the number in front their first codes
+           codes:Tensor
           )->Tensor: # n d
-    "What the expert that an identifier names makes of its codes; ValueError for codes that do not fit"
+    """What the expert that an identifier names makes of its codes; ValueError for codes
+    that do not fit"""
     codes = torch.as_tensor(codes)
     least = self.L if self.M and self.identity == 'suffix' else 1
     if codes.dim() != 2 or not least <= codes.shape[1] <= self.L: raise ValueError(
-        f'codes are {tuple(codes.shape)}; identifiers have {self.L} levels: give (n, {self.L}).')
-    if not self.M: return sum(book.decode(c) for book, c in zip(self.shared.codebooks, codes.T))
-    number, own = (codes[:, 0], codes[:, 1:]) if self.identity == 'prefix' else (codes[:, -1], codes[:, :-1])
-    if len(number) and not 0 <= int(number.min()) <= int(number.max()) < self.M: raise ValueError(
-        f'experts run from {int(number.min())} to {int(number.max())}; there are 0 to {self.M - 1}.')
+        f'codes are {tuple(codes.shape)}; identifiers have {self.L} levels: give (n, '
+        f'{self.L}).')
+    if not self.M:
+        return sum(book.decode(c) for book, c in zip(self.shared.codebooks, codes.T))
+    number, own = ((codes[:, 0], codes[:, 1:]) if self.identity == 'prefix'
+                   else (codes[:, -1], codes[:, :-1]))
+    if len(number) and not 0 <= int(number.min()) <= int(number.max()) < self.M:
+        raise ValueError(
+            f'experts run from {int(number.min())} to {int(number.max())}; there are 0 '
+            f'to {self.M - 1}.')
     out = self.experts[0].codebooks[0].weight.new_zeros(len(codes), self.dim)
     for m in number.unique().tolist():
         mine, books = number == m, self.experts[m].codebooks
-        out[mine] = (sum(book.decode(c) for book, c in zip(books, own[mine].T)) if own.shape[1]
+        out[mine] = (sum(book.decode(c) for book, c in zip(books, own[mine].T))
+                     if own.shape[1]
                      else books[0].weight.detach().mean(0))
     return out
 
@@ -274,18 +328,23 @@ class _ExpertCodes(NamedTuple):
 def _codes_by_expert(quantizer:TokenMoE|ResidualQuantizer,
             codes:Tensor # n l
            )->list[_ExpertCodes]:
-    "Codes by the quantizer that wrote them: one shelf for each expert in use, one shelf without experts"
-    if not isinstance(quantizer, TokenMoE): return [_ExpertCodes(torch.arange(len(codes)), slice(None), quantizer)]
+    """Codes by the quantizer that wrote them: one shelf for each expert in use, one
+    shelf without experts"""
+    if not isinstance(quantizer, TokenMoE):
+        return [_ExpertCodes(torch.arange(len(codes)), slice(None), quantizer)]
     if not quantizer.M: return _codes_by_expert(quantizer.shared, codes)
-    number, own = (codes[:, 0], slice(1, None)) if quantizer.identity == 'prefix' else (codes[:, -1], slice(None, -1))
-    return [_ExpertCodes((number == m).nonzero()[:, 0], own, quantizer.experts[m]) for m in number.unique().tolist()]
+    number, own = ((codes[:, 0], slice(1, None)) if quantizer.identity == 'prefix'
+                   else (codes[:, -1], slice(None, -1)))
+    return [_ExpertCodes((number == m).nonzero()[:, 0], own, quantizer.experts[m])
+            for m in number.unique().tolist()]
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #ac34ee81
 class _Balance(NamedTuple):
     "Which domain goes to which expert"
     table:Tensor # k m: share of each domain's vectors at each expert; rows sum to 1
     load:Tensor # m: share of all vectors
-    perplexity:float # experts in use in effect: 1 if one takes all, M if all take as many
+    # experts in use in effect: 1 if one takes all, M if all take as many
+    perplexity:float
     information:float # bits that the expert says about the domain
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #dc610f91
@@ -296,11 +355,15 @@ def balance(self:TokenMoE,
             domains:Tensor # n: any numbers from 0
            )->_Balance:
     "The router's choices, by domain; ValueError without experts"
-    if not self.M: raise ValueError('there are no experts to balance; make a TokenMoE with M of at least 1.')
+    if not self.M:
+        raise ValueError(
+            'there are no experts to balance; make a TokenMoE with M of at least 1.')
     chosen = self.router(z).argsort(dim=-1, descending=True, stable=True)[:, 0]
     pairs = torch.zeros(int(domains.max()) + 1, self.M, dtype=torch.double)
-    pairs.index_put_((domains.cpu(), chosen.cpu()), torch.ones(len(z), dtype=torch.double), accumulate=True)
-    p, bits = pairs/len(z), lambda p: float(-torch.special.xlogy(p, p).sum()/math.log(2))
+    pairs.index_put_((domains.cpu(), chosen.cpu()),
+                     torch.ones(len(z), dtype=torch.double), accumulate=True)
+    p, bits = pairs/len(z), lambda p: float(-torch.special.xlogy(p,
+                                                                 p).sum()/math.log(2))
     load, table = p.sum(0), pairs/pairs.sum(1, keepdim=True).clamp(min=1)
     return _Balance(table, load, 2**bits(load), bits(load) + bits(p.sum(1)) - bits(p))
 
@@ -314,27 +377,35 @@ def plot(self:_Balance,
     "The table as a heat map"
     from gentok.figures import axes, palette
     k, M = self.table.shape
-    said = title or f'{self.perplexity:.1f} of {M} experts in use; they say {self.information:.2f} bits of the domain'
+    said = (title
+            or f'{self.perplexity:.1f} of {M} experts in use; they say '
+               f'{self.information:.2f} bits of the domain')
     if ax is None: ax = axes(said, w=.7*M + 2, h=.4*k + 1)
     else: ax.set(title=said)
     ax.imshow(self.table, vmin=0, vmax=1, aspect='auto')
     for d, m in (self.table > .005).nonzero().tolist():
         ax.text(m, d, f'{self.table[d, m]:.0%}', ha='center', va='center', fontsize=7,
                 color='white' if self.table[d, m] > .5 else palette['ink'])
-    ax.set(xlabel='expert $m$', xticks=range(M), yticks=range(k), yticklabels=names or range(k))
+    ax.set(xlabel='expert $m$', xticks=range(M), yticks=range(k),
+           yticklabels=names or range(k))
     return ax
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #08d502e2
 @patch
 def levels(self:TokenMoE, z:Tensor, chosen:Tensor, weights:Tensor, # b d, b n, b m
-          )->tuple[Tensor, Tensor, Tensor]: # b l: codes of the likeliest expert; b d: sum of the mixtures; the loss
-    "Level by level, every expert proposes and the mixture is taken away (UniTok, its published code)"
-    share = torch.cat([(1 - self.shared_weight)*weights, weights.new_full((len(z), 1), self.shared_weight)], 1)
+           # b l: codes of the likeliest expert; b d: sum of the mixtures; the loss
+          )->tuple[Tensor, Tensor, Tensor]:
+    """Level by level, every expert proposes and the mixture is taken away (UniTok, its
+    published code)"""
+    share = torch.cat([(1 - self.shared_weight)*weights,
+                       weights.new_full((len(z), 1), self.shared_weight)], 1)
     residual, total, codes, losses = z.to(weights.dtype), 0., [], []
     for books in zip(*(part.codebooks for part in self.parts)):
         code = torch.stack([book.encode(residual) for book in books], 1)  # b m
-        mixture = sum(share[:, [m]]*F.embedding(code[:, m], book.weight) for m, book in enumerate(books))
-        losses.append(codebook_loss(residual, mixture) + books[0].beta*commitment_loss(residual, mixture))
+        mixture = sum(share[:, [m]]*F.embedding(code[:, m], book.weight)
+                      for m, book in enumerate(books))
+        losses.append(codebook_loss(residual, mixture)
+                      + books[0].beta*commitment_loss(residual, mixture))
         if self.training:
             for m, book in enumerate(books): book._learn(residual.detach(), code[:, m])
         codes.append(code.gather(1, chosen[:, :1])[:, 0])
@@ -349,10 +420,12 @@ def mixed(self:TokenMoE, z:Tensor)->Quantized: # b d
     "`forward` of the published code"
     chosen, weights = top_experts(self.router(z), self.top)
     codes, total, loss = self.levels(z, chosen, weights)
-    return Quantized(self.joined(chosen[:, 0], codes), straight_through(z.to(total.dtype), total), loss)
+    return Quantized(self.joined(chosen[:, 0], codes),
+                     straight_through(z.to(total.dtype), total), loss)
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #df6319a4
-def _leading_row(both:Tensor, n:int, # m d: in units of their spread, the first n of them to be won
+def _leading_row(both:Tensor,
+                 n:int, # m d: in units of their spread, the first n of them to be won
                 offset:Tensor, # m: what the row must be above, or below
                 calm:float # weight of the row's squared length
                )->Tensor: # d+1: weights, bias
@@ -362,7 +435,8 @@ def _leading_row(both:Tensor, n:int, # m d: in units of their spread, the first 
     def loss():
         optimizer.zero_grad()
         lead = both @ row[:-1] + row[-1] - offset
-        value = F.softplus(-lead[:n]).mean() + F.softplus(lead[n:]).mean() + calm*row[:-1].square().sum()
+        value = F.softplus(-lead[:n]).mean() + F.softplus(
+            lead[n:]).mean() + calm*row[:-1].square().sum()
         value.backward()
         return value
     with torch.enable_grad(): optimizer.step(loss)
@@ -370,18 +444,24 @@ def _leading_row(both:Tensor, n:int, # m d: in units of their spread, the first 
 
 # %% ../../nbs/03_quantize/07_experts.ipynb #32f3cd49
 def _add_level(router:Router, # of M experts
-             new:Tensor, known:Tensor, # n d: vectors for the new expert; m d: vectors that stay with theirs
-             calm:float=1e-3 # weight of the row's squared length; in units of the old rows', where they are long
+             new:Tensor,
+             # n d: vectors for the new expert; m d: vectors that stay with theirs
+             known:Tensor,
+             # weight of the row's squared length; in units of the old rows', where they
+             # are long
+             calm:float=1e-3
             )->Router: # of M + 1 experts; the first M rows are the same
     "A router with one more expert, which takes new vectors and none that were known"
-    (weight, bias), n = (p.detach().double() for p in router.linear.parameters()), len(new)
+    (weight, bias), n = ((p.detach().double() for p in router.linear.parameters()),
+                         len(new))
     both = torch.cat([new, known]).double()
     spread, sharp = both.std(), (30/F.linear(both, weight, bias).std()).clamp(min=1.)
     old = F.linear(both, weight*sharp, bias*sharp)  # n+m M
     long = (weight*sharp*spread).square().sum(1).mean().clamp(min=1.)
     row = _leading_row(both/spread, n, old.logsumexp(1), calm/long)
     lead = (both/spread @ row[:-1] + row[-1] - old.max(1).values)[n:].max()
-    last = dict(weight=row[:-1]/spread/sharp, bias=(row[-1] - lead.clamp(min=-.01*sharp))/sharp - .01)
+    last = dict(weight=row[:-1]/spread/sharp,
+                bias=(row[-1] - lead.clamp(min=-.01*sharp))/sharp - .01)
     longer = Router(both.shape[1], len(bias) + 1).to(new)
     with torch.no_grad():
         for part, value in last.items():
@@ -398,12 +478,18 @@ def add_expert(self:TokenMoE,
                known:Tensor, # m d: old ones, which stay with their experts
                seed:int=0
               )->TokenMoE: # itself, with M + 1 experts
-    "One more expert, at the new domain's k-means centres; the router gets one more row; ValueError without experts"
-    if not self.M: raise ValueError('there are no experts to add one to; make a TokenMoE with M of at least 1.')
+    """One more expert, at the new domain's k-means centres; the router gets one more
+    row; ValueError without experts"""
+    if not self.M:
+        raise ValueError(
+            'there are no experts to add one to; make a TokenMoE with M of at least 1.')
     old = self.experts[-1]
-    rules = [b.revival and replace(b.revival, seed=b.revival.seed + 2*self.L) for b in old.codebooks]
-    books = [Codebook(b.K, b.dim, b.ema or 'gradient', b.beta, rule, b.gather) for b, rule in zip(old.codebooks, rules)]
-    expert = ResidualQuantizer(books, old.attached, old.reduction).to(x.device).initialise(x, seed)
+    rules = [b.revival and replace(b.revival, seed=b.revival.seed + 2*self.L)
+             for b in old.codebooks]
+    books = [Codebook(b.K, b.dim, b.ema or 'gradient', b.beta, rule, b.gather)
+             for b, rule in zip(old.codebooks, rules)]
+    expert = ResidualQuantizer(books, old.attached,
+                               old.reduction).to(x.device).initialise(x, seed)
     self.experts.append(expert.train(self.training))
     self.router = _add_level(self.router, x, known)
     return self

@@ -46,8 +46,10 @@ class CodebookHealth(NamedTuple):
     warnings:tuple[str, ...] # sentences; empty when all is well
 
     def __repr__(self)->str: # what a notebook shows
-        head = (f'CodebookHealth({self.items:,} items, {self.distinct:,} distinct codes, '
-                f'{self.collision_rate:.1%} collide, largest group {self.largest_group:,})')
+        head = (
+            f'CodebookHealth({self.items:,} items, {self.distinct:,} distinct codes, '
+                f'{self.collision_rate:.1%} collide, largest group '
+                f'{self.largest_group:,})')
         return '\n'.join([head, self.table(), *(f'! {w}' for w in self.warnings)])
 
 # %% ../../nbs/03_quantize/08_health.ipynb #bffac702
@@ -98,7 +100,8 @@ def _checked(codes:Tensor # n l: whole numbers from 0
     "The codes as a long table; ValueError if they are none"
     codes = torch.as_tensor(codes)
     if codes.dim() != 2 or not codes.numel(): raise ValueError(
-        f'codes are {tuple(codes.shape)}; give a table (items, levels) with at least one of each.')
+        f'codes are {tuple(codes.shape)}; give a table (items, levels) with at least '
+        'one of each.')
     if codes.is_floating_point() or codes.dtype == torch.bool: raise ValueError(
         f'codes are {codes.dtype}; give whole numbers, as `encode` returns them.')
     if codes.min() < 0: raise ValueError(
@@ -112,7 +115,8 @@ def _fits(codes:Tensor, # n l
         )->None:
     "ValueError if the codes do not fit the sizes"
     if len(sizes) != codes.shape[1]: raise ValueError(
-        f'codes have {codes.shape[1]} levels and sizes {len(sizes)}; give one size for each level.')
+        f'codes have {codes.shape[1]} levels and sizes {len(sizes)}; give one size for '
+        'each level.')
     for l, (top, K) in enumerate(zip(codes.amax(0).tolist(), sizes), 1):
         if top >= K: raise ValueError(
             f'level {l} has code {top} but K = {K}; codes run from 0 to {K - 1}.')
@@ -120,20 +124,26 @@ def _fits(codes:Tensor, # n l
 # %% ../../nbs/03_quantize/08_health.ipynb #7f18e91e
 @torch.no_grad()
 def health(codes:Tensor, # n l: codes of all items
-           sizes:Iterable[int]|None=None # K per level (default: the largest code seen, plus one)
+           # K per level (default: the largest code seen, plus one)
+           sizes:Iterable[int]|None=None
           )->CodebookHealth:
     "Collisions, usage, perplexity and entropy over all items, with warnings in words"
     codes = _checked(codes)
-    n, sizes = len(codes), tuple((codes.amax(0) + 1).tolist() if sizes is None else sizes)
+    n, sizes = len(codes), tuple((codes.amax(0) + 1).tolist() if sizes is None
+                                 else sizes)
     _fits(codes, sizes)
     members = torch.bincount(_groups(codes))  # items of each group
-    counts = [torch.bincount(level, minlength=K) for level, K in zip(codes.unbind(-1), sizes)]
+    counts = [torch.bincount(level, minlength=K)
+              for level, K in zip(codes.unbind(-1), sizes)]
     used, bits = [int((c > 0).sum()) for c in counts], tuple(entropy(c) for c in counts)
-    perplexity, usage = tuple(2**h for h in bits), tuple(u/K for u, K in zip(used, sizes))
+    perplexity, usage = tuple(2**h for h in bits), tuple(u/K
+                                                         for u, K in zip(used, sizes))
     rate, largest = int(members[members > 1].sum())/n, int(members.max())
-    said = [_collapse_warning(l, *row, n) for l, row in enumerate(zip(used, sizes, perplexity), 1)]
+    said = [_collapse_warning(l, *row, n)
+            for l, row in enumerate(zip(used, sizes, perplexity), 1)]
     said.append(_collision_warning(rate, largest, n, sizes, any(said)))
-    return CodebookHealth(n, sizes, len(members), rate, largest, usage, perplexity, bits,
+    return CodebookHealth(n, sizes, len(members), rate, largest, usage, perplexity,
+                          bits,
                   entropy(members), tuple(s for s in said if s))
 
 # %% ../../nbs/03_quantize/08_health.ipynb #70633366
@@ -143,8 +153,11 @@ def verdict(self:CodebookHealth)->str: # a short sentence
     even = [p/min(K, self.items) for p, K in zip(self.perplexity, self.sizes)]
     worst = even.index(min(even))
     ill = any(w.startswith('Level') for w in self.warnings)
-    if ill: return f'Level {worst + 1} has collapsed: {self.usage[worst]:.0%} of its codes in use'
-    return f'{self.collision_rate:.0%} of {self.items:,} items share a code; no level has collapsed'
+    if ill:
+        return (f'Level {worst + 1} has collapsed: {self.usage[worst]:.0%} of its '
+                'codes in use')
+    return (f'{self.collision_rate:.0%} of {self.items:,} items share a code; no level '
+            'has collapsed')
 
 # %% ../../nbs/03_quantize/08_health.ipynb #a9804261
 @patch
@@ -154,8 +167,10 @@ def plot(self:CodebookHealth,
     "Codes in use and perplexity of each level, as shares of K"
     from gentok.figures import axes, palette
     ax = axes(title or self.verdict(), 'level $l$', 'share of the $K$ codes', w=4.2)
-    levels, even = range(1, len(self.sizes) + 1), [p/K for p, K in zip(self.perplexity, self.sizes)]
-    ax.bar(levels, self.usage, width=.7, color=palette['quiet'], alpha=.5, label='in use')
+    levels, even = range(1, len(self.sizes) + 1), [p/K for p, K
+                                                   in zip(self.perplexity, self.sizes)]
+    ax.bar(levels, self.usage, width=.7, color=palette['quiet'], alpha=.5,
+           label='in use')
     ax.bar(levels, even, width=.45, color=palette['main'], label='perplexity')
     ax.set(ylim=(0, 1.05), xticks=list(levels))
     ax.legend(loc='center left', bbox_to_anchor=(1, .5))

@@ -24,17 +24,21 @@ def _codewords(E:Tensor, # k d
 
 # %% ../../nbs/03_quantize/03_linear_codebook.ipynb #c9fa8644
 class LinearCodebook(Codebook):
-    "A codebook of the rows of E W, which learn through W (SimVQ, Zhu et al. 2024); ValueError if frozen and revived"
+    """A codebook of the rows of E W, which learn through W (SimVQ, Zhu et al. 2024);
+    ValueError if frozen and revived"""
     def __init__(self,
                  K:int, # codewords
                  dim:int, # d, their width
                  beta:float=.25, # weight of the commitment loss
-                 revival:DeadCodeReset|None=None, # needs an E that learns; the papers have none
-                 gather:Callable[[Tensor], Tensor]=_alone, # puts the rows of all processes together
+                 # needs an E that learns; the papers have none
+                 revival:DeadCodeReset|None=None,
+                 # puts the rows of all processes together
+                 gather:Callable[[Tensor], Tensor]=_alone,
                  frozen:bool=True # False: E learns too, as in UTGRec's pre-training
                 ):
         if frozen and revival: raise ValueError(
-            'revival moves single rows of E, and E is frozen; give revival=None, or frozen=False.')
+            'revival moves single rows of E, and E is frozen; give revival=None, or '
+            'frozen=False.')
         super().__init__(K, dim, 'gradient', beta, revival, gather)
         if frozen: self.freeze()
 
@@ -42,12 +46,15 @@ class LinearCodebook(Codebook):
         "E with entries N(0, 1/d), W uniform in ±1/√d (UTGRec's start)"
         d = weight.shape[1]
         self.E = nn.Parameter(torch.randn_like(weight)*d**-.5)  # k d
-        self.W = nn.Parameter(torch.empty_like(weight[:1]).repeat(d, 1).uniform_(-d**-.5, d**-.5))  # d d
+        # d d
+        self.W = nn.Parameter(
+            torch.empty_like(weight[:1]).repeat(d, 1).uniform_(-d**-.5, d**-.5))
 
     @property
     def frozen(self)->bool: return 'E' in self._buffers # does E stay?
     @property
-    def weight(self)->Tensor: return _codewords(self.E, self.W) # k d: made anew, with gradient
+    def weight(self)->Tensor: # k d: made anew, with gradient
+        return _codewords(self.E, self.W)
 
 # %% ../../nbs/03_quantize/03_linear_codebook.ipynb #c5dfca42
 @patch
@@ -77,6 +84,7 @@ def _move(self:LinearCodebook, e:Tensor, where:Tensor): # m d; k: bool, m of the
         'place all of them, or use frozen=False.')
     else: self.E[where] = (e.double() @ torch.linalg.pinv(self.W.double())).to(self.E)
 
+# %% ../../nbs/03_quantize/03_linear_codebook.ipynb #92d815af
 @patch
 def revive(self:LinearCodebook,
            r:Tensor, # b d: residuals to choose newcomers from

@@ -16,12 +16,15 @@ def _leveled(x:Tensor # b l d
            )->Tensor: # b l d: float64 stays, all else is float32
     "Vectors of levels, in working precision; ValueError if there is no axis of levels"
     if x.dim() < 2 or not x.shape[-2]: raise ValueError(
-        f'vectors are {tuple(x.shape)}; give (items, levels, width) with at least one level.')
+        f'vectors are {tuple(x.shape)}; give (items, levels, width) with at least one '
+        'level.')
     return _working(x)
 
+# %% ../../nbs/03_quantize/05_prefix_residual.ipynb #4dfda948
 def prefix_residual(h:Tensor # b l d: vectors of an item, coarse to fine
                    )->Tensor: # b l d
-    "The first vector, and what each further one adds to the one before it (UTGRec, section 2.2.2)"
+    """The first vector, and what each further one adds to the one before it (UTGRec,
+    section 2.2.2)"""
     h = _leveled(h)
     return torch.cat([h[..., :1, :], h.diff(dim=-2)], -2)
 

@@ -19,10 +19,12 @@ from .revival import DeadCodeReset
 
 # %% ../../nbs/03_quantize/04_residual.ipynb #a897bd0e
 class ResidualQuantizer(nn.Module):
-    "Codebooks in a row, each coding the residual of those before it (Lee et al. 2022); ValueError if widths differ"
+    """Codebooks in a row, each coding the residual of those before it (Lee et al.
+    2022); ValueError if widths differ"""
     def __init__(self,
                  codebooks:Iterable[Codebook], # one per level, all of one width
-                 attached:bool=False, # True: the commitment of deeper levels reaches the encoder
+                 # True: the commitment of deeper levels reaches the encoder
+                 attached:bool=False,
                  reduction:str='mean' # 'mean' | 'sum' of the levels' losses
                 ):
         super().__init__()
@@ -30,13 +32,15 @@ class ResidualQuantizer(nn.Module):
         self.attached, self.reduction = attached, reduction
         widths = sorted({book.dim for book in self.codebooks})
         if len(widths) != 1: raise ValueError(
-            f'codebooks have widths {widths}; give one codebook or more, all of one width.')
+            f'codebooks have widths {widths}; give one codebook or more, all of one '
+            'width.')
         if reduction not in ('mean', 'sum'): raise ValueError(
             f"reduction is {reduction!r}; choose 'mean' or 'sum'.")
 
     def forward(self, x:Tensor # b d
                )->Quantized: # codes b l
-        "Codes of all levels, the straight-through sum of their codewords, the levels' loss"
+        """Codes of all levels, the straight-through sum of their codewords, the levels'
+        loss"""
         residual, total, codes, losses = x, 0., [], []
         for book in self.codebooks:
             code, codeword, loss = book(residual)
@@ -44,10 +48,12 @@ class ResidualQuantizer(nn.Module):
             total = total + codeword.detach()
             codes.append(code); losses.append(loss)
         loss = getattr(torch.stack(losses), self.reduction)()
-        return Quantized(torch.stack(codes, -1), straight_through(x.to(total.dtype), total), loss)
+        return Quantized(torch.stack(codes, -1),
+                         straight_through(x.to(total.dtype), total), loss)
 
     @property
-    def sizes(self)->tuple[int, ...]: return tuple(book.K for book in self.codebooks) # K per level
+    def sizes(self)->tuple[int, ...]: # K per level
+        return tuple(book.K for book in self.codebooks)
     @property
     def dim(self)->int: return self.codebooks[0].dim # d
     @property
@@ -107,7 +113,8 @@ def decode(self:ResidualQuantizer,
     "The sum of the codewords; ValueError for another number of levels"
     codes = torch.as_tensor(codes)
     if codes.dim() != 2 or codes.shape[1] != self.L: raise ValueError(
-        f'codes are {tuple(codes.shape)}; this quantizer has {self.L} levels: give (n, {self.L}).')
+        f'codes are {tuple(codes.shape)}; this quantizer has {self.L} levels: give (n, '
+        f'{self.L}).')
     return sum(book.decode(codes[:, l]) for l, book in enumerate(self.codebooks))
 
 # %% ../../nbs/03_quantize/04_residual.ipynb #9962282c
@@ -115,7 +122,8 @@ def decode(self:ResidualQuantizer,
 def distances(self:ResidualQuantizer,
               x:Tensor # b d
              )->Tensor: # b l k: squared
-    "Squared distances to all codewords of all levels, along the path of `encode`; ValueError if levels differ in K"
+    """Squared distances to all codewords of all levels, along the path of `encode`;
+    ValueError if levels differ in K"""
     if len(set(self.sizes)) > 1: raise ValueError(
         f'levels have {self.sizes} codewords; distances need the same K on every level.')
     found, residual = [], x.to(self.codebooks[0].weight.dtype)

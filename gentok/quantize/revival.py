@@ -14,16 +14,21 @@ from torch import Tensor
 # %% ../../nbs/03_quantize/02_revival.ipynb #a8a1ebf4
 @dataclass(frozen=True)
 class DeadCodeReset:
-    "When a code counts as dead, and how it comes back; ValueError for patience below 1, or noise below 0"
-    patience:float = 10 # a code is dead after so many passes over the data without one vector
-    per_pass:int|None = None # vectors in a pass; None: as many as `initialise` gets, a batch before that
+    """When a code counts as dead, and how it comes back; ValueError for patience below
+    1, or noise below 0"""
+    # a code is dead after so many passes over the data without one vector
+    patience:float = 10
+    # vectors in a pass; None: as many as `initialise` gets, a batch before that
+    per_pass:int|None = None
     noise:float = 1e-3 # jitter of the newcomer, in standard deviations of the residuals
     seed:int = 0 # with the codebook's step counter, it fixes every draw
     def __post_init__(self):
         if not self.patience >= 1: raise ValueError(
-            f'patience is {self.patience} passes; give at least 1, or 2 and more to spare every code that each pass uses.')
+            f'patience is {self.patience} passes; give at least 1, or 2 and more to '
+            'spare every code that each pass uses.')
         if self.per_pass is not None and self.per_pass < 1: raise ValueError(
-            f'per_pass is {self.per_pass} vectors; give at least 1, or None to take what the codebook starts from.')
+            f'per_pass is {self.per_pass} vectors; give at least 1, or None to take '
+            'what the codebook starts from.')
         if self.noise < 0: raise ValueError(
             f'noise is {self.noise}; give 0 or a small share like 1e-3.')
 
@@ -49,7 +54,8 @@ def _newcomers(r:Tensor, # b d: residuals of the batch
              )->Tensor: # n d: places for n codewords
     "Random residuals, none twice before all were taken, plus a little noise"
     b = len(r)
-    if not b: raise ValueError(f'no residuals to place {n} codewords on; give at least one.')
+    if not b:
+        raise ValueError(f'no residuals to place {n} codewords on; give at least one.')
     rounds = [torch.randperm(b, generator=generator) for _ in range(-(-n//b))]
     pick = torch.cat([*rounds, torch.empty(0, dtype=torch.long)])[:n].to(r.device)
     jitter = torch.randn(n, r.shape[1], generator=generator, dtype=r.dtype).to(r.device)

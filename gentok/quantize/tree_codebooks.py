@@ -18,7 +18,8 @@ from .linear_codebook import LinearCodebook
 
 # %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #563c0b1d
 def _books_of(root:Codebook,
-             leaf:Codebook|Iterable[Codebook], # one that levels 1.. share, or one for each of them
+             # one that levels 1.. share, or one for each of them
+             leaf:Codebook|Iterable[Codebook],
              L:int # levels
             )->tuple[list, tuple]: # the codebooks; which of them codes each level
     "Root and leaves in order, and their levels; ValueError if they do not fit"
@@ -29,42 +30,55 @@ def _books_of(root:Codebook,
         'give L of at least 2, and one leaf codebook or L - 1.')
     books = [root, *leaves]
     widths = sorted({book.dim for book in books})
-    if len(widths) != 1: raise ValueError(f'codebooks have widths {widths}; give all of them one width.')
+    if len(widths) != 1:
+        raise ValueError(f'codebooks have widths {widths}; give all of them one width.')
     return books, (0,) + ((1,)*(L - 1) if shared else tuple(range(1, L)))
 
 # %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #73b6626e
 class TreeCodebooks(nn.Module):
-    "A root codebook for the first level, a leaf for the others (UTGRec, section 2.2.2); ValueError for wrong settings"
+    """A root codebook for the first level, a leaf for the others (UTGRec, section
+    2.2.2); ValueError for wrong settings"""
     def __init__(self,
                  root:Codebook, # of level 0
-                 leaf:Codebook|Iterable[Codebook], # one that levels 1.. share, or one for each of them
+                 # one that levels 1.. share, or one for each of them
+                 leaf:Codebook|Iterable[Codebook],
                  L:int=3, # levels
-                 warmup:int=0, # optimiser steps without quantisation; 300 in UTGRec's pre-training
-                 loss:str='mean' # 'mean' over elements (UTGRec's code) | 'norm': d times that (its paper)
+                 # optimiser steps without quantisation; 300 in UTGRec's pre-training
+                 warmup:int=0,
+                 # 'mean' over elements (UTGRec's code) | 'norm': d times that (its
+                 # paper)
+                 loss:str='mean'
                 ):
         super().__init__()
-        if loss not in ('mean', 'norm'): raise ValueError(f"loss is {loss!r}; choose 'mean' or 'norm'.")
+        if loss not in ('mean', 'norm'):
+            raise ValueError(f"loss is {loss!r}; choose 'mean' or 'norm'.")
         if warmup < 0: raise ValueError(
             f'warmup is {warmup}; give 0 for none, or a number of optimiser steps.')
         books, self.blocks = _books_of(root, leaf, L)
-        self.books, self.warmup, self.loss, self.watched = nn.ModuleList(books), warmup, loss, None
+        self.books, self.warmup, self.loss, self.watched = (nn.ModuleList(books),
+                                                            warmup, loss, None)
         self.register_buffer('steps', torch.tensor(0)) # of the watched optimiser
 
     def forward(self, r:Tensor # b l d: what each level adds
                )->Quantized: # codes b l, vectors b l d
-        "Codes and straight-through codewords of all levels, mean loss of the codebooks (UTGRec, equations 4 and 5)"
+        """Codes and straight-through codewords of all levels, mean loss of the
+        codebooks (UTGRec, equations 4 and 5)"""
         r = self.checked(r)
         if self.training and self.warming: return self.unquantised(r)
-        parts = [book(part.flatten(0, 1)) for book, part in zip(self.books, self.by_book(r))]
+        parts = [book(part.flatten(0, 1))
+                 for book, part in zip(self.books, self.by_book(r))]
         codes = torch.cat([q.codes.unflatten(0, (len(r), -1)) for q in parts], 1)  # b l
-        vectors = torch.cat([q.vectors.unflatten(0, (len(r), -1)) for q in parts], 1)  # b l d
+        # b l d
+        vectors = torch.cat([q.vectors.unflatten(0, (len(r), -1)) for q in parts], 1)
         loss = torch.stack([q.loss for q in parts]).mean()
         return Quantized(codes, vectors, loss*self.dim if self.loss == 'norm' else loss)
 
     @property
-    def codebooks(self)->list: return [self.books[b] for b in self.blocks] # one per level
+    def codebooks(self)->list: # one per level
+        return [self.books[b] for b in self.blocks]
     @property
-    def sizes(self)->tuple[int, ...]: return tuple(book.K for book in self.codebooks) # K per level
+    def sizes(self)->tuple[int, ...]: # K per level
+        return tuple(book.K for book in self.codebooks)
     @property
     def dim(self)->int: return self.books[0].dim # d
     @property
@@ -78,7 +92,8 @@ class TreeCodebooks(nn.Module):
 def checked(self:TreeCodebooks, r:Tensor)->Tensor: # b l d
     "The vectors if they fit; ValueError that says why not"
     if tuple(r.shape[1:]) != (self.L, self.dim): raise ValueError(
-        f'vectors are {tuple(r.shape)}; give (items, {self.L}, {self.dim}), as `prefix_residual` makes them.')
+        f'vectors are {tuple(r.shape)}; give (items, {self.L}, {self.dim}), as '
+        '`prefix_residual` makes them.')
     return r
 
 @patch
@@ -90,20 +105,24 @@ def by_book(self:TreeCodebooks, x:Tensor # b l ...
 @patch
 def unquantised(self:TreeCodebooks, r:Tensor # b l d
                )->Quantized:
-    "What warm-up hands over: the vectors themselves and no loss; ValueError if no optimiser would end it"
+    """What warm-up hands over: the vectors themselves and no loss; ValueError if no
+    optimiser would end it"""
     if self.watched is None: raise ValueError(
-        f'warm-up counts optimiser steps and none is counted ({int(self.steps)} of {self.warmup}); '
-        'call watch(optimizer) before training.')
-    return Quantized(self.encode(r), _working(r), r.new_zeros((), dtype=_working(r[:0]).dtype))
+        f'warm-up counts optimiser steps and none is counted ({int(self.steps)} of '
+        f'{self.warmup}); call watch(optimizer) before training.')
+    return Quantized(self.encode(r), _working(r),
+                     r.new_zeros((), dtype=_working(r[:0]).dtype))
 
 @patch
 def watch(self:TreeCodebooks,
-          optimizer:torch.optim.Optimizer # of the training; one that accelerate prepared, too
+          # of the training; one that accelerate prepared, too
+          optimizer:torch.optim.Optimizer
          )->TreeCodebooks:
     "Count the steps that this optimiser takes, and no other's"
     if self.watched is not None: self.watched.remove()
     def count(*_): self.steps += 1
-    self.watched = getattr(optimizer, 'optimizer', optimizer).register_step_post_hook(count)
+    self.watched = getattr(optimizer, 'optimizer',
+                           optimizer).register_step_post_hook(count)
     return self
 
 # %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #caa79b6d
@@ -127,8 +146,10 @@ def decode(self:TreeCodebooks,
     "The codeword of each level; ValueError for another number of levels"
     codes = torch.as_tensor(codes)
     if codes.dim() != 2 or codes.shape[1] != self.L: raise ValueError(
-        f'codes are {tuple(codes.shape)}; these codebooks have {self.L} levels: give (n, {self.L}).')
-    return torch.stack([book.decode(level) for book, level in zip(self.codebooks, codes.T)], 1)
+        f'codes are {tuple(codes.shape)}; these codebooks have {self.L} levels: give '
+        f'(n, {self.L}).')
+    return torch.stack([book.decode(level)
+                        for book, level in zip(self.codebooks, codes.T)], 1)
 
 # %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #1e081129
 @patch
@@ -145,14 +166,16 @@ def initialise(self:TreeCodebooks,
 
 @patch(cls_method=True)
 def of(cls:TreeCodebooks,
-       sizes:Iterable[int]=(256, 512), # K of root and leaf; or of each level, and then none is shared
+       # K of root and leaf; or of each level, and then none is shared
+       sizes:Iterable[int]=(256, 512),
        dim:int=128, # d
        L:int=3, # levels
        kind:Callable[..., Codebook]=LinearCodebook, # (K, dim, ...) -> a codebook
        warmup:int=0, # as in the constructor
        **settings # of the codebooks
       )->TreeCodebooks:
-    "Root and leaf of one kind; UTGRec's sizes by default, and its pre-training with `frozen=False`"
+    """Root and leaf of one kind; UTGRec's sizes by default, and its pre-training with
+    `frozen=False`"""
     root, *leaves = [kind(K, dim, **settings) for K in sizes]
     return cls(root, leaves[0] if len(leaves) == 1 else leaves, L, warmup)
 
@@ -164,6 +187,7 @@ def health(self:TreeCodebooks,
     "Usage, perplexity and collisions of the codes of these vectors, per level"
     return health_of(self.encode(r), self.sizes)
 
+# %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #cbebc11e
 @patch
 @torch.no_grad()
 def revive(self:TreeCodebooks,
@@ -171,7 +195,8 @@ def revive(self:TreeCodebooks,
           )->list[int]: # codes moved, per codebook
     "Move every code that no vector of any of its levels uses"
     parts = [part.flatten(0, 1) for part in self.by_book(self.checked(r))]
-    return [book.revive(part, book.unused_by(part)) for book, part in zip(self.books, parts)]
+    return [book.revive(part, book.unused_by(part))
+            for book, part in zip(self.books, parts)]
 
 @patch
 def across(self:TreeCodebooks,

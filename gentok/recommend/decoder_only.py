@@ -21,19 +21,25 @@ from ..ids.sequences import Sequences, _budget_batches
 from ..ids.vocabulary import Vocabulary
 from ..fast.forward import _ForwardPass, _causal_bias, _split_heads, _tied_logits
 from ..fast.rows import _Group, _stretches
-from ..fast.cached_decoding import CachedDecoder, _attend, _encoder_layer, _near_scores, _near_values
+from gentok.fast.cached_decoding import (CachedDecoder, _attend, _encoder_layer,
+    _near_scores, _near_values)
 from .t5 import SemanticIDModel, RecommenderConfig, _TargetStates
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #dfb58acc
-def _in_blocks(inputs:Tensor, # b t: histories as `batch_tokens` makes them, the start token behind the last item
+def _in_blocks(
+               # b t: histories as `batch_tokens` makes them, the start token behind the
+               # last item
+               inputs:Tensor,
               v:Vocabulary
              )->Tensor: # b t'
     "The start token in front of every item instead of behind the last"
     user = int(v.n_user_tokens > 0)
     whole = inputs.shape[1] > user and (inputs.shape[1] - user - 1) % v.L == 0
     if not whole or ((inputs == v.start).sum(1) != 1).any(): raise ValueError(
-        f'inputs of shape {tuple(inputs.shape)} are no histories of {v.L} tokens per item'
-        f'{", a user token in front" if user else ""} and one start token behind; make them with batch_tokens.')
+        f'inputs of shape {tuple(inputs.shape)} are no histories of {v.L} tokens per '
+        'item'
+        f'{", a user token in front" if user else ""} and one start token behind; make '
+        'them with batch_tokens.')
     items = inputs[:, user:-1].unflatten(1, (-1, v.L))  # b w l
     items = items.masked_fill(items == v.start, v.pad)
     start = torch.where(items[..., :1] == v.pad, v.pad, v.start)
@@ -45,7 +51,8 @@ def _with_answer(blocks:Tensor, # b t
                 v:Vocabulary)->Tensor: # b t+l+1
     "One block more, behind the last of each user"
     answer = F.pad(labels, (1, 0), value=v.start)
-    at = (blocks != v.pad).sum(1, keepdim=True) + torch.arange(v.L + 1, device=blocks.device)
+    at = (blocks != v.pad).sum(1, keepdim=True) + torch.arange(v.L + 1,
+                                                               device=blocks.device)
     return F.pad(blocks, (0, v.L + 1), value=v.pad).scatter(1, at, answer)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #1361701e
@@ -65,7 +72,8 @@ def _block_states(t5:nn.Module, # T5EncoderModel
                 )->Tensor: # n d: of the n positions, after the last norm
     "The states of some of the tokens, each seeing none behind it"
     run, (b, t), stack = _ForwardPass(t5, p), tokens.shape, t5.encoder
-    x, bias = run.open(tokens.flatten()), _causal_bias(stack.block[0].layer[0].SelfAttention, t)
+    x, bias = (run.open(tokens.flatten()),
+               _causal_bias(stack.block[0].layer[0].SelfAttention, t))
     plan = _stretches([_Group(0, b, t)], run.most)
     for block in stack.block:
         x = run.look(x, block.layer[0], bias, plan)
@@ -73,39 +81,50 @@ def _block_states(t5:nn.Module, # T5EncoderModel
         x = run.feed(x, block.layer[1])
     return run.close(x, stack.final_layer_norm)
 
-def _block_logits(t5:nn.Module, tokens:Tensor, here:Tensor, p:float # as in `_block_states`
+def _block_logits(t5:nn.Module, tokens:Tensor, here:Tensor,
+                  p:float # as in `_block_states`
                  )->Tensor: # n v
     "What would be written after some of the tokens"
     return _tied_logits(_block_states(t5, tokens, here, p), t5.shared.weight)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #7d876d8e
 class DecoderOnly(SemanticIDModel):
-    "A causal transformer with T5's layers, from scratch over a vocabulary of codes; ValueError for `per_level`"
+    """A causal transformer with T5's layers, from scratch over a vocabulary of codes;
+    ValueError for `per_level`"""
     body = T5EncoderModel
 
     def __init__(self, vocabulary:Vocabulary, # the tokens it reads and writes
                  config:RecommenderConfig=RecommenderConfig(),
                  seed:int=0 # of the initial weights
                 ):
-        if config.per_level: raise ValueError('a decoder-only model learns from all levels at once, over one vocabulary; leave per_level out.')
+        if config.per_level:
+            raise ValueError('a decoder-only model learns from all levels at once, '
+                             'over one vocabulary; leave per_level out.')
         super().__init__(vocabulary, config, seed)
-        self.t5.encoder.block[0].layer[0].SelfAttention.is_decoder = True  # distances to the past only
+        # distances to the past only
+        self.t5.encoder.block[0].layer[0].SelfAttention.is_decoder = True
 
     def forward(self, inputs:Tensor, # b t: as for T5
                 labels:Tensor, # b l: tokens of the target
-                counts:Tensor|None=None # b: how many items, the target among them, are learned; None for the target
+                # b: how many items, the target among them, are learned; None for the
+                # target
+                counts:Tensor|None=None
                )->Tensor: # scalar: mean cross-entropy
         "The training loss"
         states = self.target_states(inputs, labels, counts)
         return self.written(states.hidden.flatten(0, 1), states.labels)
 
-    def target_states(self, inputs:Tensor, labels:Tensor, counts:Tensor|None=None # b t, b l, b: as above
-                     )->_TargetStates: # n d, n l d, n l: of all that are learned, a user's oldest first
+    def target_states(self, inputs:Tensor, labels:Tensor,
+                      counts:Tensor|None=None # b t, b l, b: as above
+                      # n d, n l d, n l: of all that are learned, a user's oldest first
+                     )->_TargetStates:
         "What it knows before it writes each code of each target"
         v = self.vocabulary
         tokens = _with_answer(_in_blocks(inputs, v), labels, v)
-        here = _counted(tokens, torch.ones_like(tokens[:, 0]) if counts is None else counts, v)[:, 1:]
-        hidden = _block_states(self.t5, tokens[:, :-1], here, self.dropout).unflatten(0, (-1, v.L))
+        here = _counted(tokens, torch.ones_like(tokens[:, 0]) if counts is None
+                        else counts, v)[:, 1:]
+        hidden = _block_states(self.t5, tokens[:, :-1], here,
+                               self.dropout).unflatten(0, (-1, v.L))
         return _TargetStates(hidden[:, 0], hidden, tokens[:, 1:][here].view(-1, v.L))
 
     def cached_decoder(self)->CachedDecoder:
@@ -121,17 +140,20 @@ class _Spans(NamedTuple):
     examples: Examples # each with its history and its last target
     counts: Tensor # e: how many items at its end are targets
 
+# %% ../../nbs/06_recommend/02_decoder_only.ipynb #4e996e29
 def _spans(examples:Examples # of training: every target with its history
          )->_Spans:
     "Examples whose last items are the targets of all, each once"
     e = examples.select(examples.stop.argsort(stable=True))
     H, n = e.lengths.max(), e.lengths
-    new = torch.ones(e.n, dtype=torch.bool)  # does another stretch of targets begin here?
+    # does another stretch of targets begin here?
+    new = torch.ones(e.n, dtype=torch.bool)
     follows = (e.users.diff() == 0) & (e.stop.diff() == 1)
     new[1:] = ~(follows & ((e.start.diff() == 0) | (n[1:] == H)))
     begin = new.nonzero()[:, 0][new.cumsum(0) - 1]  # e: where its stretch begins
     stride = H - H//2
-    past = torch.arange(e.n) - begin - torch.maximum(H - n[begin], stride - 1)  # e: targets behind the first window
+    # e: targets behind the first window
+    past = torch.arange(e.n) - begin - torch.maximum(H - n[begin], stride - 1)
     ends = new.roll(-1) | (past >= 0) & (past % stride == 0)
     return _Spans(e.select(ends), ends.nonzero()[:, 0].diff(prepend=torch.tensor([-1])))
 
@@ -144,7 +166,8 @@ class UserBatch(NamedTuple):
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #f336608f
 class UserSequences(Sequences):
-    "Whole users as token batches, in an order by (seed, epoch), for `Trainer`; ValueError if a user exceeds a batch"
+    """Whole users as token batches, in an order by (seed, epoch), for `Trainer`;
+    ValueError if a user exceeds a batch"""
     def __init__(self, examples:Examples, # histories with their targets
                  table:Tensor, # n+1 l: from `item_tokens`
                  batch_size:int=64, # targets over all processes, padding among them
@@ -154,8 +177,8 @@ class UserSequences(Sequences):
         super().__init__(examples, table, batch_size, seed, user_tokens)
         longest = int(examples.lengths.max())
         if batch_size < longest: raise ValueError(
-            f'batch_size is {batch_size} targets, but a user may have {longest} in one sequence; '
-            'raise it, or split with a smaller max_history.')
+            f'batch_size is {batch_size} targets, but a user may have {longest} in one '
+            'sequence; raise it, or split with a smaller max_history.')
         self.targets, (self.examples, self.counts) = examples.n, _spans(examples)
 
     @cached_property
@@ -164,9 +187,11 @@ class UserSequences(Sequences):
     def epoch(self, number:int # from 0
              )->list: # LongTensors of sequence numbers
         "The batches of an epoch; as many in each"
-        return _budget_batches(self.examples.lengths, self.batch_size, self.seed, number)
+        return _budget_batches(self.examples.lengths, self.batch_size, self.seed,
+                               number)
     def batch(self, index:Tensor, # b: sequence numbers
-              which:Tensor|None=None # b: the table of each, where there are several; None: the first
+              # b: the table of each, where there are several; None: the first
+              which:Tensor|None=None
              )->UserBatch:
         "The tokens of some users"
         return UserBatch(*super().batch(index, which), self.counts[index])
@@ -177,7 +202,8 @@ class UserSequences(Sequences):
     def digest(self)->str: # changes with any number in the data
         return f'{super().digest}-{_tensor_digest(self.counts)}'
     def __repr__(self):
-        return (f'UserSequences({self.targets:,} targets in {self.examples.n:,} sequences, '
+        return (
+            f'UserSequences({self.targets:,} targets in {self.examples.n:,} sequences, '
                 f'{len(self)} batches of {self.batch_size} targets)')
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #342f1795
@@ -185,25 +211,30 @@ class _KeyValueCache(NamedTuple):
     "What the layers keep of b histories"
     keys: list # per layer: b h t d
     values: list # per layer: b h t d
-    bias: Tensor # b L h t: by the distance of each answer's position; very negative at padding
+    # b L h t: by the distance of each answer's position; very negative at padding
+    bias: Tensor
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #1be4e85c
 class CachedCausalDecoder(CachedDecoder):
-    "A trained `DecoderOnly` laid out for search; it does not follow later changes of the model"
+    """A trained `DecoderOnly` laid out for search; it does not follow later changes of
+    the model"""
     def __init__(self, model:nn.Module # a DecoderOnly
                 ):
         stack = model.t5.encoder
-        self.encoder = self.decoder = [_encoder_layer(block) for block in stack.block]  # one stack reads and writes
+        # one stack reads and writes
+        self.encoder = self.decoder = [_encoder_layer(block) for block in stack.block]
         self.lay_out(model, stack, stack)
 
     def far(self, n:Tensor, # b: tokens of each history
             t:int)->Tensor: # b L h t
         "The bias between the positions of the answer and the tokens of the history"
         L, place = self.vocabulary.L, torch.arange(t, device=n.device)
-        distance = n[:, None, None] + torch.arange(L, device=n.device)[:, None] - place  # b L t
+        # b L t
+        distance = n[:, None, None] + torch.arange(L, device=n.device)[:, None] - place
         by_distance = self.bias(True, t + L)[:, -1].flip(-1)  # h t+L
         bias = by_distance[:, distance.clamp(min=0)].permute(1, 2, 0, 3)
-        return bias.masked_fill((place >= n[:, None])[:, None, None], torch.finfo(bias.dtype).min)
+        return bias.masked_fill((place >= n[:, None])[:, None, None],
+                                torch.finfo(bias.dtype).min)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #2bf93aff
 @patch
@@ -211,24 +242,31 @@ def encode(self:CachedCausalDecoder, inputs:Tensor # b t: as for T5
           )->_KeyValueCache:
     "Read the histories once; every prefix of a user shares the result"
     tokens, kept = _in_blocks(inputs, self.vocabulary), []
-    x, bias = self.embedding[tokens], _causal_bias(self.near[True], tokens.shape[1]).detach()
+    x, bias = self.embedding[tokens], _causal_bias(self.near[True],
+                                                   tokens.shape[1]).detach()
     for i, layer in enumerate(self.decoder):
-        q, k, v = _split_heads(self.project(True, i, x, tokens), len(tokens), 3, self.heads).contiguous()
+        q, k, v = _split_heads(self.project(True, i, x, tokens), len(tokens), 3,
+                               self.heads).contiguous()
         kept.append((k, v))
-        if i + 1 < len(self.decoder): x = self.feed(x + F.linear(_attend(q, k, v, bias), layer.out), layer)
+        if i + 1 < len(self.decoder):
+            x = self.feed(x + F.linear(_attend(q, k, v, bias), layer.out), layer)
     keys, values = (list(part) for part in zip(*kept))
-    return _KeyValueCache(keys, values, self.far((tokens != self.vocabulary.pad).sum(1), tokens.shape[1]))
+    return _KeyValueCache(keys, values, self.far((tokens != self.vocabulary.pad).sum(1),
+                                                 tokens.shape[1]))
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #4595b913
 def _attend_history_and_prefix(q:Tensor, # b m h d
-                k:Tensor, v:Tensor, far:Tensor, # b h t d, b h t d, b h 1 t: the history, and its bias
+                k:Tensor, v:Tensor,
+                far:Tensor, # b h t d, b h t d, b h 1 t: the history, and its bias
                 past:list, near:Tensor # the prefix, and its bias, as in `_near_scores`
                )->Tensor: # b m (h d)
     "Attention to the history and to the prefix, in one softmax"
     distant = q.transpose(1, 2) @ k.mT + far  # b h m t
-    weights = torch.cat([distant, _near_scores(q, past, near).transpose(1, 2)], -1).softmax(-1)
+    weights = torch.cat([distant, _near_scores(q, past, near).transpose(1, 2)],
+                        -1).softmax(-1)
     old, new = weights.tensor_split([k.shape[2]], -1)
-    return ((old @ v).transpose(1, 2) + _near_values(new.transpose(1, 2), past)).flatten(2)
+    return ((old @ v).transpose(1, 2)
+            + _near_values(new.transpose(1, 2), past)).flatten(2)
 
 # %% ../../nbs/06_recommend/02_decoder_only.ipynb #f617dae0
 @patch
@@ -240,5 +278,6 @@ def look(self:CachedCausalDecoder, i:int, # layer
          encoded:_KeyValueCache)->Tensor: # b m d
     "What layer i takes from the history and the prefix"
     far = encoded.bias[:, len(past) - 1, :, None]
-    return x + F.linear(_attend_history_and_prefix(q, encoded.keys[i], encoded.values[i], far, past, bias),
+    return x + F.linear(_attend_history_and_prefix(q, encoded.keys[i],
+                                                   encoded.values[i], far, past, bias),
                         self.decoder[i].out)

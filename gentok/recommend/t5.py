@@ -30,27 +30,35 @@ class RecommenderConfig:
     d_ff: int = 1024 # width of the feed-forward layer
     num_heads: int = 6
     d_kv: int = 64 # width of a head
-    num_layers: int = 4 # of the encoder and of the decoder, or of the one stack of `DecoderOnly`
+    # of the encoder and of the decoder, or of the one stack of `DecoderOnly`
+    num_layers: int = 4
     dropout: float = .1
     label_smoothing: float = 0. # share of the target spread over the vocabulary
     max_history: int = 20 # items that the encoder reads
-    per_level: bool = False # a code competes with those of its level alone, by unscaled logits (ETEGRec)
+    # a code competes with those of its level alone, by unscaled logits (ETEGRec)
+    per_level: bool = False
     spread: float|None = None # of all matrices at the start; None: T5's own rule
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #71a9cde4
-def _t5_config(vocabulary:Vocabulary, config:RecommenderConfig)->T5Config: # of transformers
+def _t5_config(vocabulary:Vocabulary, config:RecommenderConfig
+              )->T5Config: # of transformers
     "The configuration of a T5 that speaks this vocabulary"
     c = config
-    return T5Config(vocab_size=vocabulary.size, d_model=c.d_model, d_ff=c.d_ff, num_heads=c.num_heads,
-        d_kv=c.d_kv, num_layers=c.num_layers, num_decoder_layers=c.num_layers, dropout_rate=c.dropout,
+    return T5Config(vocab_size=vocabulary.size, d_model=c.d_model, d_ff=c.d_ff,
+                    num_heads=c.num_heads,
+        d_kv=c.d_kv, num_layers=c.num_layers, num_decoder_layers=c.num_layers,
+        dropout_rate=c.dropout,
         feed_forward_proj='relu', tie_word_embeddings=True, attn_implementation='sdpa',
-        pad_token_id=vocabulary.pad, decoder_start_token_id=vocabulary.start, eos_token_id=None)
+        pad_token_id=vocabulary.pad, decoder_start_token_id=vocabulary.start,
+        eos_token_id=None)
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #f1c2af2e
 def _initialise_normal(model:nn.Module, spread:float)->nn.Module:
-    "All matrices drawn anew, normal and equally wide; norms stay (ETEGRec, its published code)"
+    """All matrices drawn anew, normal and equally wide; norms stay (ETEGRec, its
+    published code)"""
     for part in model.modules():
-        if isinstance(part, (nn.Linear, nn.Embedding)): nn.init.normal_(part.weight, std=spread)
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=spread)
     return model
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #7369637f
@@ -68,25 +76,31 @@ class SemanticIDModel(nn.Module):
             if config.spread: _initialise_normal(self.t5, config.spread)
 
     @property
-    def dropout(self)->float: return self.config.dropout if self.training else 0. # share, in this mode
+    def dropout(self)->float: # share, in this mode
+        return self.config.dropout if self.training else 0.
 
     def loss(self, logits:Tensor, # n v
              labels:Tensor # n
             )->Tensor: # scalar
         "Mean cross-entropy, smoothed in training only"
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing if self.training else 0.)
+        return F.cross_entropy(logits, labels,
+                               label_smoothing=self.config.label_smoothing
+                               if self.training else 0.)
 
     def written(self, hidden:Tensor, labels:Tensor)->Tensor: # (b l) d, b l -> scalar
         "The loss of writing the target after these states"
         table, v = self.t5.shared.weight, self.vocabulary
-        if not self.config.per_level: return self.loss(_tied_logits(hidden, table), labels.flatten())
+        if not self.config.per_level:
+            return self.loss(_tied_logits(hidden, table), labels.flatten())
         levels = enumerate(hidden.view(*labels.shape, -1).unbind(1))
-        parts = [self.loss(F.linear(h, table[v.level_slice(l)]), labels[:, l] - v.offsets[l]) for l, h in levels]
+        parts = [self.loss(F.linear(h, table[v.level_slice(l)]),
+                           labels[:, l] - v.offsets[l]) for l, h in levels]
         return torch.stack(parts).mean()
 
     def __repr__(self):
         n = sum(p.numel() for p in self.parameters())
-        return f'{type(self).__name__}({self.depth}, d_model={self.config.d_model}, {n:,} weights, {self.vocabulary})'
+        return (f'{type(self).__name__}({self.depth}, d_model={self.config.d_model}, '
+                f'{n:,} weights, {self.vocabulary})')
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #6dfd1589
 class GenerativeRecommender(SemanticIDModel):
@@ -101,7 +115,8 @@ class GenerativeRecommender(SemanticIDModel):
 
     def states(self, inputs:Tensor, labels:Tensor)->_States: # b t, b l
         "What encoder and decoder make of a history and its target"
-        before = torch.cat([torch.full_like(labels[:, :1], self.vocabulary.start), labels[:, :-1]], 1)
+        before = torch.cat([torch.full_like(labels[:, :1], self.vocabulary.start),
+                            labels[:, :-1]], 1)
         return _t5_states(self.t5, inputs, before, self.vocabulary.pad, self.dropout)
 
     def cached_decoder(self)->CachedDecoder:
@@ -109,7 +124,8 @@ class GenerativeRecommender(SemanticIDModel):
         return CachedDecoder(self)
 
     @property
-    def depth(self)->str: return f'T5 {self.config.num_layers}+{self.config.num_layers}' # as shown by `repr`
+    def depth(self)->str: # as shown by `repr`
+        return f'T5 {self.config.num_layers}+{self.config.num_layers}'
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #b348f937
 class _TargetStates(NamedTuple):
@@ -118,29 +134,40 @@ class _TargetStates(NamedTuple):
     hidden: Tensor # n l d: before each code of the target is written
     labels: Tensor # n l: the target's tokens
 
+# %% ../../nbs/06_recommend/01_t5.ipynb #04d112e8
 @patch
-def target_states(self:GenerativeRecommender, inputs:Tensor, labels:Tensor)->_TargetStates: # b t, b l
-    "The mean of the encoder's states over the codes of each history, and the states of the decoder"
+def target_states(self:GenerativeRecommender, inputs:Tensor, labels:Tensor
+                 )->_TargetStates: # b t, b l
+    """The mean of the encoder's states over the codes of each history, and the states
+    of the decoder"""
     states, v = self.states(inputs, labels), self.vocabulary
-    code = ((inputs >= v.offsets[0]) & (inputs < v.offsets[-1] + v.sizes[-1]))[..., None]
-    return _TargetStates((states.encoder*code).sum(1)/code.sum(1), states.decoder.view(*labels.shape, -1), labels)
+    code = ((inputs >= v.offsets[0]) & (inputs < v.offsets[-1]
+                                        + v.sizes[-1]))[..., None]
+    return _TargetStates((states.encoder*code).sum(1)/code.sum(1),
+                         states.decoder.view(*labels.shape, -1), labels)
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #61633437
 @patch
 @torch.no_grad()
 def start_at_codewords(self:SemanticIDModel,
-                       codebooks:Sequence[Tensor], # K d' each: the codewords of the first levels, or of all
-                       share:float=.7, # of each embedding that comes from its codeword; 0: none
+                       # K d' each: the codewords of the first levels, or of all
+                       codebooks:Sequence[Tensor],
+                       # of each embedding that comes from its codeword; 0: none
+                       share:float=.7,
                        seed:int=0 # of the projection
                       )->'SemanticIDModel': # itself
-    "Token embeddings start as projected codewords; ValueError for codebooks of other sizes"
-    v, table, draw = self.vocabulary, self.t5.shared.weight, torch.Generator().manual_seed(seed)
+    """Token embeddings start as projected codewords; ValueError for codebooks of other
+    sizes"""
+    v, table, draw = (self.vocabulary, self.t5.shared.weight,
+                      torch.Generator().manual_seed(seed))
     sizes = tuple(len(book) for book in codebooks)
     if sizes != v.sizes[:len(sizes)] or not 0 <= share <= 1: raise ValueError(
-        f'codebooks have {sizes} codewords and share is {share}, expected {v.sizes} and 0 to 1; give those of the identifiers.')
+        f'codebooks have {sizes} codewords and share is {share}, expected {v.sizes} '
+        'and 0 to 1; give those of the identifiers.')
     spread = table[v.offsets[0]:].std()
     for level, book in enumerate(codebooks):
-        y = (book - book.mean(0)).float() @ torch.randn(book.shape[1], table.shape[1], generator=draw)
+        y = (book - book.mean(0)).float() @ torch.randn(book.shape[1], table.shape[1],
+                                                        generator=draw)
         part = table[v.level_slice(level)]
         part.mul_((1 - share**2)**.5).add_(share*spread*y/y.std().clamp(min=1e-12))
     return self
@@ -148,17 +175,21 @@ def start_at_codewords(self:SemanticIDModel,
 # %% ../../nbs/06_recommend/01_t5.ipynb #59c54cce
 @patch
 def save_pretrained(self:SemanticIDModel, folder:str|Path, # made if missing
-                    items:dict|None=None # what a person should see of the items, for `items.json`
+                    # what a person should see of the items, for `items.json`
+                    items:dict|None=None
                    )->None:
     "Write configuration, vocabulary and weights"
     config = dict(kind=type(self).__name__, recommender=asdict(self.config),
                   vocabulary=self.vocabulary.to_config())
     tied = _tied_names(self)
-    weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if k not in tied}
+    weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()
+               if k not in tied}
     write_folder(folder, config, weights, items)
 
+# %% ../../nbs/06_recommend/01_t5.ipynb #e2e59aa3
 def _tied_names(model:SemanticIDModel)->set: # names in the state dict
-    "Names that share the one embedding matrix; it is written once, as `t5.shared.weight`"
+    """Names that share the one embedding matrix; it is written once, as
+    `t5.shared.weight`"""
     shared = model.t5.shared.weight
     return {k for k, v in model.named_parameters(remove_duplicate=False)
             if v is shared and k != 't5.shared.weight'}
@@ -167,41 +198,53 @@ def _tied_names(model:SemanticIDModel)->set: # names in the state dict
 @patch(cls_method=True)
 def from_pretrained(cls:SemanticIDModel, folder:str|Path # written by `save_pretrained`
                    )->SemanticIDModel: # in eval mode
-    "Read a model; ValueError for another kind of model, unknown settings, or weights that do not fit"
+    """Read a model; ValueError for another kind of model, unknown settings, or weights
+    that do not fit"""
     config, weights = read_folder(folder)
-    kind, sizes = config.get('kind', 'folder without kind'), config.get('recommender', {})
+    kind, sizes = (config.get('kind', 'folder without kind'),
+                   config.get('recommender', {}))
     if kind != cls.__name__: raise ValueError(
         f'{folder} holds a {kind!r}, expected {cls.__name__!r}; '
         'give the folder that its save_pretrained wrote.')
     if not isinstance(sizes, dict): raise ValueError(
-        f'{folder}/config.json has {str(sizes)[:40]!r} as recommender, expected an object of its sizes; put back a copy.')
+        f'{folder}/config.json has {str(sizes)[:40]!r} as recommender, expected an '
+        'object of its sizes; put back a copy.')
     unknown = sorted(sizes.keys() - RecommenderConfig.__dataclass_fields__.keys())
     if unknown: raise ValueError(
-        f'{folder}: the recommender has unknown keys {unknown}, expected those of RecommenderConfig; '
-        'load it with the version of gentok that saved it.')
+        f'{folder}: the recommender has unknown keys {unknown}, expected those of '
+        'RecommenderConfig; load it with the version of gentok that saved it.')
     if odd := _odd_size(sizes): raise ValueError(
-        f'{folder}/config.json has {str(sizes[odd])[:40]!r} as {odd}, expected a value like {getattr(RecommenderConfig, odd)!r}; put back a copy.')
-    model = cls(Vocabulary.from_config(config.get('vocabulary', {})), RecommenderConfig(**sizes))
+        f'{folder}/config.json has {str(sizes[odd])[:40]!r} as {odd}, expected a value '
+        f'like {getattr(RecommenderConfig, odd)!r}; put back a copy.')
+    model = cls(Vocabulary.from_config(config.get('vocabulary', {})),
+                RecommenderConfig(**sizes))
     load_weights(model, weights, folder)
     return model.eval()
 
+# %% ../../nbs/06_recommend/01_t5.ipynb #a2118900
 def _odd_size(sizes:dict)->str|None: # fields of `RecommenderConfig`
     "The first setting whose value is of another kind than its default"
-    def kinds(usual): return (type(usual),) if isinstance(usual, int) else (int, float, type(usual))
+    def kinds(usual):
+        return (type(usual),) if isinstance(usual, int) else (int, float, type(usual))
     usual = vars(RecommenderConfig())
-    return next((name for name, value in sizes.items() if type(value) not in kinds(usual[name])), None)
+    return next((name for name, value in sizes.items()
+                 if type(value) not in kinds(usual[name])), None)
 
 def load_weights(model:nn.Module, weights:dict, # name -> Tensor
                  source:str|Path # named in the message
                 )->None:
-    "Copy weights into the model after checking every name and shape; ValueError for the first that does not fit"
+    """Copy weights into the model after checking every name and shape; ValueError for
+    the first that does not fit"""
     own = {k: v for k, v in model.state_dict().items() if k not in _tied_names(model)}
     odd = [k for k in own.keys() | weights.keys()
            if k not in own or k not in weights or own[k].shape != weights[k].shape]
     if odd:
         k = sorted(odd)[0]
-        found, expected = (tuple(d[k].shape) if k in d else 'nothing' for d in (weights, own))
-        raise ValueError(f'{source}: {len(odd)} weights do not fit, first {k!r}: found {found}, '
-            f'expected {expected}; load it with the configuration that it was saved with.')
+        found, expected = (tuple(d[k].shape) if k in d else 'nothing'
+                           for d in (weights, own))
+        raise ValueError(
+            f'{source}: {len(odd)} weights do not fit, first {k!r}: found {found}, '
+            f'expected {expected}; load it with the configuration that it was saved '
+            'with.')
     with torch.no_grad():
         for k, v in own.items(): v.copy_(weights[k])

@@ -26,7 +26,8 @@ class Ranked(NamedTuple):
     "The answer of a search for b users"
     items: Tensor # b k: rows of the catalogue, best first; -1 where there is none
     scores: Tensor # b k: log p(item | history), in nats; -inf where there is none
-    invalid: Tensor # b: share of the k answers that are no item (always 0 under the trie)
+    # b: share of the k answers that are no item (always 0 under the trie)
+    invalid: Tensor
 
 # %% ../../nbs/07_search/01_beam.ipynb #486d711d
 def _as_examples(histories, # Examples, or a list of lists of rows
@@ -35,26 +36,32 @@ def _as_examples(histories, # Examples, or a list of lists of rows
                )->Examples:
     "Histories as windows into one flat tensor"
     if isinstance(histories, Examples): return _checked(histories, n_items)
-    try: rows = [_whole_numbers(h, f'the rows of history {i}') for i, h in enumerate(histories)]
+    try:
+        rows = [_whole_numbers(h, f'the rows of history {i}')
+                for i, h in enumerate(histories)]
     except TypeError: raise ValueError(
-        f'histories are {str(histories)[:60]!r}, expected a list like [[row, row], [row]]; give one list of rows for each user.') from None
+        f'histories are {str(histories)[:60]!r}, expected a list like [[row, row], '
+        '[row]]; give one list of rows for each user.') from None
     flat = [i for i, h in enumerate(rows) if h.ndim != 1]
     if flat: raise ValueError(
-        f'history {flat[0]} of {len(rows)} has the shape {tuple(rows[flat[0]].shape)}, expected a list of rows; give a list like [[row, row], [row]].')
+        f'history {flat[0]} of {len(rows)} has the shape {tuple(rows[flat[0]].shape)}, '
+        'expected a list of rows; give a list like [[row, row], [row]].')
     empty = [i for i, h in enumerate(rows) if len(h) == 0]
     if empty: raise ValueError(
         f'history {empty[0]} of {len(rows)} is empty, expected at least one item; '
         'leave that user out or recommend popular items.')
     rows = [h[-max_history:] for h in rows]
     stop = torch.tensor([len(h) for h in rows], dtype=torch.long).cumsum(0)
-    items = torch.cat([*rows, torch.zeros(1, dtype=torch.long)])  # the last entry: an unknown target
+    # the last entry: an unknown target
+    items = torch.cat([*rows, torch.zeros(1, dtype=torch.long)])
     start = torch.cat([torch.zeros(1, dtype=torch.long), stop])[:-1]
     return _checked(Examples(items, start, stop, torch.arange(len(rows)), 0), n_items)
 
 def _checked(examples:Examples, n_items:int)->Examples:
     "The examples, if there are any and all their rows are rows of the catalogue"
     if not examples.n: raise ValueError(
-        'there are 0 histories, expected at least one; give a list like [[row, row], [row]].')
+        'there are 0 histories, expected at least one; give a list like [[row, row], '
+        '[row]].')
     items = _whole_numbers(examples.items, 'the rows of the histories')
     odd = items[(items < 0) | (items >= n_items)]
     if len(odd): raise ValueError(
@@ -87,7 +94,8 @@ def _free_candidates(nodes:Tensor, scores:Tensor, log_probs:Tensor,
                    )->_Candidates:
     "Every token of the vocabulary, whether or not it leads to an item"
     log_probs = log_probs[..., among]
-    tokens = (torch.arange(log_probs.shape[-1], device=log_probs.device) + (among.start or 0)).expand_as(log_probs)
+    tokens = (torch.arange(log_probs.shape[-1], device=log_probs.device)
+              + (among.start or 0)).expand_as(log_probs)
     return _Candidates(torch.zeros_like(tokens), tokens, scores[..., None] + log_probs)
 
 # %% ../../nbs/07_search/01_beam.ipynb #bba9419e
@@ -104,7 +112,8 @@ def _no_beams(b:int, m:int, l:int, # users, places for each, tokens
     "Empty places"
     zeros = torch.zeros(b, m, dtype=torch.long, device=device)
     tokens, places = (zeros[..., None].repeat(1, 1, n) for n in (l, l - 1))
-    return _Beams(zeros, torch.full(zeros.shape, -torch.inf, device=device), tokens, places, zeros.bool())
+    return _Beams(zeros, torch.full(zeros.shape, -torch.inf, device=device), tokens,
+                  places, zeros.bool())
 
 # %% ../../nbs/07_search/01_beam.ipynb #55d91f77
 def _rows(x:Tensor, # b m ...
@@ -123,8 +132,10 @@ def _best_of(candidates:_Candidates, # b m w
     parent = best.indices // w
     nodes, last = (x.flatten(1).gather(1, best.indices) for x in candidates[:2])
     tokens = torch.cat([_rows(parents.tokens, parent), last[..., None]], -1)
-    places = torch.cat([_rows(parents.places, parent), own.gather(1, parent)[..., None]], -1)
-    return _Beams(nodes, best.values, tokens, places, torch.zeros_like(parent, dtype=torch.bool))
+    places = torch.cat([_rows(parents.places, parent),
+                        own.gather(1, parent)[..., None]], -1)
+    return _Beams(nodes, best.values, tokens, places,
+                  torch.zeros_like(parent, dtype=torch.bool))
 
 def _merge(a:_Beams, b:_Beams, width:int)->_Beams:
     "The best of both"
@@ -134,7 +145,8 @@ def _merge(a:_Beams, b:_Beams, width:int)->_Beams:
 
 # %% ../../nbs/07_search/01_beam.ipynb #4acb9cc4
 class _Pool:
-    "What opened beams computed, row by row; emptied, it keeps its memory for the next users"
+    """What opened beams computed, row by row; emptied, it keeps its memory for the next
+    users"""
     def __init__(self): self.rows, self.n = None, 0
 
     def add(self, made:Tensor # b m ...
@@ -168,6 +180,7 @@ class _Task(NamedTuple):
     chunk: int=16 # prefixes opened at once for each user
     pools: list|None=None # one for each level, for the next batch to use again
 
+# %% ../../nbs/07_search/01_beam.ipynb #a8fcd883
 class _Search:
     "A batch of users on their way through the levels"
     def __init__(self, task:_Task, encoded, # of the users
@@ -180,8 +193,10 @@ class _Search:
         self.known[0].tokens.fill_(task.model.vocabulary.start)
         self.pools = task.pools or [_Pool() for _ in range(trie.L)]
         for pool in self.pools: pool.n = 0
-        self.dropped = torch.full((n,), -torch.inf, device=device)  # the best that was cut off
-        self.opened, self.lost = (torch.zeros(n, dtype=kind, device=device) for kind in (torch.long, torch.bool))
+        # the best that was cut off
+        self.dropped = torch.full((n,), -torch.inf, device=device)
+        self.opened, self.lost = (torch.zeros(n, dtype=kind, device=device)
+                                  for kind in (torch.long, torch.bool))
 
     def some(self, x, users:Tensor):
         "A structure for some users; nothing is copied for all"
@@ -195,14 +210,17 @@ def pending(self:_Search, level:int)->Tensor: # b m
     bound = torch.maximum(longer.scores[:, -1], items.scores[:, -1])
     return ~now.opened & (now.scores > bound[:, None])
 
+# %% ../../nbs/07_search/01_beam.ipynb #efd14480
 @patch
-def choose(self:_Search, level:int)->tuple: # users b', and the best of theirs, Beams b' c
+def choose(self:_Search, level:int
+          )->tuple: # users b', and the best of theirs, Beams b' c
     "The best that are pending, a few for each user; a place without one scores -inf"
     now, pending = self.known[level], self.pending(level)
     n = pending.sum(1)
     users = n.nonzero()[:, 0]
     if not len(users): return users, now
-    if 4*len(users) > 3*len(n): users = torch.arange(len(n), device=n.device)  # nearly all: nothing is copied
+    if 4*len(users) > 3*len(n):
+        users = torch.arange(len(n), device=n.device) # nearly all: nothing is copied
     waiting = now.scores.masked_fill(~pending, -torch.inf)[users]
     best = waiting.topk(min(self.task.chunk, int(n.max())))
     real, chosen = best.values > -torch.inf, (users[:, None], best.indices)
@@ -218,15 +236,19 @@ def extend(self:_Search, level:int, users:Tensor, chosen:_Beams # b' c
     task, nodes, scores = self.task, chosen.nodes, chosen.scores
     past = [pool.rows[chosen.places[..., i] if i else chosen.places[:, :1, 0]]
             for i, pool in enumerate(self.pools[:level]) if pool.n]
-    hidden, cache = task.model.decode(chosen.tokens[..., -1:], self.some(self.encoded, users), past)
-    own = self.pools[level].add(cache[-1]) if cache and level + 1 < task.trie.L else torch.zeros_like(nodes)
+    hidden, cache = task.model.decode(chosen.tokens[..., -1:],
+                                      self.some(self.encoded, users), past)
+    own = (self.pools[level].add(cache[-1]) if cache and level + 1 < task.trie.L
+           else torch.zeros_like(nodes))
     log_probs = task.model.log_probs(hidden[:, :, 0]).float()  # b' c v
     of_level = task.model.vocabulary.level_slice(level)
     among = of_level if getattr(task.model, 'per_level', False) else slice(None)
     found = (_free_candidates(nodes, scores, log_probs, among) if task.free else
-             _trie_candidates(task.trie, level, nodes, scores, log_probs, of_level.start))
+             _trie_candidates(task.trie, level, nodes, scores, log_probs,
+                              of_level.start))
     return _best_of(found, chosen, own, self.known[level + 1].scores.shape[1] + 1)
 
+# %% ../../nbs/07_search/01_beam.ipynb #9ceab0fd
 @patch
 def open(self:_Search, level:int)->bool: # was there anything?
     "Open a few prefixes of one length; what is cut off is not forgotten"
@@ -235,7 +257,8 @@ def open(self:_Search, level:int)->bool: # was there anything?
     longer, found = self.known[level + 1], self.extend(level, users, chosen)
     known, width = self.some(longer, users), longer.scores.shape[1]
     best = _merge(known, found, width + 1)
-    if level + 1 < self.task.trie.L: self.dropped[users] = torch.maximum(self.dropped[users], best.scores[:, width])
+    if level + 1 < self.task.trie.L:
+        self.dropped[users] = torch.maximum(self.dropped[users], best.scores[:, width])
     kept = _Beams(*(x[:, :width] for x in best))
     self.lost[users] |= kept.opened.sum(1) < known.opened.sum(1)
     for x, y in zip(longer, kept): x[users] = y
@@ -251,16 +274,20 @@ class _Found(NamedTuple):
     opened: Tensor # b: how many were opened
     lost: Tensor # b: has an opened prefix been cut off?
 
+# %% ../../nbs/07_search/01_beam.ipynb #202ab3fc
 @patch
 def walk(self:_Search, twice:bool=True)->_Found:
-    "Down to the first items by a few prefixes at each level, then through all that can still matter"
+    """Down to the first items by a few prefixes at each level, then through all that
+    can still matter"""
     levels = range(self.task.trie.L)
     if twice: [self.open(level) for level in levels]
     for level in levels:
         while self.open(level): pass
-    closed = [beams.scores.masked_fill(beams.opened, -torch.inf).amax(1) for beams in self.known[:-1]]
+    closed = [beams.scores.masked_fill(beams.opened, -torch.inf).amax(1)
+              for beams in self.known[:-1]]
     bound, items = torch.stack([self.dropped, *closed]).amax(0), self.known[-1]
-    return _Found(items.nodes, items.scores, items.tokens[..., 1:], bound, self.opened, self.lost)
+    return _Found(items.nodes, items.scores, items.tokens[..., 1:], bound, self.opened,
+                  self.lost)
 
 # %% ../../nbs/07_search/01_beam.ipynb #ea268a7d
 @torch.inference_mode()
@@ -269,9 +296,12 @@ def _search_batch(task:_Task, encoded, n:int # the histories of n users
     "Beam search for one batch of users"
     found = _Search(task, encoded, n).walk()
     lost = found.lost.clone()
-    if lost.any(): _put(found, lost, _Search(task, _pick(encoded, lost), int(lost.sum())).walk(twice=False))
+    if lost.any():
+        _put(found, lost,
+             _Search(task, _pick(encoded, lost), int(lost.sum())).walk(twice=False))
     return found
 
+# %% ../../nbs/07_search/01_beam.ipynb #699d7b87
 def _put(found:_Found, who:Tensor, # b: mask
         other:_Found # of these users
        )->None:
@@ -288,7 +318,8 @@ def _to_ranked(trie:Trie, found:_Found,
     scores, nodes = found.scores[:, :k], found.nodes[:, :k]
     if free:
         codes = found.tokens[:, :k] - torch.tensor(offsets, device=scores.device)
-        inside = ((codes >= 0) & (codes < torch.tensor(trie.sizes, device=scores.device))).all(-1)
+        inside = ((codes >= 0) & (codes < torch.tensor(trie.sizes,
+                                                       device=scores.device))).all(-1)
         nodes = torch.where(inside, trie.find(codes.clamp(min=0)), -1)
     items = torch.where(nodes >= 0, trie.item[nodes.clamp(min=0)].long(), -1)
     items = items.masked_fill(scores == -torch.inf, -1)
@@ -304,11 +335,12 @@ class _HistoryTokens:
     def __init__(self, model:nn.Module, trie:Trie, examples:Examples):
         v = self.vocabulary = model.vocabulary
         if v.sizes != tuple(trie.sizes): raise ValueError(
-            f'the model writes codes of sizes {v.sizes}, but the trie holds sizes {tuple(trie.sizes)}; '
-            'use the identifiers that the model was trained on.')
+            f'the model writes codes of sizes {v.sizes}, but the trie holds sizes '
+            f'{tuple(trie.sizes)}; use the identifiers that the model was trained on.')
         self.examples, self.device = examples, next(model.parameters()).device
         tokens = v.tokens(trie.codes(torch.arange(trie.n_items)).cpu())
-        self.table = torch.cat([tokens, tokens.new_full((1, trie.L), v.pad)])  # the last row is padding
+        # the last row is padding
+        self.table = torch.cat([tokens, tokens.new_full((1, trie.L), v.pad)])
         users = torch.arange(int(examples.users.max()) + 1)
         self.users = v.user_tokens(users) if v.n_user_tokens else None
 
@@ -318,22 +350,26 @@ class _HistoryTokens:
 
     def __call__(self, index:Tensor)->Tensor: # b t
         "The tokens of some examples"
-        return batch_tokens(self.examples, index, self.table, self.users).inputs.to(self.device)
+        return batch_tokens(self.examples, index, self.table,
+                            self.users).inputs.to(self.device)
 
+# %% ../../nbs/07_search/01_beam.ipynb #9ed0a7fb
 def _in_order(parts, # an iterator: one NamedTuple of tensors per batch
              order:list # the example numbers of each batch
             ):
     "Every user's answer at their own place, written when its batch arrives"
     whole = None
     for index, part in zip(order, parts):
-        whole = whole or type(part)(*(x.new_empty(sum(map(len, order)), *x.shape[1:], device='cpu') for x in part))
+        whole = whole or type(part)(*(x.new_empty(sum(map(len, order)), *x.shape[1:],
+                                                  device='cpu') for x in part))
         for places, x in zip(whole, part): places[index] = x.cpu()
     return whole
 
 # %% ../../nbs/07_search/01_beam.ipynb #0971014c
 @contextmanager
 def _cached_decoder_of(model:nn.Module):
-    "What a search reads; afterwards, and after an error, the model is in the mode that it was in"
+    """What a search reads; afterwards, and after an error, the model is in the mode
+    that it was in"""
     training = model.training
     try:
         with _kept_memory(): yield _as_cached_decoder(model.eval())
@@ -344,27 +380,39 @@ _longest = 10_000  # places of an answer where the catalogue has fewer items
 
 def _check_widths(n_items:int, # that may be recommended
                  k:int, **others:int)->None:
-    "ValueError for a number that is not whole and at least 1, or a `k` that no catalogue of this size could fill"
+    """ValueError for a number that is not whole and at least 1, or a `k` that no
+    catalogue of this size could fill"""
     for name, value in dict(k=k, **others).items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1: raise ValueError(
-            f'{name} is {value!r}, expected a whole number of at least 1; give one, or leave it out.')
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(
+                f'{name} is {value!r}, expected a whole number of at least 1; give '
+                'one, or leave it out.')
     if k > max(_longest, n_items): raise ValueError(
-        f'k is {k:,} and there are {n_items:,} items; give at most {max(_longest, n_items):,}.')
+        f'k is {k:,} and there are {n_items:,} items; give at most '
+        f'{max(_longest, n_items):,}.')
 
 # %% ../../nbs/07_search/01_beam.ipynb #c550a7e5
 @torch.no_grad()
 def beam_search(model:nn.Module, trie:Trie,
                 histories, # Examples, or a list of lists of rows
-                beams:int=50, # prefixes kept for each user, under the trie at most as many as it has items
+                # prefixes kept for each user, under the trie at most as many as it has
+                # items
+                beams:int=50,
                 k:int=10, # items returned; where there are fewer, -1 fills up
-                free:bool=False, # without the trie, for comparison with papers that search so
+                # without the trie, for comparison with papers that search so
+                free:bool=False,
                 batch_size:int=64 # users at once; memory grows with it
                )->Ranked:
-    "The k most probable items that a beam search finds; ValueError for fewer beams than k, or too many free ones"
+    """The k most probable items that a beam search finds; ValueError for fewer beams
+    than k, or too many free ones"""
     n = len(trie.item)
     _check_widths(n, k, beams=beams, batch_size=batch_size)
-    if beams < k: raise ValueError(f'{beams} beams and k={k}, expected beams >= k >= 1; raise beams.')
-    if free and beams > max(_longest, n): raise ValueError(f'{beams:,} free beams, expected at most {max(_longest, n):,}; lower beams.')
+    if beams < k:
+        raise ValueError(
+            f'{beams} beams and k={k}, expected beams >= k >= 1; raise beams.')
+    if free and beams > max(_longest, n):
+        raise ValueError(f'{beams:,} free beams, expected at most '
+                         f'{max(_longest, n):,}; lower beams.')
     room = model.vocabulary.size**trie.L if free else n  # sequences that can be written
     examples = _as_examples(histories, trie.n_items, model.config.max_history)
     read = _HistoryTokens(model, trie, examples)
@@ -375,4 +423,5 @@ def beam_search(model:nn.Module, trie:Trie,
         task = _Task(reader, trie, min(beams, room), min(k, room), free, pools=pools)
         found = _search_batch(task, reader.encode(read(index)), len(index))
         return _to_ranked(trie, found, model.vocabulary.offsets, k, free)
-    with _cached_decoder_of(model) as reader: return _in_order(map(answer, order), order)
+    with _cached_decoder_of(model) as reader:
+        return _in_order(map(answer, order), order)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ids.trie import Trie
-from .beam import _Found, _HistoryTokens, _Pool, _Task, _as_examples, _check_widths, _in_order, _pick
+from .beam import (_Found, _HistoryTokens, _Pool, _Task, _as_examples,
+    _check_widths, _in_order, _pick)
 from .beam import _put, _cached_decoder_of, _search_batch, _to_ranked
 
 # %% ../../nbs/07_search/02_exact.ipynb #6cd3e512
@@ -24,13 +25,16 @@ def _score_batch(model:nn.Module, inputs:Tensor, # b t: histories
     "log p(item | history) for every item"
     encoded, b, found = model.encode(inputs), len(inputs), []
     for part in targets.split(chunk):
-        last, past, own = part.new_tensor([model.vocabulary.start]), [], torch.zeros_like(part[:, 0])
+        last, past, own = (part.new_tensor([model.vocabulary.start]), [],
+                           torch.zeros_like(part[:, 0]))
         scores = torch.zeros(b, 1, device=part.device)
         for tokens in part.unbind(1):
             hidden, past = model.decode(last.expand(b, 1, -1).mT, encoded, past)
             log_probs = model.log_probs(hidden[:, :, 0]).float()  # b m v
-            (before, last), own = torch.stack([own, tokens]).unique(dim=1, return_inverse=True)
-            scores, past = scores[:, before] + log_probs[:, before, last], [p[:, before] for p in past]
+            (before, last), own = torch.stack([own, tokens]).unique(dim=1,
+                                                                    return_inverse=True)
+            scores, past = (scores[:, before] + log_probs[:, before, last],
+                            [p[:, before] for p in past])
         found.append(scores[:, own])
     return torch.cat(found, 1)
 
@@ -39,27 +43,32 @@ class _Scores(NamedTuple):
     "Every item of the catalogue for b users"
     scores: Tensor # b n
 
+# %% ../../nbs/07_search/02_exact.ipynb #023945c4
 @torch.no_grad()
 def score_items(model:nn.Module, trie:Trie, histories, # as in `beam_search`
                 batch_size:int=16, chunk:int=512 # users, and items, at once
                )->Tensor: # b n: log p(item | history), in nats
-    "Brute force: the log-probability of every item; ValueError for histories or a vocabulary that do not fit"
+    """Brute force: the log-probability of every item; ValueError for histories or a
+    vocabulary that do not fit"""
     examples = _as_examples(histories, trie.n_items, model.config.max_history)
     read = _HistoryTokens(model, trie, examples)
     order, targets = read.batches(batch_size), read.table[:-1].to(read.device)
     def answer(index): return _Scores(_score_batch(reader, read(index), targets, chunk))
-    with _cached_decoder_of(model) as reader: return _in_order(map(answer, order), order).scores
+    with _cached_decoder_of(model) as reader:
+        return _in_order(map(answer, order), order).scores
 
 # %% ../../nbs/07_search/02_exact.ipynb #d018a055
 @torch.inference_mode()
 def _with_proof(task:_Task, encoded, n:int # the histories of n users
               )->_Found:
-    "Beam searches, each wider than the one before, until every answer is proven; one as wide as the catalogue always is"
+    """Beam searches, each wider than the one before, until every answer is proven; one
+    as wide as the catalogue always is"""
     found, most = _search_batch(task, encoded, n), len(task.trie.item)
     unproven = found.bound > found.scores[:, -1]
     if unproven.any() and task.width < most:
         wider = task._replace(width=min(4*task.width, most))
-        _put(found, unproven, _with_proof(wider, _pick(encoded, unproven), int(unproven.sum())))
+        _put(found, unproven,
+             _with_proof(wider, _pick(encoded, unproven), int(unproven.sum())))
     return found
 
 # %% ../../nbs/07_search/02_exact.ipynb #e54cd6e4
@@ -67,18 +76,24 @@ class _Exact(NamedTuple):
     "The true top k of b users, with the proof"
     items: Tensor # b k: rows, best first; -1 where the catalogue is smaller
     scores: Tensor # b k: log p(item | history)
-    bound: Tensor # b: the best prefix not followed, -inf where there is none; no better than the k-th score
+    # b: the best prefix not followed, -inf where there is none; no better than the k-th
+    # score
+    bound: Tensor
     opened: Tensor # b: prefixes opened, in all searches
     invalid: Tensor # b: always 0, as in `Ranked`
 
+# %% ../../nbs/07_search/02_exact.ipynb #c1e2f353
 @torch.no_grad()
 def exact_top_k(model:nn.Module, trie:Trie,
                 histories, # Examples, or a list of lists of rows
                 k:int=10, # items returned; where there are fewer, -1 fills up
-                beams:int=128, # prefixes kept for each user at first; changes the speed, not the answer
+                # prefixes kept for each user at first; changes the speed, not the
+                # answer
+                beams:int=128,
                 batch_size:int=64 # users at once; memory grows with it
                )->_Exact:
-    "The k most probable items of the whole catalogue, with the proof that none is better; ValueError for histories that do not fit"
+    """The k most probable items of the whole catalogue, with the proof that none is
+    better; ValueError for histories that do not fit"""
     n = len(trie.item)
     _check_widths(n, k, beams=beams, batch_size=batch_size)
     examples = _as_examples(histories, trie.n_items, model.config.max_history)
@@ -89,6 +104,8 @@ def exact_top_k(model:nn.Module, trie:Trie,
     def answer(index):
         task = _Task(reader, trie, min(beams, n), min(k, n), pools=pools)
         found = _with_proof(task, reader.encode(read(index)), len(index))
-        items, scores, invalid = _to_ranked(trie, found, model.vocabulary.offsets, k, False)
+        items, scores, invalid = _to_ranked(trie, found, model.vocabulary.offsets, k,
+                                            False)
         return _Exact(items, scores, found.bound, found.opened, invalid)
-    with _cached_decoder_of(model) as reader: return _in_order(map(answer, order), order)
+    with _cached_decoder_of(model) as reader:
+        return _in_order(map(answer, order), order)

@@ -16,17 +16,21 @@ from .beam import Ranked
 def rerank_by_similarity(ranked:Ranked, # b m: more items than are wanted, best first
                          vectors:Tensor, # n d: of the whole catalogue
                          last:Tensor, # b: row of the item that each user took last
-                         weight:float=2., # of the cosine, in nats; 0 leaves the order as it is
+                         # of the cosine, in nats; 0 leaves the order as it is
+                         weight:float=2.,
                          k:int=10 # items to keep
                         )->Ranked: # b k
-    "The best by log-probability plus weighted cosine; ValueError for other users, or more items than were found"
+    """The best by log-probability plus weighted cosine; ValueError for other users, or
+    more items than were found"""
     b, m = ranked.items.shape
     if len(last) != b or not 1 <= k <= m: raise ValueError(
-        f'{b} users have {m} items each, but {len(last)} last items and k = {k} were given; '
-        'give one for each user, and search for at least k.')
+        f'{b} users have {m} items each, but {len(last)} last items and k = {k} were '
+        'given; give one for each user, and search for at least k.')
     x, none = F.normalize(vectors.float(), dim=1), ranked.items < 0
     near = (x[ranked.items.clamp(min=0)] @ x[last][..., None])[..., 0]  # b m
     score = (ranked.scores + weight*near).masked_fill(none, -torch.inf)
     best = score.sort(dim=1, descending=True, stable=True)
-    items = ranked.items.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1)
-    return Ranked(items[:, :k], best.values[:, :k], none.gather(1, best.indices)[:, :k].float().mean(1))
+    items = ranked.items.gather(1, best.indices).masked_fill(best.values == -torch.inf,
+                                                             -1)
+    return Ranked(items[:, :k], best.values[:, :k],
+                  none.gather(1, best.indices)[:, :k].float().mean(1))

@@ -17,22 +17,31 @@ def vote(answers:Sequence[Ranked], # of the same users, each b k
          k:int=10, # how many items to keep
          weight:float=1. # of a voice, in nats; large: voices first
         )->Ranked:
-    "One ranking from several, by voices and mean score (the published code of MTGRec); ValueError for other users"
+    """One ranking from several, by voices and mean score (the published code of
+    MTGRec); ValueError for other users"""
     users = sorted({len(a.items) for a in answers})
-    if len(users) != 1: raise ValueError(f'the answers are for {users} users, expected one answer or more for the same users; search them together.')
-    items, scores = (torch.cat([getattr(a, part) for a in answers], 1) for part in ('items', 'scores'))
+    if len(users) != 1:
+        raise ValueError(f'the answers are for {users} users, expected one answer or '
+                         'more for the same users; search them together.')
+    items, scores = (torch.cat([getattr(a, part) for a in answers], 1)
+                     for part in ('items', 'scores'))
     same = (items[:, :, None] == items[:, None]) & (items[:, None] >= 0) # b n n
     voices, first = same.sum(2), ~same.tril(-1).any(2) # b n
     total = torch.where(same, scores[:, None], 0.).sum(2) # b n
-    score = torch.where(voices > 0, weight*voices + total/voices.clamp(min=1), scores).masked_fill(~first, -torch.inf)
+    score = torch.where(voices > 0, weight*voices + total/voices.clamp(min=1),
+                        scores).masked_fill(~first, -torch.inf)
     best = score.sort(dim=1, descending=True, stable=True)
-    items = items.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1)[:, :k]
-    return Ranked(items, best.values[:, :k], torch.stack([a.invalid for a in answers]).float().mean(0))
+    items = items.gather(1, best.indices).masked_fill(best.values == -torch.inf,
+                                                      -1)[:, :k]
+    return Ranked(items, best.values[:, :k],
+                  torch.stack([a.invalid for a in answers]).float().mean(0))
 
 # %% ../../nbs/07_search/03_vote.ipynb #3b2098af
 def _items_only(ranked:Ranked, k:int=10 # how many to keep
               )->Ranked:
-    "The items of every answer in their order; places that stay empty are behind them (MTGRec, inference)"
+    """The items of every answer in their order; places that stay empty are behind them
+    (MTGRec, inference)"""
     order = (ranked.items < 0).sort(dim=1, stable=True).indices
     items, scores = ranked.items.gather(1, order), ranked.scores.gather(1, order)
-    return Ranked(items[:, :k], scores.masked_fill(items < 0, -torch.inf)[:, :k], ranked.invalid)
+    return Ranked(items[:, :k], scores.masked_fill(items < 0, -torch.inf)[:, :k],
+                  ranked.invalid)

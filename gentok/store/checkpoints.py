@@ -17,7 +17,8 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from .files import _json_kinds, _json_text, _sync_folder, _tensor_bytes, _write_together
+from gentok.store.files import (_json_kinds, _json_text, _sync_folder, _tensor_bytes,
+    _write_together)
 
 # %% ../../nbs/12_store/02_checkpoints.ipynb #2ae42338
 class Checkpoint(NamedTuple):
@@ -51,6 +52,7 @@ def _take_away(path:Path # a folder, a link to one, or a file in its place
     if path.is_symlink() or path.is_file(): path.unlink()
     else: shutil.rmtree(path, ignore_errors=True)
 
+# %% ../../nbs/12_store/02_checkpoints.ipynb #958921af
 def save_checkpoint(folder:str|Path, # made if missing
                     checkpoint:Checkpoint,
                     keep:int=2 # newest ones that stay; two, so that one may be damaged
@@ -59,7 +61,8 @@ def save_checkpoint(folder:str|Path, # made if missing
     folder, text = Path(folder), _json_text(checkpoint.state, 'state')
     final = folder/_checkpoint_name(checkpoint.step)
     part = final.with_name(f'.{final.name}.{os.getpid()}.part')
-    files = {'state.json': text.encode(), 'tensors.safetensors': _tensor_bytes(checkpoint.tensors, text)}
+    files = {'state.json': text.encode(),
+             'tensors.safetensors': _tensor_bytes(checkpoint.tensors, text)}
     digest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for old in folder.glob('.step-*.part'): _take_away(old)
     _write_together(part, {**files, 'digest.json': _json_text(digest)})
@@ -81,11 +84,16 @@ def read_checkpoint(path:str|Path # one folder `step-…`
         data = {name: (path/name).read_bytes() for name in names}
         bad = [n for n, d in data.items() if hashlib.sha256(d).hexdigest() != digest[n]]
         if bad: raise ValueError(f'{bad[0]} has changed since it was written')
-        tensors, state = load(data['tensors.safetensors']), json.loads(data['state.json'])
-        if not isinstance(state, dict): raise ValueError(f'state.json holds {_json_kinds[type(state)]}, expected an object')
+        tensors, state = (load(data['tensors.safetensors']),
+                          json.loads(data['state.json']))
+        if not isinstance(state, dict):
+            raise ValueError(
+                f'state.json holds {_json_kinds[type(state)]}, expected an object')
         return Checkpoint(int(path.name.split('-')[1]), tensors, state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
-        raise ValueError(f'{path} is damaged ({e}); remove it and run again, which goes on from an older one or begins anew.') from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+            SafetensorError) as e:
+        raise ValueError(f'{path} is damaged ({e}); remove it and run again, which '
+                         'goes on from an older one or begins anew.') from None
 
 # %% ../../nbs/12_store/02_checkpoints.ipynb #6b38940b
 def newest_checkpoint(folder:str|Path)->Checkpoint|None: # None where there is none

@@ -59,7 +59,8 @@ def _write_together(folder:str|Path, # made if it is missing
     "Write several files: all are staged before the first takes its name"
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f'{folder} is a file and a folder was expected; choose another name.')
+        raise ValueError(
+            f'{folder} is a file and a folder was expected; choose another name.')
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     parts = {}
@@ -74,7 +75,8 @@ def _write_together(folder:str|Path, # made if it is missing
 def atomic_write(path:str|Path, # its folder is made if it is missing
                  data:bytes|str # text is written as UTF-8
                 ):
-    "Write a file so that a kill leaves the old one or the new one, never half of one; a link is replaced, not followed"
+    """Write a file so that a kill leaves the old one or the new one, never half of one;
+    a link is replaced, not followed"""
     path = Path(path)
     _write_together(path.parent, {path.name: data})
 
@@ -92,7 +94,8 @@ class _RepeatedKey(ValueError):
     "A key that stands twice in one JSON object"
     def __init__(self, key:str):
         self.key = key
-        super().__init__(f'key {key!r} stands twice in one object; keep one of the two.')
+        super().__init__(
+            f'key {key!r} stands twice in one object; keep one of the two.')
 
 def _where_twice(text:str, key:str)->str:
     "', line n' of the second `key`, or '' where that is ambiguous"
@@ -102,7 +105,8 @@ def _where_twice(text:str, key:str)->str:
 
 # %% ../../nbs/12_store/01_files.ipynb #7a31c0e0
 _remedy = 'put back a copy of the file, or remove the file and run again what wrote it.'
-_json_kinds = {dict: 'an object', list: 'a list', str: 'text', int: 'a whole number', float: 'a number',
+_json_kinds = {dict: 'an object', list: 'a list', str: 'text', int: 'a whole number',
+               float: 'a number',
          bool: 'true or false', type(None): 'null'}
 
 # %% ../../nbs/12_store/01_files.ipynb #e684e46d
@@ -110,47 +114,61 @@ def _check_kind(value, # of a JSON file
                where:str|Path, # named in the error
                expected:type|tuple # one of `_json_kinds`, or several
               )->None:
-    "ValueError that says what was found and what was expected, where a JSON value is of another kind"
+    """ValueError that says what was found and what was expected, where a JSON value is
+    of another kind"""
     expected = expected if isinstance(expected, tuple) else (expected,)
     if type(value) not in expected: raise ValueError(
-        f'{where} holds {_json_kinds[type(value)]}, expected {" or ".join(_json_kinds[e] for e in expected)}; {_remedy}')
+        f'{where} holds {_json_kinds[type(value)]}, expected '
+        f'{" or ".join(_json_kinds[e] for e in expected)}; {_remedy}')
     if isinstance(value, (int, float)) and not abs(value) < 1e300: raise ValueError(
-        f'{where} holds a number that is not finite or has more than 300 digits, expected a usual one; {_remedy}')
+        f'{where} holds a number that is not finite or has more than 300 digits, '
+        f'expected a usual one; {_remedy}')
 
 # %% ../../nbs/12_store/01_files.ipynb #89611bf9
 def _read_text(path:str|Path)->str:
-    "The text of a file; one that is missing, empty or not UTF-8 is an error that names it"
+    """The text of a file; one that is missing, empty or not UTF-8 is an error that
+    names it"""
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path} does not exist; check the path.')
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist; check the path.')
     if path.is_dir():
-        raise ValueError(f'{path} is a folder and a file was expected; name a file in it.')
+        raise ValueError(
+            f'{path} is a folder and a file was expected; name a file in it.')
     data = path.read_bytes()
     try: text = data.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         line = data.count(b'\n', 0, e.start) + 1
-        raise ValueError(f'{path}, line {line}: not UTF-8 text; save the file as UTF-8, {_remedy}') from None
+        raise ValueError(f'{path}, line {line}: not UTF-8 text; save the file as '
+                         f'UTF-8, {_remedy}') from None
     if not text.strip(): raise ValueError(f'{path} is empty; {_remedy}')
     return text
 
 # %% ../../nbs/12_store/01_files.ipynb #40f330f1
 def read_json(path:str|Path, # of one JSON value
-              expected:type|tuple|None=None, # what it must be: dict, list, (int, float); None: anything
+              # what it must be: dict, list, (int, float); None: anything
+              expected:type|tuple|None=None,
               **fields:type|tuple # of an object: what must be in it, as name=type
              )->dict|list|str|int|float|bool|None:
-    "The JSON value in a file; ValueError, with its line, for a malformed, empty, ambiguous or other one"
+    """The JSON value in a file; ValueError, with its line, for a malformed, empty,
+    ambiguous or other one"""
     text = _read_text(path)
     try: value = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as e:
-        raise ValueError(f'{path}, line {e.lineno}: not JSON ({e.msg} at column {e.colno}); '
+        raise ValueError(
+            f'{path}, line {e.lineno}: not JSON ({e.msg} at column {e.colno}); '
                          f'correct that line, {_remedy}') from None
     except _RepeatedKey as e:
         raise ValueError(f'{path}{_where_twice(text, e.key)}: {e}') from None
     except RecursionError:
         raise ValueError(f'{path}: nested too deeply to be read; flatten it.') from None
-    except ValueError as e: raise ValueError(f'{path}: not JSON that can be read ({e}); {_remedy}') from None
+    except ValueError as e:
+        raise ValueError(
+            f'{path}: not JSON that can be read ({e}); {_remedy}') from None
     if expected or fields: _check_kind(value, path, expected or dict)
     lacking = [name for name in fields if name not in value]
-    if lacking: raise ValueError(f'{path} lacks {", ".join(lacking)}, expected {", ".join(fields)}; {_remedy}')
+    if lacking:
+        raise ValueError(f'{path} lacks {", ".join(lacking)}, expected '
+                         f'{", ".join(fields)}; {_remedy}')
     for name, kind in fields.items(): _check_kind(value[name], f'{path}: {name}', kind)
     return value
 
@@ -163,15 +181,18 @@ def _json_text(value, # plain JSON: dicts, lists, tuples, text, finite numbers, 
     except (TypeError, ValueError, RecursionError) as e:
         raise ValueError(f'{what} is not plain JSON ({e}); '
                          'keep text, finite numbers, lists and dicts in it.') from None
-    return text.encode('utf-8', 'backslashreplace').decode()  # half a character becomes \ud83d, as JSON writes it
+    # half a character becomes \ud83d, as JSON writes it
+    return text.encode('utf-8', 'backslashreplace').decode()
 
 # %% ../../nbs/12_store/01_files.ipynb #4209daeb
 def _fingerprint(text:str)->str:
     "Sixteen hexadecimal digits that follow from the text"
     return hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:16]
 
+# %% ../../nbs/12_store/01_files.ipynb #e333fbb7
 def _tensor_digest(*tensors:Tensor|None)->str:
-    "Eight hexadecimal digits that change with any number in the tensors; None counts for nothing"
+    """Eight hexadecimal digits that change with any number in the tensors; None counts
+    for nothing"""
     found = hashlib.sha256()
     for t in tensors:
         if t is not None: found.update(t.numpy().tobytes())
@@ -188,11 +209,13 @@ def _content_digest(tensors:dict[str, Tensor], # on the CPU, contiguous
         if t.numel(): found.update(t.reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
+# %% ../../nbs/12_store/01_files.ipynb #28dd7397
 def _tensor_bytes(tensors:dict[str, Tensor], # any shapes, any devices
                  config_text:str, # the configuration they belong to
                  **notes:str # what else belongs to them
                 )->bytes:
-    "The tensors in the safetensors format, marked with their configuration and their digest"
+    """The tensors in the safetensors format, marked with their configuration and their
+    digest"""
     seen, plain = set(), {}
     for name, t in tensors.items():
         t = t.detach().cpu().contiguous()
@@ -201,13 +224,15 @@ def _tensor_bytes(tensors:dict[str, Tensor], # any shapes, any devices
         seen.add(place)
     notes = dict(notes, config=_fingerprint(config_text))
     notes['digest'] = _content_digest(plain, notes)
-    return save(plain, {'gentok': json.dumps(notes, sort_keys=True)}) # several keys have no fixed order
+    # several keys have no fixed order
+    return save(plain, {'gentok': json.dumps(notes, sort_keys=True)})
 
 # %% ../../nbs/12_store/01_files.ipynb #b28cc5ae
 def write_folder(dir:str|Path, # made if it is missing; other files in it stay
                  config:dict, # plain JSON
                  tensors:dict[str, Tensor]|None=None, # name -> tensor of any shape
-                 items:dict|None=None # what a person should see of the items; plain JSON
+                 # what a person should see of the items; plain JSON
+                 items:dict|None=None
                 ):
     "Write config.json, model.safetensors and items.json; a kill is harmless or noticed"
     text, files = _json_text(config), {}
@@ -242,31 +267,43 @@ def _read_tensor_file(path:str|Path, # a safetensors file
         digest = notes.pop('digest', '')
         if ours and verify and digest != _content_digest(tensors, notes):
             raise ValueError('its content is not what was written: the digest differs')
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as e:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError,
+            RuntimeError) as e:
         raise ValueError(f'{path} is damaged ({e}); {_remedy}') from None
     return _TensorFile(tensors, notes)
 
 def read_tensors(path:str|Path, # a safetensors file
-                 config_text:str|None=None, # the configuration it must have been written with
+                 # the configuration it must have been written with
+                 config_text:str|None=None,
                  verify:bool=True # compare the digest, where the file has one
                 )->dict[str, Tensor]: # name -> tensor, on the CPU
-    "The tensors of a file; ValueError for damage, and for the configuration of another write"
+    """The tensors of a file; ValueError for damage, and for the configuration of
+    another write"""
     tensors, notes = _read_tensor_file(path, verify)
-    if config_text is not None and notes.get('config') not in (None, _fingerprint(config_text)):
-        raise ValueError(f'{path} was not written together with the config.json beside it: one was edited, or a write was '
-                         'interrupted; put back the two that belong together, or remove both and run again what wrote them.')
+    if config_text is not None and notes.get('config') not in (None,
+                                                               _fingerprint(
+        config_text)):
+        raise ValueError(f'{path} was not written together with the config.json beside '
+                         'it: one was edited, or a write was interrupted; put back the '
+                         'two that belong together, or remove both and run again what '
+                         'wrote them.')
     return tensors
 
 # %% ../../nbs/12_store/01_files.ipynb #16c393f8
 def read_folder(dir:str|Path, # as `write_folder` made it
                 verify:bool=True # compare the tensors' digest
                )->Folder:
-    "Configuration and tensors of a folder; FileNotFoundError for what is missing, ValueError for what is damaged"
+    """Configuration and tensors of a folder; FileNotFoundError for what is missing,
+    ValueError for what is damaged"""
     dir = Path(dir)
-    if not dir.is_dir(): raise FileNotFoundError(f'{dir} is not a folder; check the path.')
+    if not dir.is_dir():
+        raise FileNotFoundError(f'{dir} is not a folder; check the path.')
     if not (dir/'config.json').exists():
-        raise FileNotFoundError(f'{dir} has no config.json: not a saved model, or its writing was '
-                                'interrupted; check the path, or run again what should have written it.')
+        raise FileNotFoundError(
+            f'{dir} has no config.json: not a saved model, or its writing was '
+                                'interrupted; check the path, or run again what should '
+                                'have written it.')
     config, tensors = read_json(dir/'config.json', dict), dir/'model.safetensors'
     text = (dir/'config.json').read_text('utf-8')
-    return Folder(config, read_tensors(tensors, text, verify) if tensors.exists() else {})
+    return Folder(config,
+                  read_tensors(tensors, text, verify) if tensors.exists() else {})

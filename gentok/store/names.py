@@ -11,11 +11,13 @@ from difflib import get_close_matches
 
 # %% ../../nbs/12_store/05_names.ipynb #519c2549
 def _nearest_name(word:str, known:Sequence[str])->str:
-    "The known name that is most like a word, or has it as a part, or ''; dashes in front do not count"
+    """The known name that is most like a word, or has it as a part, or ''; dashes in
+    front do not count"""
     bare = word.lstrip('-')
     close = get_close_matches(bare, [k.lstrip('-') for k in known], 1)
     part = (k for k in known if len(bare) > 3 and bare in k)
-    return next((k for k in known if close and k.lstrip('-') == close[0]), next(part, ''))
+    return next((k for k in known if close and k.lstrip('-') == close[0]),
+                next(part, ''))
 
 # %% ../../nbs/12_store/05_names.ipynb #b63ecb47
 def _among(known:Iterable[str], what:str, # before the word in the message: 'method '

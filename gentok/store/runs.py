@@ -30,43 +30,55 @@ except ImportError: fcntl = None  # Windows
 def _at_least(least:int, **numbers:float):
     "ValueError that names the first number which is smaller"
     for name, value in numbers.items():
-        if not value >= least: raise ValueError(f'{name} is {value}; give at least {least}.')
+        if not value >= least:
+            raise ValueError(f'{name} is {value}; give at least {least}.')
 
+# %% ../../nbs/12_store/03_runs.ipynb #199305f5
 def _one_of(known:tuple, **choices):
     "ValueError that names the first choice which is not known"
     for name, value in choices.items():
-        if value not in known: raise ValueError(f'{name} is {value!r}; choose {" or ".join(map(repr, known))}.')
+        if value not in known:
+            raise ValueError(
+                f'{name} is {value!r}; choose {" or ".join(map(repr, known))}.')
 
 # %% ../../nbs/12_store/03_runs.ipynb #62e403b8
 @contextmanager
 def _seeded(*numbers:int):
-    "Inside, torch's random numbers follow from `numbers`; outside, they are as if nothing had been drawn"
+    """Inside, torch's random numbers follow from `numbers`; outside, they are as if
+    nothing had been drawn"""
     with torch.random.fork_rng():
         torch.manual_seed(zlib.crc32(repr(numbers).encode()))
         yield
 
 # %% ../../nbs/12_store/03_runs.ipynb #967e5c03
-def _optimizer_state(model:nn.Module, optimizer:torch.optim.Optimizer)->dict[str, Tensor]:
+def _optimizer_state(model:nn.Module,
+                     optimizer:torch.optim.Optimizer)->dict[str, Tensor]:
     "The optimizer's state as 'key.parameter name' -> tensor"
     return {f'{key}.{name}': value for name, p in model.named_parameters()
             for key, value in optimizer.state[p].items()}
 
-def _load_optimizer_state(model:nn.Module, optimizer:torch.optim.Optimizer, state:dict[str, Tensor]):
+# %% ../../nbs/12_store/03_runs.ipynb #964083f6
+def _load_optimizer_state(model:nn.Module, optimizer:torch.optim.Optimizer,
+                          state:dict[str, Tensor]):
     "Put back what `_optimizer_state` gave"
     parameters = dict(model.named_parameters())
     for label, value in state.items():
         key, name = label.split('.', 1)
-        device = 'cpu' if key == 'step' and not parameters[name].is_cuda else parameters[name].device
+        device = ('cpu' if key == 'step' and not parameters[name].is_cuda
+                  else parameters[name].device)
         optimizer.state[parameters[name]][key] = value.clone().to(device)
 
 # %% ../../nbs/12_store/03_runs.ipynb #d129e613
 def _join_groups(**groups:dict)->dict:
     "Several dicts of tensors as one; the group's name stands before a slash"
-    return {f'{group}/{name}': t for group, tensors in groups.items() for name, t in tensors.items()}
+    return {f'{group}/{name}': t for group, tensors in groups.items()
+            for name, t in tensors.items()}
 
+# %% ../../nbs/12_store/03_runs.ipynb #31cae245
 def _group_of(tensors:dict[str, Tensor], group:str)->dict[str, Tensor]:
     "One group of what `_join_groups` made"
-    return {name.split('/', 1)[1]: t for name, t in tensors.items() if name.startswith(group + '/')}
+    return {name.split('/', 1)[1]: t for name, t in tensors.items()
+            if name.startswith(group + '/')}
 
 def _copies(tensors:dict[str, Tensor])->dict[str, Tensor]:
     "Copies that later steps leave alone"
@@ -79,8 +91,8 @@ def _check_identity(found:dict, # of the run in the folder
     "ValueError that names the first setting in which the two differ"
     for name in wanted | found:
         if found.get(name) != wanted.get(name): raise ValueError(
-            f'{folder} holds a run with {name} = {found.get(name)!r}, and this one has {wanted.get(name)!r}; '
-            'give the same settings and data, or another folder.')
+            f'{folder} holds a run with {name} = {found.get(name)!r}, and this one has '
+            f'{wanted.get(name)!r}; give the same settings and data, or another folder.')
 
 # %% ../../nbs/12_store/03_runs.ipynb #97501d7b
 def _resume_fit(model:nn.Module, # gets the weights, and the curve as `history`
@@ -90,9 +102,12 @@ def _resume_fit(model:nn.Module, # gets the weights, and the curve as `history`
             epochs:int, # at most
             out:str|Path # named in errors
            )->dict: # the best weights so far, where there are such
-    "Go on from a checkpoint; ValueError if it is of another run, or further than this one should go"
+    """Go on from a checkpoint; ValueError if it is of another run, or further than this
+    one should go"""
     lacking = {'identity', 'history'} - found.state.keys()
-    if lacking: raise ValueError(f'{out} holds a run without {" and ".join(sorted(lacking))}; give another folder.')
+    if lacking:
+        raise ValueError(f'{out} holds a run without {" and ".join(sorted(lacking))}; '
+                         'give another folder.')
     _check_identity(found.state['identity'], who, out)
     if found.step > epochs: raise ValueError(
         f'{out} holds a run of {found.step} epochs and {epochs} were asked for; '
@@ -106,7 +121,8 @@ def _resume_fit(model:nn.Module, # gets the weights, and the curve as `history`
 def _progress(first:int, last:int, # epochs
              history:list # the newest record is shown
             )->Iterator[int]:
-    "The epochs from first to last: a bar on a terminal, one that disappears in a notebook, ten lines in a log"
+    """The epochs from first to last: a bar on a terminal, one that disappears in a
+    notebook, ten lines in a log"""
     shell = getattr(builtins, 'get_ipython', lambda: None)()
     terminal, notebook = sys.stderr.isatty(), getattr(shell, 'kernel', None) is not None
     bar = tqdm(range(first, last + 1), 'epoch', initial=first - 1, total=last,
@@ -119,16 +135,20 @@ def _progress(first:int, last:int, # epochs
             print(f'epoch {epoch}/{last}: {line}', file=sys.stderr, flush=True)
 
 # %% ../../nbs/12_store/03_runs.ipynb #3d7e2b02
-def _began(pid:int)->str|None: # None: there is no such process; '': the system does not tell
+def _began(pid:int
+          )->str|None: # None: there is no such process; '': the system does not tell
     "When a process of this machine began, on the kernel's clock"
     if os.name != 'posix': return ''
     try: os.kill(pid, 0)
     except (ProcessLookupError, OverflowError): return None
     except PermissionError: pass  # somebody else's
-    try: state, *rest = Path(f'/proc/{pid}/stat').read_text(errors='replace').rpartition(')')[2].split()
+    try:
+        state, *rest = Path(f'/proc/{pid}/stat').read_text(errors='replace').rpartition(
+            ')')[2].split()
     except OSError: return ''
     return None if state in 'ZX' else rest[18]
 
+# %% ../../nbs/12_store/03_runs.ipynb #703725b2
 def _this_process()->dict: # plain JSON
     "What a lock says of its owner"
     now, pid = time.strftime('%Y-%m-%d %H:%M:%S'), os.getpid()
@@ -136,13 +156,16 @@ def _this_process()->dict: # plain JSON
 
 # %% ../../nbs/12_store/03_runs.ipynb #3d7e2b05
 def _owner(lock:Path # perhaps not there
-         )->dict|None: # as `_this_process`; None: nobody, or a process of this machine that has ended
+          # as `_this_process`; None: nobody, or a process of this machine that has
+          # ended
+         )->dict|None:
     "Who holds a lock"
     try: them = read_json(lock, dict, pid=int, host=str, since=str, began=str)
     except FileNotFoundError: return None
     if them['host'] != socket.gethostname(): return them
     now = _began(them['pid']) if them['pid'] > 0 else None
-    return None if now is None or (now and them['began'] and now != them['began']) else them
+    return (None if now is None or (now and them['began'] and now != them['began'])
+            else them)
 
 # %% ../../nbs/12_store/03_runs.ipynb #3d7e2b08
 def _linked(part:Path, lock:Path)->bool:
@@ -155,39 +178,52 @@ def _linked(part:Path, lock:Path)->bool:
         except FileExistsError: return False
     return True
 
+# %% ../../nbs/12_store/03_runs.ipynb #9196e9c8
 def _taken_over(part:Path, lock:Path)->bool:
-    "Put a staged lock in place of one whose owner has ended; False if somebody holds it, or was faster"
+    """Put a staged lock in place of one whose owner has ended; False if somebody holds
+    it, or was faster"""
     try: old = open(lock)
     except FileNotFoundError: return False
     with old:
         try: fcntl and fcntl.flock(old, fcntl.LOCK_EX)
         except OSError: pass  # a disk that refuses
         if not lock.exists() or not os.path.samestat(os.stat(lock),
-                                                     os.fstat(old.fileno())) or _owner(lock): return False
+                                                     os.fstat(old.fileno())) or _owner(
+            lock):
+            return False
         os.replace(part, lock)
     return True
 
 # %% ../../nbs/12_store/03_runs.ipynb #3d7e2b10
 def _is_guest(lock:Path)->bool:
-    "Whether this process need not lock: one of several that the first locks for, or one that holds the lock already"
-    if int(os.environ.get('WORLD_SIZE') or 1) > 1 and (os.environ.get('RANK') or '0') != '0': return True
+    """Whether this process need not lock: one of several that the first locks for, or
+    one that holds the lock already"""
+    if int(os.environ.get('WORLD_SIZE') or 1) > 1 and (os.environ.get('RANK')
+                                                       or '0') != '0':
+        return True
     them, me = _owner(lock), _this_process()
-    return bool(them) and all(them[name] == me[name] for name in ('pid', 'host', 'began'))
+    return bool(them) and all(them[name] == me[name]
+                              for name in ('pid', 'host', 'began'))
 
+# %% ../../nbs/12_store/03_runs.ipynb #4b6240f5
 @contextmanager
 def _locked(folder:str|Path # made if it is missing
           )->Iterator[Path]: # the lock
     "Inside, no other process works in the folder; ValueError names the one that does"
     folder, lock = Path(folder), Path(folder)/'.lock'
-    if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder} is a file and a folder was expected; choose another name.')
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f'{folder} is a file and a folder was expected; choose another name.')
     folder.mkdir(parents=True, exist_ok=True)
     if _is_guest(lock): yield lock; return
     part = _stage(lock, mine := _json_text(_this_process(), 'lock'))
     try:
         while not (_linked(part, lock) or _taken_over(part, lock)):
             if them := _owner(lock): raise ValueError(
-                f'{folder} is in use by process {them["pid"]} on {them["host"]} since {them["since"]}; wait until it ends, or give another folder'
-                + (f' (if {them["host"]} has stopped, remove {lock}).' if them['host'] != socket.gethostname() else '.'))
+                f'{folder} is in use by process {them["pid"]} on {them["host"]} since '
+                f'{them["since"]}; wait until it ends, or give another folder'
+                + (f' (if {them["host"]} has stopped, remove {lock}).'
+                   if them['host'] != socket.gethostname() else '.'))
     finally: part.unlink(missing_ok=True)
     try: yield lock
     finally:

@@ -20,17 +20,20 @@ def _numbers(row:dict, # of a curve, plain JSON
     found = {}
     for name, value in row.items():
         if name == 'epoch' or isinstance(value, bool): continue
-        if isinstance(value, (list, tuple)): found |= _numbers(dict(enumerate(value, 1)), f'{prefix}/{name}')
+        if isinstance(value, (list, tuple)):
+            found |= _numbers(dict(enumerate(value, 1)), f'{prefix}/{name}')
         elif isinstance(value, (int, float)): found[f'{prefix}/{name}'] = value
     return found
 
 # %% ../../nbs/12_store/04_tracking.ipynb #a4cf420b
-_open_trackers = ContextVar('open_trackers', default=None) # (kind, folder) -> trackers; None: nobody listens
+# (kind, folder) -> trackers; None: nobody listens
+_open_trackers = ContextVar('open_trackers', default=None)
 
 class _RunLog:
     "The trackers of one training run; false where nobody listens"
     def __init__(self, kind:str, # 'tokenizer' or 'recommender'
-                 trackers:Sequence # with log(values, step) and finish(), as those of accelerate have
+                 # with log(values, step) and finish(), as those of accelerate have
+                 trackers:Sequence
                 ):
         self.kind, self.trackers = kind, list(trackers)
     def __bool__(self)->bool: return bool(self.trackers)
@@ -40,16 +43,19 @@ class _RunLog:
         values = _numbers(row, self.kind)
         for tracker in self.trackers: tracker.log(values, step=row['epoch'])
 
+# %% ../../nbs/12_store/04_tracking.ipynb #1c4b62bd
 @contextmanager
 def _run_log(kind:str, # 'tokenizer' or 'recommender'
             folder:str|Path|None, # of the run
             curve:Sequence, # rows of the epochs that were done before
-            left:bool # are there epochs left? A run that has finished is not logged again
+            # are there epochs left? A run that has finished is not logged again
+            left:bool
            )->Iterator[_RunLog]:
     "The log of a training run: the whole curve so far, then what is added to it"
     opened, trackers = _open_trackers.get() if left else None, []
     try:
-        with redirect_stdout(sys.stderr): trackers = opened(kind, folder) if opened else []
+        with redirect_stdout(sys.stderr):
+            trackers = opened(kind, folder) if opened else []
         log = _RunLog(kind, trackers)
         for row in curve: log(row)
         yield log

@@ -20,7 +20,8 @@ from ..quantize.codebook import _alone, _working
 
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #70ab2076
 def _training_entries(dataset:Dataset
-                    )->tuple[Tensor, Tensor]: # t: rows of the catalogue; t: position of the user
+                     # t: rows of the catalogue; t: position of the user
+                    )->tuple[Tensor, Tensor]:
     "What everybody took before their last two items, user after user, in order of time"
     h = dataset.histories
     users = torch.arange(len(h)).repeat_interleave(h.lengths) # t
@@ -31,9 +32,12 @@ def _training_entries(dataset:Dataset
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #7cae19de
 def _neighbours(items:Tensor, users:Tensor, # t, t: as `_training_entries` gives them
                window:int=1 # places to either side; UTGRec's
-              )->Tensor: # 2 p: pairs of rows, each in both orders, as often as they occur
+               # 2 p: pairs of rows, each in both orders, as often as they occur
+              )->Tensor:
     "Entries of one user that stand beside each other (UTGRec, co-occurrence)"
-    if window < 1: raise ValueError(f'window is {window}, expected at least 1, the direct neighbour.')
+    if window < 1:
+        raise ValueError(
+            f'window is {window}, expected at least 1, the direct neighbour.')
     pairs = []
     for w in range(1, min(window, max(len(items) - 1, 0)) + 1):
         same = users[w:] == users[:-w]
@@ -43,7 +47,8 @@ def _neighbours(items:Tensor, users:Tensor, # t, t: as `_training_entries` gives
 
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #2ab58925
 class Positives(NamedTuple):
-    "The items that each item was taken next to: one flat tensor of rows, cut by offsets"
+    """The items that each item was taken next to: one flat tensor of rows, cut by
+    offsets"""
     items:Tensor # t: rows; those of an item in ascending order
     offsets:Tensor # n+1: item i has items[offsets[i]:offsets[i+1]], at least one
 
@@ -56,17 +61,20 @@ class Positives(NamedTuple):
         return self.items[self.offsets[item]:self.offsets[item + 1]]
     def __repr__(self)->str:
         least, most = (self.counts.aminmax() if self.n else (0, 0))
-        return f'Positives({self.n:,} items with {int(least):,} to {int(most):,} of them, {len(self.items):,} in all)'
+        return (f'Positives({self.n:,} items with {int(least):,} to {int(most):,} of '
+                f'them, {len(self.items):,} in all)')
 
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #c24b8b4b
 def co_occurrences(dataset:Dataset,
                    window:int=1 # places to either side; UTGRec's
                   )->Positives:
-    "What each item stands beside in the training part of somebody's history (UTGRec, co-occurrence)"
+    """What each item stands beside in the training part of somebody's history (UTGRec,
+    co-occurrence)"""
     n = len(dataset.catalogue)
     item, other = _neighbours(*_training_entries(dataset), window)
     lonely = (torch.bincount(item, minlength=n) == 0).nonzero()[:, 0]
-    pairs = torch.cat([item*n + other, lonely*n + lonely]).unique() # sorted by item, then by the other
+    # sorted by item, then by the other
+    pairs = torch.cat([item*n + other, lonely*n + lonely]).unique()
     counts = torch.bincount(pairs//n, minlength=n)
     return Positives(pairs % n, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
@@ -76,9 +84,12 @@ def draw(self:Positives,
          items:Tensor, # b: rows
          generator:torch.Generator|int # of random numbers, or its seed
         )->Tensor: # b: a row for each
-    "One positive of each item, all equally likely; ValueError for rows outside the catalogue"
-    if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < self.n: raise ValueError(
-        f'items are rows {int(items.min()):,} to {int(items.max()):,}, expected 0 to {self.n - 1:,}; give rows of the same catalogue.')
+    """One positive of each item, all equally likely; ValueError for rows outside the
+    catalogue"""
+    if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < self.n:
+        raise ValueError(
+            f'items are rows {int(items.min()):,} to {int(items.max()):,}, expected 0 '
+            f'to {self.n - 1:,}; give rows of the same catalogue.')
     if isinstance(generator, int): generator = torch.Generator().manual_seed(generator)
     place = torch.randint(2**62, items.shape, generator=generator) % self.counts[items]
     return self.items[self.offsets[items] + place]
@@ -88,44 +99,59 @@ def _concat_positives(parts:Sequence[Positives] # of several domains
                     )->Positives: # of all their items, in this order
     "The positives of domains whose items stand below each other"
     parts = list(parts)
-    if not parts: raise ValueError('there are no positives to join; give those of at least one domain.')
+    if not parts:
+        raise ValueError(
+            'there are no positives to join; give those of at least one domain.')
     rows = torch.tensor([0, *(p.n for p in parts)]).cumsum(0) # items before each domain
     ends = torch.tensor([0, *(len(p.items) for p in parts)]).cumsum(0)
     return Positives(torch.cat([p.items + r for p, r in zip(parts, rows)]),
-                     torch.cat([ends[:1], *(p.offsets[1:] + e for p, e in zip(parts, ends))]))
+                     torch.cat([ends[:1],
+                                *(p.offsets[1:] + e for p, e in zip(parts, ends))]))
 
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #37aa2603
 def _check_pairs(a:Tensor, b:Tensor, axes:int, names:str)->None:
     "ValueError for two sides that are not rows of one batch"
     if a.shape != b.shape or a.dim() != axes or not len(a): raise ValueError(
-        f'the two sides have the shapes {tuple(a.shape)} and {tuple(b.shape)}; give one shape ({names}), with a row for each pair.')
+        f'the two sides have the shapes {tuple(a.shape)} and {tuple(b.shape)}; give '
+        f'one shape ({names}), with a row for each pair.')
 
+# %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #483be524
 def info_nce(query:Tensor, # b d
              key:Tensor, # b d: row i belongs to query i, all others are negatives
              temperature:float # tau
             )->Tensor: # one number
-    "Cross-entropy of finding one's partner by the cosine (van den Oord et al. 2018); ValueError for a temperature of 0"
+    """Cross-entropy of finding one's partner by the cosine (van den Oord et al. 2018);
+    ValueError for a temperature of 0"""
     _check_pairs(query, key, 2, 'b d')
-    if not temperature > 0: raise ValueError(f'temperature is {temperature}, expected a positive number; .07 is usual.')
+    if not temperature > 0:
+        raise ValueError(
+            f'temperature is {temperature}, expected a positive number; .07 is usual.')
     with torch.autocast(query.device.type, enabled=False):
-        cosine = F.normalize(_working(query), dim=-1) @ F.normalize(_working(key), dim=-1).T # b b
-    return F.cross_entropy(cosine/temperature, torch.arange(len(query), device=query.device))
+        # b b
+        cosine = F.normalize(_working(query), dim=-1) @ F.normalize(_working(key),
+                                                                    dim=-1).T
+    return F.cross_entropy(cosine/temperature,
+                           torch.arange(len(query), device=query.device))
 
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #6afa7ff0
 def co_occurrence_alignment(anchor:Tensor, # b l d: items, level by level
                             companion:Tensor, # b l d: a positive of each
                             temperature:float=.1, # tau, of UTGRec's code
-                            gather:Callable[[Tensor], Tensor]=_alone # puts all processes' rows together, with gradient
+                            # puts all processes' rows together, with gradient
+                            gather:Callable[[Tensor], Tensor]=_alone
                            )->Tensor: # one number
-    "InfoNCE from items to items taken with them, mean over levels (UTGRec, co-occurrence alignment)"
+    """InfoNCE from items to items taken with them, mean over levels (UTGRec,
+    co-occurrence alignment)"""
     anchor, companion = gather(anchor), gather(companion)
     _check_pairs(anchor, companion, 3, 'b l d')
-    levels = [info_nce(a, c, temperature) for a, c in zip(anchor.unbind(1), companion.unbind(1))]
+    levels = [info_nce(a, c, temperature)
+              for a, c in zip(anchor.unbind(1), companion.unbind(1))]
     return torch.stack(levels).mean()
 
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #11c859a8
 class _GatherRows(torch.autograd.Function):
-    "The rows of all processes; backwards, the sum of everybody's gradients of one's own"
+    """The rows of all processes; backwards, the sum of everybody's gradients of one's
+    own"""
     @staticmethod
     def forward(ctx, x:Tensor)->Tensor: # b ... -> those of all processes
         "All rows, in the order of processes"
@@ -147,6 +173,8 @@ class _GatherRows(torch.autograd.Function):
 # %% ../../nbs/04_tokenize/05_co_occurrence.ipynb #2ce9289f
 def _gather_rows(x:Tensor # b ...
                )->Tensor: # the rows of all processes, with gradient
-    "A `gather` for losses that compare rows: what it gives can be differentiated; alone, the rows as they are"
-    single = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+    """A `gather` for losses that compare rows: what it gives can be differentiated;
+    alone, the rows as they are"""
+    single = (not (dist.is_available() and dist.is_initialized())
+              or dist.get_world_size() == 1)
     return x if single else _GatherRows.apply(x)

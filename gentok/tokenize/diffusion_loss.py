@@ -47,15 +47,18 @@ class NoiseSchedule(NamedTuple):
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #2f7c5f70
 @lru_cache
 @torch.inference_mode(False) # kept for training, whoever asks first
-def noise_schedule(steps:int=1000, dtype:torch.dtype=torch.float64, device:torch.device|str='cpu')->NoiseSchedule:
-    "The tables of a squared-cosine schedule, computed in float64 (Ho et al. 2020, equations 4 to 7)"
+def noise_schedule(steps:int=1000, dtype:torch.dtype=torch.float64,
+                   device:torch.device|str='cpu')->NoiseSchedule:
+    """The tables of a squared-cosine schedule, computed in float64 (Ho et al. 2020,
+    equations 4 to 7)"""
     beta = _squared_cosine(steps)
     bar = (1 - beta).cumprod(0)
     before = F.pad(bar[:-1], (1, 0), value=1.)  # of the step before
     low = (beta*(1 - before)/(1 - bar))
     low = torch.cat([low[1:2], low[1:]]).log()  # at t = 0 it would be the log of zero
     tables = (beta, bar.sqrt(), (1 - bar).sqrt(), (1/bar).sqrt(), (1/bar - 1).sqrt(),
-              beta*before.sqrt()/(1 - bar), (1 - before)*(1 - beta).sqrt()/(1 - bar), low, beta.log())
+              beta*before.sqrt()/(1 - bar), (1 - before)*(1 - beta).sqrt()/(1 - bar),
+              low, beta.log())
     return NoiseSchedule(*(table.to(device, dtype) for table in tables))
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #c4a69f2b
@@ -66,7 +69,8 @@ def diffused(self:NoiseSchedule, # rows of n steps
     "The latents after that many steps (Ho et al. 2020)"
     return self.signal*x0 + self.noise*epsilon
 @patch
-def cleaned(self:NoiseSchedule, xt:Tensor, epsilon:Tensor)->Tensor: # n c: x_0, if that is the noise
+def cleaned(self:NoiseSchedule, xt:Tensor, epsilon:Tensor
+           )->Tensor: # n c: x_0, if that is the noise
     "The latents without that noise"
     return self.undo*xt - self.undo_noise*epsilon
 
@@ -82,9 +86,13 @@ def _timestep_embedding(t:Tensor, # n: steps
                        period:float=10000. # of the slowest wave, over 2π
                       )->Tensor: # n d: float32
     "Cosines and sines of a step (Vaswani et al. 2017)"
-    if dim % 2: raise ValueError(f'dim is {dim}; give an even number, half for cosines and half for sines.')
-    omega = (-math.log(period)*torch.arange(dim//2, dtype=torch.float64, device=t.device)/(dim//2)).exp()
-    angles = t[:, None].double()*omega  # n d/2: in float32 the sine of step 999 is another one on each processor
+    if dim % 2:
+        raise ValueError(
+            f'dim is {dim}; give an even number, half for cosines and half for sines.')
+    omega = (-math.log(period)*torch.arange(dim//2, dtype=torch.float64,
+                                            device=t.device)/(dim//2)).exp()
+    # n d/2: in float32 the sine of step 999 is another one on each processor
+    angles = t[:, None].double()*omega
     return torch.cat([angles.cos(), angles.sin()], -1).float()
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #e2752f4c
@@ -98,7 +106,8 @@ class _DenoisingBlock(nn.Module):
     def __init__(self, width:int):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(),
+                                 nn.Linear(width, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3*width))
     def forward(self, x:Tensor, y:Tensor)->Tensor: # n w
         shift, scale, gate = self.modulation(y).chunk(3, -1)
@@ -117,7 +126,8 @@ class _DenoisingEnd(nn.Module):
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #113198ee
 class DenoisingNetwork(nn.Module):
-    "What guesses the noise on a patch from the patch, the step and a state (UTGRec, section 2.3.1)"
+    """What guesses the noise on a patch from the patch, the step and a state (UTGRec,
+    section 2.3.1)"""
     def __init__(self,
                  channels:int=16, # c: of a latent
                  width:int=1024, # w
@@ -127,17 +137,23 @@ class DenoisingNetwork(nn.Module):
                 ):
         super().__init__()
         self.channels, self.condition, self.waves = channels, condition, waves
-        self.of_step = nn.Sequential(nn.Linear(waves, width), nn.SiLU(), nn.Linear(width, width))
-        self.of_state, self.start = nn.Linear(condition, width), nn.Linear(channels, width)
+        self.of_step = nn.Sequential(nn.Linear(waves, width), nn.SiLU(),
+                                     nn.Linear(width, width))
+        self.of_state, self.start = (nn.Linear(condition, width),
+                                     nn.Linear(channels, width))
         self.blocks = nn.ModuleList(_DenoisingBlock(width) for _ in range(depth))
         self.end = _DenoisingEnd(width, 2*channels)
         self.initialise()
 
     def forward(self, x:Tensor, t:Tensor, z:Tensor # n c, n, n d
-               )->Tensor: # n 2c: the noise, and where its variance lies between the bounds, -1 to 1
-        "Noise and variance of patches, guessed from the noisy patch, the step and the state"
+                # n 2c: the noise, and where its variance lies between the bounds, -1 to
+                # 1
+               )->Tensor:
+        """Noise and variance of patches, guessed from the noisy patch, the step and the
+        state"""
         dtype = self.start.weight.dtype
-        y = self.of_step(_timestep_embedding(t, self.waves).to(dtype)) + self.of_state(z.to(dtype))
+        y = self.of_step(_timestep_embedding(t, self.waves).to(dtype)) + self.of_state(
+            z.to(dtype))
         x = self.start(x.to(dtype))
         for block in self.blocks: x = block(x, y)
         return self.end(x, y)
@@ -147,7 +163,8 @@ class DenoisingNetwork(nn.Module):
 def initialise(self:DenoisingNetwork)->DenoisingNetwork:
     "Xavier's weights, a step's small, and zero where nothing is to happen at first"
     for layer in self.modules():
-        if isinstance(layer, nn.Linear): nn.init.xavier_uniform_(layer.weight), nn.init.zeros_(layer.bias)
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight), nn.init.zeros_(layer.bias)
     for layer in self.of_step[::2]: nn.init.normal_(layer.weight, std=.02)
     for part in (*self.blocks, self.end): nn.init.zeros_(part.modulation[1].weight)
     nn.init.zeros_(self.end.out.weight)
@@ -155,9 +172,11 @@ def initialise(self:DenoisingNetwork)->DenoisingNetwork:
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #57644872
 @patch
-def log_variance(self:NoiseSchedule, v:Tensor # n c: -1 to 1, though nothing holds it there
+def log_variance(self:NoiseSchedule,
+                 v:Tensor # n c: -1 to 1, though nothing holds it there
                 )->Tensor: # n c
-    "Between the bounds of a step, in logarithms (Nichol and Dhariwal 2021, equation 15)"
+    """Between the bounds of a step, in logarithms (Nichol and Dhariwal 2021, equation
+    15)"""
     return (v + 1)/2*self.high + (1 - v)/2*self.low
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #2f7a46b3
@@ -177,9 +196,11 @@ def _gaussian_cdf(x:Tensor)->Tensor: # 0 to 1
 def _shade_log_likelihood(x:Tensor, # n c
                          mean:Tensor, log_scale:Tensor # of a Gaussian
                         )->Tensor: # n c: in nats
-    "The log-probability of one of 256 shades between -1 and 1 (Ho et al. 2020, equation 13)"
+    """The log-probability of one of 256 shades between -1 and 1 (Ho et al. 2020,
+    equation 13)"""
     away, narrow = x - mean, (-log_scale).exp()
-    above, below = _gaussian_cdf(narrow*(away + 1/255)), _gaussian_cdf(narrow*(away - 1/255))
+    above, below = (_gaussian_cdf(narrow*(away + 1/255)),
+                    _gaussian_cdf(narrow*(away - 1/255)))
     p = torch.where(x < -.999, above, torch.where(x > .999, 1 - below, above - below))
     return p.clamp(min=1e-12).log()
 
@@ -194,7 +215,8 @@ def variational_bits(self:NoiseSchedule, # rows of n steps
     mean = self.mean_before(self.cleaned(xt, epsilon.detach()), xt)
     log_variance = self.log_variance(v)
     kl = _gaussian_kl(self.mean_before(x0, xt), self.low, mean, log_variance)
-    nats = torch.where(first[:, None], -_shade_log_likelihood(x0, mean, log_variance/2), kl)
+    nats = torch.where(first[:, None], -_shade_log_likelihood(x0, mean, log_variance/2),
+                       kl)
     return nats.mean(-1)/math.log(2)
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #cc7d44a4
@@ -215,7 +237,8 @@ def _row_losses(network:nn.Module, # (n c, n, n d) -> n 2c
     s = noise_schedule(1000, x0.dtype, x0.device).at(t)
     xt = s.diffused(x0, epsilon)
     guess, v = network(xt, t, z).to(x0.dtype).chunk(2, -1)
-    return _RowLosses((guess - epsilon).square().mean(-1), s.variational_bits(x0, xt, guess, v, t == 0))
+    return _RowLosses((guess - epsilon).square().mean(-1),
+                      s.variational_bits(x0, xt, guess, v, t == 0))
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #309f0e01
 def _tiled(x:Tensor, # b p ...
@@ -244,13 +267,15 @@ def _draw_rows(n:int, c:int,
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #99a86cc3
 class DiffusionLoss(nn.Module):
-    "The loss of a picture decoder: how well states clean noisy latents (UTGRec, equation 9); ValueError for no repeats"
+    """The loss of a picture decoder: how well states clean noisy latents (UTGRec,
+    equation 9); ValueError for no repeats"""
     def __init__(self,
                  network:nn.Module, # such as `DenoisingNetwork`
                  repeats:int=4 # steps that each patch is seen at
                 ):
         super().__init__()
-        if repeats < 1: raise ValueError(f'repeats is {repeats}; give at least 1, 4 is usual.')
+        if repeats < 1:
+            raise ValueError(f'repeats is {repeats}; give at least 1, 4 is usual.')
         self.network, self.repeats = network, repeats
 
     def forward(self,
@@ -261,24 +286,32 @@ class DiffusionLoss(nn.Module):
                 t:Tensor|None=None, # n: steps, n = repeats·b·p
                 epsilon:Tensor|None=None # n c: noise
                )->Tensor: # one number
-        "The mean over all rows that count; zero, with a gradient, if none does; ValueError if shapes do not fit"
+        """The mean over all rows that count; zero, with a gradient, if none does;
+        ValueError if shapes do not fit"""
         self.check(z, x, mask)
         x = _tiled(_working(x), self.repeats)
         draw = _draw_rows(*x.shape, x, generator)
-        t, epsilon = draw.t if t is None else t, draw.epsilon if epsilon is None else epsilon
+        t, epsilon = (draw.t if t is None else t,
+                      draw.epsilon if epsilon is None else epsilon)
         if (t.shape, epsilon.shape) != (x.shape[:1], x.shape): raise ValueError(
-            f'steps are {tuple(t.shape)}, noise {tuple(epsilon.shape)}; give ({len(x)}) and {tuple(x.shape)}.')
+            f'steps are {tuple(t.shape)}, noise {tuple(epsilon.shape)}; give '
+            f'({len(x)}) and {tuple(x.shape)}.')
         counts = slice(None) if mask is None else _tiled(mask.bool(), self.repeats)
-        rows = _row_losses(self.network, x[counts], t[counts], _tiled(z, self.repeats)[counts], epsilon[counts])
+        rows = _row_losses(self.network, x[counts], t[counts],
+                           _tiled(z, self.repeats)[counts], epsilon[counts])
         return (rows.error + rows.bits).sum()/max(len(rows.bits), 1)
 
 # %% ../../nbs/04_tokenize/07_diffusion_loss.ipynb #5a8057dd
 @patch
 def check(self:DiffusionLoss, z:Tensor, x:Tensor, mask:Tensor|None): # b p d, b p c, b p
     "ValueError if the parts do not fit"
-    c, d = getattr(self.network, 'channels', x.shape[-1]), getattr(self.network, 'condition', z.shape[-1])
-    shapes = [tuple(z.shape), tuple(x.shape), tuple(z.shape[:2]) if mask is None else tuple(mask.shape)]
-    if z.dim() == 3 and shapes == [(*z.shape[:2], d), (*z.shape[:2], c), tuple(z.shape[:2])]: return
+    c, d = (getattr(self.network, 'channels', x.shape[-1]),
+            getattr(self.network, 'condition', z.shape[-1]))
+    shapes = [tuple(z.shape), tuple(x.shape),
+              tuple(z.shape[:2]) if mask is None else tuple(mask.shape)]
+    if z.dim() == 3 and shapes == [(*z.shape[:2], d), (*z.shape[:2], c),
+                                   tuple(z.shape[:2])]:
+        return
     raise ValueError('states, latents and mask are {}, {} and {}; '.format(*shapes)
                      + f'give (b, p, {d}), (b, p, {c}) and (b, p).')
 
@@ -287,9 +320,12 @@ def _reverse_scheduler(steps:int=100, # of the thousand; 2 to 1000
              clip:float|None=None # bound of the latents; None: they have none
             ): # a `DDPMScheduler` of diffusers
     "The scheduler that takes some of the thousand steps back, from 999 down to 0"
-    if not 2 <= steps <= 1000: raise ValueError(f'steps is {steps}; give 2 to 1000, 100 is usual.')
-    back = _need_diffusers().DDPMScheduler(1000, beta_schedule='squaredcos_cap_v2', variance_type='learned_range',
-        timestep_spacing='linspace', clip_sample=clip is not None, clip_sample_range=clip or 1.)
+    if not 2 <= steps <= 1000:
+        raise ValueError(f'steps is {steps}; give 2 to 1000, 100 is usual.')
+    back = _need_diffusers().DDPMScheduler(1000, beta_schedule='squaredcos_cap_v2',
+                                           variance_type='learned_range',
+        timestep_spacing='linspace', clip_sample=clip is not None,
+        clip_sample_range=clip or 1.)
     back.set_timesteps(steps)
     return back
 

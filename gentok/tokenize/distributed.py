@@ -30,9 +30,11 @@ class ProcessGroup:
         return self.k == 0
 
     def part(self, rows:int # of the batch
-            )->tuple[slice, Callable]: # this process's; what puts the rows of all together, process by process
+             # this process's; what puts the rows of all together, process by process
+            )->tuple[slice, Callable]:
         "Every n-th row; all of them where there are fewer rows than processes"
-        return (slice(self.k, None, self.n), _gather_rows) if rows >= self.n else (slice(None), _alone)
+        return ((slice(self.k, None, self.n), _gather_rows) if rows >= self.n
+                else (slice(None), _alone))
 
     def shares(self, *counts:Tensor # one number each, on one device
               )->Tensor: # as many: n c_k over the sum of all
@@ -53,7 +55,8 @@ def _average_(group:ProcessGroup, model:nn.Module)->None:
     "Every gradient becomes the average of all processes"
     learns = [p for p in model.parameters() if p.requires_grad]
     if group.n == 1 or not learns: return
-    used = torch.tensor([p.grad is not None for p in learns], device=learns[0].device).float()
+    used = torch.tensor([p.grad is not None for p in learns],
+                        device=learns[0].device).float()
     dist.all_reduce(used)
     learns = [p for p, n in zip(learns, used.tolist()) if n]
     for p in learns: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -62,6 +65,7 @@ def _average_(group:ProcessGroup, model:nn.Module)->None:
     dist.all_reduce(whole)
     vector_to_parameters(whole.div_(group.n), slopes)
 
+# %% ../../nbs/04_tokenize/15_distributed.ipynb #edd661a4
 @torch.no_grad()
 def _same_(group:ProcessGroup, tensors:Iterable[Tensor])->None:
     "Everybody's become those of the first process"

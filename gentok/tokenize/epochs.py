@@ -18,20 +18,26 @@ from .tokenizer import Tokenizer
 
 # %% ../../nbs/04_tokenize/11_epochs.ipynb #1b30d8fb
 class EpochTokenizers:
-    "Tokenizers that code items n ways (MTGRec, semantically relevant tokenizers); ValueError for none"
+    """Tokenizers that code items n ways (MTGRec, semantically relevant tokenizers);
+    ValueError for none"""
     def __init__(self, folders:Sequence # of saved tokenizers, the oldest first
                 ):
-        if not folders: raise ValueError('there are no folders, expected one tokenizer or more; use last_epochs to keep some.')
+        if not folders:
+            raise ValueError('there are no folders, expected one tokenizer or more; '
+                             'use last_epochs to keep some.')
         self.folders = [Path(f) for f in folders]
 
     def __len__(self)->int: return len(self.folders)
-    def __getitem__(self, k:int)->Tokenizer: return Tokenizer.from_pretrained(self.folders[k])
+    def __getitem__(self, k:int)->Tokenizer:
+        return Tokenizer.from_pretrained(self.folders[k])
     def __iter__(self)->Iterator[Tokenizer]:
         for folder in self.folders: yield Tokenizer.from_pretrained(folder)
     def encode(self, table:EmbeddingTable)->Tensor: # n m l
         "The codes of m items, by each of the n tokenizers"
         return torch.stack([tokenizer.encode(table) for tokenizer in self])
-    def __repr__(self): return f'EpochTokenizers({len(self)}: {self.folders[0].name} to {self.folders[-1].name})'
+    def __repr__(self):
+        return (f'EpochTokenizers({len(self)}: {self.folders[0].name} to '
+                f'{self.folders[-1].name})')
 
 # %% ../../nbs/04_tokenize/11_epochs.ipynb #ac2a1de1
 def _again(tokenizer:Tokenizer, # trained in epochs, such as RQVAE
@@ -40,31 +46,41 @@ def _again(tokenizer:Tokenizer, # trained in epochs, such as RQVAE
     "The same tokenizer with some settings changed; ValueError if it knows no epochs"
     settings = tokenizer.settings
     if 'fit_config' not in settings: raise ValueError(
-        f'a {type(tokenizer).__name__} is not trained in epochs and keeps none; use one that is, such as RQVAE.')
-    config = dict(settings['config'], seed=changes.pop('seed', settings['config']['seed']))
+        f'a {type(tokenizer).__name__} is not trained in epochs and keeps none; use '
+        'one that is, such as RQVAE.')
+    config = dict(settings['config'],
+                  seed=changes.pop('seed', settings['config']['seed']))
     fit_config = dict(settings['fit_config'], **changes)
-    return type(tokenizer).from_settings(dict(settings, config=config, fit_config=fit_config))
+    return type(tokenizer).from_settings(dict(settings, config=config,
+                                              fit_config=fit_config))
 
 def last_epochs(tokenizer:Tokenizer, table:EmbeddingTable, n:int,
                 out:str|Path # folder of the run; an interrupted one goes on
                )->EpochTokenizers:
-    "Fit once, and keep the last n epochs; ValueError if the folder's run did not keep them"
+    """Fit once, and keep the last n epochs; ValueError if the folder's run did not keep
+    them"""
     all_of_them = _again(tokenizer).fit_config.epochs
-    if not 1 <= n <= all_of_them: raise ValueError(f'{n} epochs of {all_of_them} are to be kept, expected 1 to {all_of_them}.')
+    if not 1 <= n <= all_of_them:
+        raise ValueError(
+            f'{n} epochs of {all_of_them} are to be kept, expected 1 to {all_of_them}.')
     _again(tokenizer, keep_last=n, select='last').fit(table, out)
     wanted, kept = range(all_of_them - n + 1, all_of_them + 1), _kept_epochs(out)
     lacking = [e for e in wanted if e not in kept]
-    if lacking: raise ValueError(f'{out} holds a finished run that did not keep epoch {lacking[0]}; fit in another folder.')
+    if lacking:
+        raise ValueError(f'{out} holds a finished run that did not keep epoch '
+                         f'{lacking[0]}; fit in another folder.')
     return EpochTokenizers([kept[e] for e in wanted])
 
 # %% ../../nbs/04_tokenize/11_epochs.ipynb #eda7fa78
 def _changed(codes:Tensor # n m l: of m items, by n tokenizers
            )->list: # a dict for each interval, 1 to n-1
-    "Share of items whose first code, or any code, differs between tokenizers so far apart (MTGRec, table 5)"
+    """Share of items whose first code, or any code, differs between tokenizers so far
+    apart (MTGRec, table 5)"""
     rows = []
     for gap in range(1, len(codes)):
         differ = codes[gap:] != codes[:-gap]  # n-gap m l
-        first, some = (d.double().mean().item() for d in (differ[..., 0], differ.any(-1)))
+        first, some = (d.double().mean().item()
+                       for d in (differ[..., 0], differ.any(-1)))
         rows.append({'interval': gap, 'first': first, 'any': some})
     return rows
 
@@ -72,8 +88,10 @@ def _changed(codes:Tensor # n m l: of m items, by n tokenizers
 def independent_tokenizers(tokenizer:Tokenizer, table:EmbeddingTable, n:int,
                  out:str|Path # folder of the runs
                 )->EpochTokenizers:
-    "Fit n times, each from a seed of its own, and keep the last epoch of each (MTGRec, table 3, w/o relevant tokenizers)"
+    """Fit n times, each from a seed of its own, and keep the last epoch of each
+    (MTGRec, table 3, w/o relevant tokenizers)"""
     folders, seed = [], tokenizer.settings.get('config', {}).get('seed', 0)
     for k in range(n):
-        folders += last_epochs(_again(tokenizer, seed=seed + 1000*k), table, 1, Path(out)/f'start-{k}').folders
+        folders += last_epochs(_again(tokenizer, seed=seed + 1000*k), table, 1,
+                               Path(out)/f'start-{k}').folders
     return EpochTokenizers(folders)

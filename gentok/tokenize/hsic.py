@@ -38,13 +38,18 @@ def median_bandwidth(D:Tensor, # n n: squared distances
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #c7fa0653
 def gram(x:Tensor, # n d
-         sigma:float|str|None=None # bandwidth; None: the median distance; 'attached': with its gradient
+         # bandwidth; None: the median distance; 'attached': with its gradient
+         sigma:float|str|None=None
         )->Tensor: # n n: from 0 to 1
-    "Likeness of all pairs of rows by a Gaussian kernel (UniTok, MI calibration); ValueError for a sigma of 0"
-    if sigma not in (None, 'attached') and (isinstance(sigma, str) or not sigma > 0): raise ValueError(
-        f"sigma is {sigma!r}, expected a positive bandwidth; None takes the median distance, 'attached' with its gradient.")
+    """Likeness of all pairs of rows by a Gaussian kernel (UniTok, MI calibration);
+    ValueError for a sigma of 0"""
+    if sigma not in (None, 'attached') and (isinstance(sigma, str) or not sigma > 0):
+        raise ValueError(
+            f"sigma is {sigma!r}, expected a positive bandwidth; None takes the median "
+            "distance, 'attached' with its gradient.")
     D = _squared_distances(x)
-    sigma = median_bandwidth(D, sigma == 'attached') if sigma in (None, 'attached') else sigma
+    sigma = (median_bandwidth(D, sigma == 'attached') if sigma in (None, 'attached')
+             else sigma)
     return torch.exp(-D/(2*sigma**2))
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #793ba450
@@ -57,12 +62,14 @@ def _centred(K:Tensor # n n: symmetric
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #d01a529b
 def biased_hsic(K:Tensor, L:Tensor # n n: likeness tables
                )->Tensor: # one number
-    "tr(K H L H)/(n-1)², above zero also where nothing depends on anything (Gretton et al. 2005)"
+    """tr(K H L H)/(n-1)², above zero also where nothing depends on anything (Gretton et
+    al. 2005)"""
     return (_centred(K)*_centred(L)).sum()/(len(K) - 1)**2
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #d2542f47
 def unbiased_hsic(K:Tensor, L:Tensor # n n: likeness tables, n at least 4
-                 )->Tensor: # one number, zero on average where nothing depends on anything
+                  # one number, zero on average where nothing depends on anything
+                 )->Tensor:
     "HSIC without the pairs of a row with itself (Song et al. 2012, equation 4)"
     n, others = len(K), 1 - torch.eye(len(K), dtype=K.dtype, device=K.device)
     K, L = K*others, L*others
@@ -75,22 +82,27 @@ def _paired(x:Tensor, z:Tensor, # n d, n e
           )->tuple[Tensor, Tensor]: # the same, in one precision
     "Two matrices with the same rows; ValueError if they are not, or have too few"
     if x.dim() != 2 or z.dim() != 2 or len(x) != len(z): raise ValueError(
-        f'x is {tuple(x.shape)} and z {tuple(z.shape)}; give (n, d) and (n, e) with the same rows.')
+        f'x is {tuple(x.shape)} and z {tuple(z.shape)}; give (n, d) and (n, e) with '
+        'the same rows.')
     if len(x) < 4: raise ValueError(
-        f'{len(x)} rows are too few to speak of dependence; give at least 4, and better 32.')
+        f'{len(x)} rows are too few to speak of dependence; give at least 4, and '
+        'better 32.')
     x, z = _working(x), _working(z)
     bad = int((~(x.square().sum(1) + z.square().sum(1)).isfinite()).sum())
-    if bad: raise ValueError(f'{bad} of {len(x)} rows hold NaN, infinity or numbers too large to square; '
-                             'check the input and the learning rate.')
+    if bad:
+        raise ValueError(f'{bad} of {len(x)} rows hold NaN, infinity or numbers too '
+                         'large to square; check the input and the learning rate.')
     return (x, z) if x.dtype == z.dtype else (x.double(), z.double())
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #f0ff8bcc
 def hsic(x:Tensor, # n d
          z:Tensor, # n e: the same rows in another space
-         sigma:float|str|tuple|None=None, # bandwidth, or a pair, for x and for z; None: medians, detached
+         # bandwidth, or a pair, for x and for z; None: medians, detached
+         sigma:float|str|tuple|None=None,
          unbiased:bool=False # the paper's estimator is the biased one
         )->Tensor: # one number, differentiable in x and z, in O(n²) memory
-    "Row by row dependence of two matrices (Gretton et al. 2005; UniTok, MI calibration); ValueError for fewer than 4 rows"
+    """Row by row dependence of two matrices (Gretton et al. 2005; UniTok, MI
+    calibration); ValueError for fewer than 4 rows"""
     x, z = _paired(x, z)
     of_x, of_z = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     return (unbiased_hsic if unbiased else biased_hsic)(gram(x, of_x), gram(z, of_z))
@@ -108,7 +120,8 @@ def _domain_hsic(x:Tensor, # n d: what went in
                 z:Tensor, # n e: what the encoder made of it
                 domains:Tensor, # n: long
                 sigma:float|str|tuple|None=None, # as in `hsic`
-                unbiased:bool=False, # as in `hsic`; True where domains have different numbers of rows
+                # as in `hsic`; True where domains have different numbers of rows
+                unbiased:bool=False,
                 least:int=16 # rows; a domain with fewer is skipped
                )->DomainHSIC:
     "HSIC between input and latent, domain by domain (UniTok, MI calibration)"
@@ -117,19 +130,27 @@ def _domain_hsic(x:Tensor, # n d: what went in
     if least < 4: raise ValueError(f'least is {least}; HSIC needs at least 4 rows.')
     present, rows = domains.unique(return_counts=True)
     enough = rows >= least
-    values = [hsic(x[domains == d], z[domains == d], sigma, unbiased) for d in present[enough]]
+    values = [hsic(x[domains == d], z[domains == d], sigma, unbiased)
+              for d in present[enough]]
     return DomainHSIC(torch.stack(values) if values else _working(z).new_empty(0),
                       present[enough], rows[enough], tuple(present[~enough].tolist()))
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #a5dde1f0
-def calibration_loss(values:Tensor|Sequence, # m: HSIC of each domain, from `_domain_hsic`
+def calibration_loss(
+                     # m: HSIC of each domain, from `_domain_hsic`
+                     values:Tensor|Sequence,
                      beta:float=1., # weight of the mean (UniTok)
                      alpha:float=1., # weight of the variance; 1 in UniTok
-                     unbiased:bool=False # True: divide the variance by m - 1, as the published code means to
+                     # True: divide the variance by m - 1, as the published code means
+                     # to
+                     unbiased:bool=False
                     )->Tensor: # one number
-    "Variance across domains minus beta times the mean (UniTok, MI calibration loss); ValueError for too few domains"
+    """Variance across domains minus beta times the mean (UniTok, MI calibration loss);
+    ValueError for too few domains"""
     least = 2 if unbiased else 1
     if len(values) < least: raise ValueError(
-        f'{len(values)} domains have a value, expected at least {least}; leave this batch out, or make batches larger.')
-    if not isinstance(values, Tensor): values = torch.stack([torch.as_tensor(v).float() for v in values])
+        f'{len(values)} domains have a value, expected at least {least}; leave this '
+        'batch out, or make batches larger.')
+    if not isinstance(values, Tensor):
+        values = torch.stack([torch.as_tensor(v).float() for v in values])
     return alpha*values.var(correction=int(unbiased)) - beta*values.mean()

@@ -21,11 +21,14 @@ def _hidden_patches(there:Tensor, # b: bool, which items have a picture
                    generator:torch.Generator|None=None # where share is below 1
                   )->Tensor: # b p: bool
     "The patches to be drawn: none where there is no picture"
-    if not 0 < share <= 1: raise ValueError(f'share is {share}; give more than 0, at most 1.')
+    if not 0 < share <= 1:
+        raise ValueError(f'share is {share}; give more than 0, at most 1.')
     if share == 1: return there[:, None].expand(-1, p)
     if generator is None: raise ValueError(
-        f'a share of {share} is drawn at random and no generator was given; give a torch.Generator.')
-    lot = torch.rand(len(there), p, generator=generator, device=generator.device).to(there.device)
+        f'a share of {share} is drawn at random and no generator was given; give a '
+        'torch.Generator.')
+    lot = torch.rand(len(there), p, generator=generator,
+                     device=generator.device).to(there.device)
     return there[:, None] & (lot.argsort(1).argsort(1) < math.ceil(share*p))
 
 # %% ../../nbs/04_tokenize/12_image_decoder.ipynb #24dbbaf2
@@ -36,7 +39,8 @@ class _PatchStates(NamedTuple):
 
 # %% ../../nbs/04_tokenize/12_image_decoder.ipynb #e8dbf36a
 class ImageDecoder(nn.Module):
-    "Reads codes, gives a condition for every patch of the picture (UTGRec, section 2.3.1, equation 9)"
+    """Reads codes, gives a condition for every patch of the picture (UTGRec, section
+    2.3.1, equation 9)"""
     def __init__(self, layer:_BidirectionalLayer,
                  latent:int=16, # numbers of a patch
                  share:float=1. # of the patches is hidden
@@ -51,12 +55,15 @@ class ImageDecoder(nn.Module):
                 there:Tensor|None=None, # b: bool, which items have a picture; None: all
                 generator:torch.Generator|None=None # where share is below 1
                )->_PatchStates:
-        "A condition for every patch, hidden or seen; ValueError if states and latents do not fit"
+        """A condition for every patch, hidden or seen; ValueError if states and latents
+        do not fit"""
         b, L, d = states.shape
-        if (d, *latents.shape[::2]) != (self.layer.width, b, self.patch.in_features): raise ValueError(
-            f'states are {tuple(states.shape)} and latents {tuple(latents.shape)}; '
-            f'give (b, l, {self.layer.width}) and (b, p, {self.patch.in_features}).')
-        there = torch.ones(b, dtype=torch.bool, device=states.device) if there is None else there
+        if (d, *latents.shape[::2]) != (self.layer.width, b, self.patch.in_features):
+            raise ValueError(
+                f'states are {tuple(states.shape)} and latents {tuple(latents.shape)}; '
+                f'give (b, l, {self.layer.width}) and (b, p, {self.patch.in_features}).')
+        there = (torch.ones(b, dtype=torch.bool, device=states.device) if there is None
+                 else there)
         hidden = _hidden_patches(there, latents.shape[1], self.share, generator)
         seen = self.patch(latents.to(states.dtype))
         x = torch.where(hidden[..., None], self.mask.to(seen.dtype), seen)  # b p d

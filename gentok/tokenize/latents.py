@@ -26,7 +26,8 @@ def _to_patches(x:Tensor, # b k h w
               )->Tensor: # b p c: p = hw/q² patches, row by row, of c = kq² numbers
     "Cut pictures into patches; ValueError if they do not divide"
     if x.dim() != 4 or x.shape[2] % q or x.shape[3] % q: raise ValueError(
-        f'pictures are {tuple(x.shape)} and patches {q} × {q}; give (b, channels, height, width), both multiples of {q}.')
+        f'pictures are {tuple(x.shape)} and patches {q} × {q}; give (b, channels, '
+        f'height, width), both multiples of {q}.')
     x = x.unflatten(2, (-1, q)).unflatten(4, (-1, q))  # b k rows q columns q
     return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -39,7 +40,8 @@ def _from_patches(x:Tensor, # b p c
     p = x.shape[1]
     rows, columns = (p//columns, columns) if columns else (math.isqrt(p),)*2
     if rows*columns != p or x.shape[2] % q**2: raise ValueError(
-        f'{p} patches of {x.shape[2]} numbers fill no {rows} × {columns} field, {q} × {q} each; give columns, or another side.')
+        f'{p} patches of {x.shape[2]} numbers fill no {rows} × {columns} field, {q} × '
+        f'{q} each; give columns, or another side.')
     x = x.unflatten(1, (rows, columns)).unflatten(3, (-1, q, q))  # b rows columns k q q
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
@@ -50,12 +52,15 @@ def _cropped(picture:Image.Image, # of any size and mode
     "The middle of a picture, its short side brought to s"
     if 'A' in picture.getbands() or 'transparency' in picture.info:
         picture = picture.convert('RGBA')
-        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
+        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'),
+                                        picture)
     picture = picture.convert('RGB')
     while min(picture.size) >= 2*size:
-        picture = picture.resize(tuple(side//2 for side in picture.size), Image.Resampling.BOX)
+        picture = picture.resize(tuple(side//2 for side in picture.size),
+                                 Image.Resampling.BOX)
     scale = size/min(picture.size)
-    picture = picture.resize(tuple(round(side*scale) for side in picture.size), Image.Resampling.BICUBIC)
+    picture = picture.resize(tuple(round(side*scale) for side in picture.size),
+                             Image.Resampling.BICUBIC)
     left, top = ((side - size)//2 for side in picture.size)
     return picture.crop((left, top, left + size, top + size))
 
@@ -77,20 +82,24 @@ def _as_picture(x:Tensor # 3 s s: what lies outside of -1..1 is cut off
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #c43ae9a1
 class Latents:
-    "What all latents have in common: size, patches, mirror images; ValueError for a side that does not divide"
+    """What all latents have in common: size, patches, mirror images; ValueError for a
+    side that does not divide"""
     def __init__(self,
                  size:int, # s: pixels of a side
-                 grid:tuple[int, int, int], # k h h: channels and sides of what is cut into patches
+                 # k h h: channels and sides of what is cut into patches
+                 grid:tuple[int, int, int],
                  q:int, # side of a patch
                  flip:bool=True # in training, mirror half of the pictures
                 ):
         if size < 1 or q < 1 or grid[1] % q: raise ValueError(
-            f'a side of {grid[1]} does not divide into patches of {q} (size {size}); choose patch so that it does.')
+            f'a side of {grid[1]} does not divide into patches of {q} (size {size}); '
+            'choose patch so that it does.')
         self.size, self.q, self.flip = size, q, flip
         self.patches, self.channels = (grid[1]//q)**2, grid[0]*q*q  # p, c
 
     def __repr__(self)->str:
-        return f'{type(self).__name__}({self.size}×{self.size} pixels, {self.patches} patches of {self.channels})'
+        return (f'{type(self).__name__}({self.size}×{self.size} pixels, {self.patches} '
+                f'patches of {self.channels})')
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #b516bb82
 @patch
@@ -99,10 +108,12 @@ def pixels(self:Latents,
            generator:torch.Generator|None=None # None: nothing is mirrored
           )->Tensor: # b 3 s s
     "The pictures as tensors"
-    rows = [_as_pixels(_picture_at(pictures, row), self.size) for row in range(len(pictures))]
+    rows = [_as_pixels(_picture_at(pictures, row), self.size)
+            for row in range(len(pictures))]
     x = torch.stack(rows) if rows else torch.zeros(0, 3, self.size, self.size)
     if generator is None or not self.flip: return x
-    mirrored = torch.rand(len(x), generator=generator, device=generator.device).cpu() < .5
+    mirrored = torch.rand(len(x), generator=generator,
+                          device=generator.device).cpu() < .5
     return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #4bd49124
@@ -121,7 +132,8 @@ class PixelLatents(Latents):
                  flip:bool=True # in training, mirror half of the pictures
                 ):
         super().__init__(size, (3, size, size), patch, flip)
-    def latents(self, pictures:Sequence, generator:torch.Generator|None=None)->Tensor: # b p c
+    def latents(self, pictures:Sequence, generator:torch.Generator|None=None
+               )->Tensor: # b p c
         "The patches of the pictures; with a generator, as training wants them"
         return _to_patches(self.pixels(pictures, generator), self.q)
     def pictures(self, latents:Tensor)->list: # b p c -> b PIL pictures
@@ -132,22 +144,28 @@ class PixelLatents(Latents):
 def _need_diffusers()->ModuleType:
     "The diffusers package; ImportError says how to install it"
     try: import diffusers
-    except ImportError: raise ImportError('Drawing pictures by diffusion needs the package diffusers, '
-        "which is missing; run pip install 'gentok[multimodal]'.") from None
+    except ImportError:
+        raise ImportError('Drawing pictures by diffusion needs the package diffusers, '
+            "which is missing; run pip install 'gentok[multimodal]'.") from None
     return diffusers
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #2847b929
 def _load_kl(name:str|Path # the folder of an `AutoencoderKL`, or its name on the hub
            )->nn.Module: # in float32, frozen
-    "An autoencoder of diffusers; ValueError if weights are missing, where diffusers would draw them"
+    """An autoencoder of diffusers; ValueError if weights are missing, where diffusers
+    would draw them"""
     kind = _need_diffusers().AutoencoderKL
     folder = _model_folder(name)
-    how = dict(local_files_only=True, output_loading_info=True, torch_dtype=torch.float32)
+    how = dict(local_files_only=True, output_loading_info=True,
+               torch_dtype=torch.float32)
     try: model, report = kind.from_pretrained(folder, **how)
     except Exception as e: raise ValueError(
-        f'{folder} holds no AutoencoderKL that can be read ({(str(e).strip() or type(e).__name__).splitlines()[0]}); copy it again.') from None
+        f'{folder} holds no AutoencoderKL that can be read '
+        f'({(str(e).strip() or type(e).__name__).splitlines()[0]}); copy it again.') from None
     lost = sorted(map(str, [*report['missing_keys'], *report['mismatched_keys']]))
-    if lost: raise ValueError(f'{folder} lacks {len(lost)} weights, {lost[0]} for one; copy the autoencoder again.')
+    if lost:
+        raise ValueError(f'{folder} lacks {len(lost)} weights, {lost[0]} for one; copy '
+                         'the autoencoder again.')
     return model
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #1efe410b
@@ -158,42 +176,52 @@ def _small_kl(folder:str|Path|None=None, # where it is saved; None: nowhere
     "A tiny AutoencoderKL with random weights: 4 pixels become one latent's side"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _need_diffusers().AutoencoderKL(block_out_channels=(8, 8, 8), norm_num_groups=4,
-            latent_channels=channels, sample_size=32, down_block_types=('DownEncoderBlock2D',)*3,
+        model = _need_diffusers().AutoencoderKL(block_out_channels=(8, 8, 8),
+                                                norm_num_groups=4,
+            latent_channels=channels, sample_size=32,
+            down_block_types=('DownEncoderBlock2D',)*3,
             up_block_types=('UpDecoderBlock2D',)*3)
     if folder is not None: model.save_pretrained(folder)
     return model
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #e2470fdf
 class KLLatents(Latents):
-    "The latents of a frozen autoencoder (UTGRec, section 2.3.1); ValueError for a size that does not divide"
+    """The latents of a frozen autoencoder (UTGRec, section 2.3.1); ValueError for a
+    size that does not divide"""
     def __init__(self,
-                 autoencoder:str|Path|nn.Module, # an `AutoencoderKL`, its folder or its name on the hub
+                 # an `AutoencoderKL`, its folder or its name on the hub
+                 autoencoder:str|Path|nn.Module,
                  scale:float=.2325, # of its latents; .2325 for UTGRec's
                  size:int=256, # s: pixels of a side
                  patch:int=1, # q: latents of a patch's side
                  flip:bool=True, # in training, mirror half of the pictures
                  mean:bool=False # True: the mean in training, too, not a sample
                 ):
-        model = autoencoder if isinstance(autoencoder, nn.Module) else _load_kl(autoencoder)
+        model = (autoencoder if isinstance(autoencoder, nn.Module)
+                 else _load_kl(autoencoder))
         stride = 2**(len(model.config.block_out_channels) - 1)
         if size % stride: raise ValueError(
-            f'size is {size} and this autoencoder makes one latent of {stride} pixels; give a multiple of {stride}.')
-        super().__init__(size, (model.config.latent_channels, *(size//stride,)*2), patch, flip)
-        self.model, self.scale, self.mean = model.eval().requires_grad_(False), scale, mean
+            f'size is {size} and this autoencoder makes one latent of {stride} pixels; '
+            f'give a multiple of {stride}.')
+        super().__init__(size, (model.config.latent_channels, *(size//stride,)*2),
+                         patch, flip)
+        self.model, self.scale, self.mean = (model.eval().requires_grad_(False), scale,
+                                             mean)
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #c424b0ee
 @patch
 @torch.no_grad()
 def latents(self:KLLatents,
             pictures:Sequence, # b: PIL pictures, None where there is none
-            generator:torch.Generator|None=None # None: the mean, and nothing is mirrored
+            # None: the mean, and nothing is mirrored
+            generator:torch.Generator|None=None
            )->Tensor: # b p c: float32
     "A sample of each patch, or its mean, times the scale"
     x = self.pixels(pictures, generator).to(self.model.device, self.model.dtype)
     if not len(x): return torch.zeros(0, self.patches, self.channels, device=x.device)
     gaussian = self.model.encode(x).latent_dist
-    drawn = gaussian.mode() if generator is None or self.mean else gaussian.sample(generator)
+    drawn = (gaussian.mode() if generator is None or self.mean
+             else gaussian.sample(generator))
     return _to_patches(drawn.float()*self.scale, self.q)
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #743205e5
@@ -204,4 +232,5 @@ def pictures(self:KLLatents, latents:Tensor)->list: # b p c -> b PIL pictures
     if not len(latents): return []
     x = _from_patches(latents, self.q)/self.scale
     x = x.to(self.model.device, self.model.dtype)
-    return [_as_picture(y) for some in x.split(16) for y in self.model.decode(some).sample]
+    return [_as_picture(y) for some in x.split(16)
+            for y in self.model.decode(some).sample]

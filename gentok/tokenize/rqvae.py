@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fastcore.basics import patch
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..store.files import atomic_write, _json_text
-from ..store.runs import _at_least, _copies, _join_groups, _one_of, _optimizer_state
+from gentok.store.runs import (_at_least, _copies, _join_groups, _one_of,
+    _optimizer_state)
 from ..store.runs import _progress, _resume_fit, _seeded
 from ..store.tracking import _run_log
 from ..embed.whitening import principal_axes
@@ -30,14 +31,16 @@ from .tokenizer import Tokenizer, sum_of_codewords, _sizes_of
 def _mlp(widths:Sequence[int] # from input to output
        )->nn.Sequential:
     "Linear layers with ReLU between them and none at the end"
-    layers = [m for a, b in zip(widths, widths[1:]) for m in (nn.Linear(a, b), nn.ReLU())]
+    layers = [m for a, b in zip(widths, widths[1:])
+              for m in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #da946b04
 @dataclass(frozen=True)
 class RQVAEConfig:
     "What an RQ-VAE is made of; the defaults are TIGER's"
-    hidden: tuple = (512, 256, 128) # widths of the encoder's layers, mirrored by the decoder
+    # widths of the encoder's layers, mirrored by the decoder
+    hidden: tuple = (512, 256, 128)
     latent: int = 32 # width of the space that is quantised
     levels: int = 3 # L
     K: int|tuple = 256 # codebook size, one for all levels or one for each
@@ -45,11 +48,14 @@ class RQVAEConfig:
     update: str = 'gradient' # how codebooks learn: 'gradient' or 'ema'
     attached: bool = False # does the commitment of levels 2.. reach the encoder?
     revive: bool = True # bring dead codes back (the papers do not)
-    whiten: int|None = None # PCA whitening to so many directions first; 0: one scale for all; None: vectors as they are
+    # PCA whitening to so many directions first; 0: one scale for all; None: vectors as
+    # they are
+    whiten: int|None = None
     seed: int = 0 # of the weights, of k-means, and of the order of the items
     def __post_init__(self):
         object.__setattr__(self, 'hidden', tuple(self.hidden))
-        object.__setattr__(self, 'K', self.K if isinstance(self.K, int) else tuple(self.K))
+        object.__setattr__(self, 'K',
+                           self.K if isinstance(self.K, int) else tuple(self.K))
         _sizes_of(self.K, self.levels)
         _at_least(1, latent=self.latent, hidden=min(self.hidden, default=1))
         _at_least(0, beta=self.beta, whiten=self.whiten or 0)
@@ -62,38 +68,54 @@ class RQVAEConfig:
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #c23f0d83
 @dataclass(frozen=True)
 class FitConfig:
-    "How an RQ-VAE is fitted, and what is kept of it; ValueError for settings that do not go together"
+    """How an RQ-VAE is fitted, and what is kept of it; ValueError for settings that do
+    not go together"""
     epochs: int = 1000
     batch_size: int = 1024 # items per step
     lr: float = 1e-3
     weight_decay: float = 1e-4
     optimizer: str = 'adamw' # or 'adagrad', MTGRec's
     every: int = 50 # epochs between checkpoints to resume from
-    keep_last: int = 0 # each of the last so many epochs is kept as a tokenizer of its own
+    # each of the last so many epochs is kept as a tokenizer of its own
+    keep_last: int = 0
     save_at: tuple = () # further epochs to keep
-    select: str = 'last' # which epoch to use: the 'last', or that of fewest 'collisions'
+    # which epoch to use: the 'last', or that of fewest 'collisions'
+    select: str = 'last'
     measure: int = 20 # epochs between measurements of the collision rate; 0: never
-    warm: int = 0 # of the epochs, how many the autoencoder learns alone, before the codebooks are placed
-    final: float = 1. # share of lr in the last epoch, where it falls along a cosine; 1: constant, as in the papers
+    # of the epochs, how many the autoencoder learns alone, before the codebooks are
+    # placed
+    warm: int = 0
+    # share of lr in the last epoch, where it falls along a cosine; 1: constant, as in
+    # the papers
+    final: float = 1.
     def __post_init__(self):
         object.__setattr__(self, 'save_at', tuple(self.save_at))
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
-        _at_least(0, weight_decay=self.weight_decay, keep_last=self.keep_last, measure=self.measure, warm=self.warm)
-        if not self.lr > 0: raise ValueError(f'lr is {self.lr}; give a positive step, 1e-3 is usual.')
+        _at_least(0, weight_decay=self.weight_decay, keep_last=self.keep_last,
+                  measure=self.measure, warm=self.warm)
+        if not self.lr > 0:
+            raise ValueError(f'lr is {self.lr}; give a positive step, 1e-3 is usual.')
         if not 0 < self.final <= 1: raise ValueError(
-            f'final is {self.final}, expected a share of lr, more than 0 and at most 1; 1 keeps the rate constant.')
+            f'final is {self.final}, expected a share of lr, more than 0 and at most '
+            '1; 1 keeps the rate constant.')
         _one_of(('adamw', 'adagrad'), optimizer=self.optimizer)
         _one_of(('last', 'collisions'), select=self.select)
-        if self.select == 'collisions' and not (self.measure and self.epochs//self.measure*self.measure > self.warm):
-            raise ValueError(f"select='collisions' compares measurements, and measure={self.measure} takes none in "
-                f'{self.epochs} epochs, {self.warm} of them without codebooks; set it between 1 and the others.')
-        first = min(self.epochs, max(1, self.epochs - self.keep_last + 1), *self.save_at)
+        if self.select == 'collisions' and not (
+            self.measure and self.epochs//self.measure*self.measure > self.warm):
+            raise ValueError("select='collisions' compares measurements, and "
+                             f"measure={self.measure} takes none in "
+                f'{self.epochs} epochs, {self.warm} of them without codebooks; set it '
+                'between 1 and the others.')
+        first = min(self.epochs, max(1, self.epochs - self.keep_last + 1),
+                    *self.save_at)
         if self.warm and not self.warm < first: raise ValueError(
-            f'there are no codebooks before epoch {self.warm + 1}, and epoch {first} is to be used; lower warm.')
+            f'there are no codebooks before epoch {self.warm + 1}, and epoch {first} '
+            'is to be used; lower warm.')
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #74c9e60b
 class RQVAE(Tokenizer):
-    "Encoder, residual quantizer and decoder, learnt together (TIGER, Rajput et al. 2023)"
+    """Encoder, residual quantizer and decoder, learnt together (TIGER, Rajput et al.
+    2023)"""
     def __init__(self,
                  config:RQVAEConfig=RQVAEConfig(), # what it is made of
                  fit_config:FitConfig=FitConfig() # how it is fitted
@@ -103,21 +125,26 @@ class RQVAE(Tokenizer):
         self.config, self.fit_config, self.history = config, fit_config, []
 
     def build(self, dim:int):
-        "Make the three networks, the same for the same seed; ValueError if `whiten` is wider than the vectors"
+        """Make the three networks, the same for the same seed; ValueError if `whiten`
+        is wider than the vectors"""
         c, width = self.config, self.config.whiten or dim
-        if width > dim: raise ValueError(f'whiten is {width} and the vectors have {dim} numbers; '
-                                         f'whiten to at most {dim}, or not at all (None).')
+        if width > dim:
+            raise ValueError(f'whiten is {width} and the vectors have {dim} numbers; '
+                             f'whiten to at most {dim}, or not at all (None).')
         with _seeded(c.seed):
-            self.encoder, self.decoder = _mlp((width, *c.hidden, c.latent)), _mlp((c.latent, *c.hidden[::-1], width))
+            self.encoder, self.decoder = (_mlp((width, *c.hidden, c.latent)),
+                                          _mlp((c.latent, *c.hidden[::-1], width)))
             self.quantizer = self.codebooks(c.latent)
-        self.whitening = None if c.whiten is None else _Whitener(dim, c.whiten) if c.whiten else _Scaler(dim)
+        self.whitening = (None if c.whiten is None else _Whitener(dim, c.whiten)
+                          if c.whiten else _Scaler(dim))
 
     def codebooks(self, latent:int # width of what is quantised
                  )->nn.Module:
         "The quantizer between encoder and decoder, not yet placed"
         c = self.config
         revival = DeadCodeReset(seed=c.seed) if c.revive else None
-        return ResidualQuantizer.of(self.sizes, latent, c.update, c.beta, revival, c.attached)
+        return ResidualQuantizer.of(self.sizes, latent, c.update, c.beta, revival,
+                                    c.attached)
 
     def forward(self, x:Tensor)->Quantized: # b d: whitened, if that is wanted
         "Codes, reconstruction and quantisation loss of vectors"
@@ -127,7 +154,8 @@ class RQVAE(Tokenizer):
     @classmethod
     def from_settings(cls, settings:dict)->'RQVAE':
         "A new one, not yet fitted, of saved settings"
-        return cls(RQVAEConfig(**settings['config']), FitConfig(**settings['fit_config']))
+        return cls(RQVAEConfig(**settings['config']),
+                   FitConfig(**settings['fit_config']))
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #12507e98
 class _Whitener(nn.Module):
@@ -137,16 +165,21 @@ class _Whitener(nn.Module):
                  width:int # w: directions kept, the widest
                 ):
         super().__init__()
-        for name, shape in dict(mean=(dim,), away=(dim, width), back=(width, dim)).items():
+        for name, shape in dict(mean=(dim,), away=(dim, width),
+                                back=(width, dim)).items():
             self.register_buffer(name, torch.zeros(shape))
     def fit(self, x:Tensor)->'_Whitener': # n d
-        "Unit variance for (x - mean) away; y back + mean undoes it; ValueError if directions are missing"
+        """Unit variance for (x - mean) away; y back + mean undoes it; ValueError if
+        directions are missing"""
         mean, directions, variance = found = principal_axes(x)
         rank, k = found.rank(), self.away.shape[1]
-        if rank < k: raise ValueError(f'whiten is {k} and the {len(x):,} vectors differ in {rank} directions; '
-                                      f'whiten to at most {rank}, or embed the items in so few numbers.')
+        if rank < k:
+            raise ValueError(f'whiten is {k} and the {len(x):,} vectors differ in '
+                             f'{rank} directions; whiten to at most {rank}, or embed '
+                             'the items in so few numbers.')
         spread = variance[:k].sqrt()
-        self.mean.copy_(mean), self.away.copy_(directions[:, :k]/spread), self.back.copy_((directions[:, :k]*spread).T)
+        self.mean.copy_(mean), self.away.copy_(
+            directions[:, :k]/spread), self.back.copy_((directions[:, :k]*spread).T)
         return self
     def forward(self, x:Tensor)->Tensor: return (x - self.mean) @ self.away # n d -> n w
     def inverse(self, y:Tensor)->Tensor: # n w -> n d
@@ -166,7 +199,8 @@ class _Scaler(nn.Module):
         mean = x.double().mean(0)
         spread = (x - mean).square().mean().sqrt()
         if not spread > 1e-6*mean.abs().max(): raise ValueError(
-            f'the {len(x):,} vectors are all the same, expected some that differ; look at what embedded them.')
+            f'the {len(x):,} vectors are all the same, expected some that differ; look '
+            'at what embedded them.')
         self.mean.copy_(mean), self.spread.copy_(spread)
         return self
     def forward(self, x:Tensor)->Tensor: return (x - self.mean)/self.spread # n d -> n d
@@ -180,6 +214,7 @@ def inputs(self:RQVAE, x:Tensor)->Tensor: # b d -> b w
     "What the encoder sees of the table's vectors"
     return self.whitening(x) if self.whitening else x
 
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #96686511
 @patch
 def codes_of(self:RQVAE, x:Tensor, ids:list)->Tensor: # b d -> b l
     "The codes of vectors"
@@ -195,12 +230,15 @@ def vectors_of(self:RQVAE, codes:Tensor)->Tensor: # b l -> b d
 @patch
 def losses(self:RQVAE,
            x:Tensor, # b d: whitened, if that is wanted
-           rows:Tensor # b: which rows of the table these are, for losses that know more of the items
+           # b: which rows of the table these are, for losses that know more of the
+           # items
+           rows:Tensor
           )->dict[str, Tensor]: # name -> one number; training adds them
     "The terms of the loss on a batch"
     codes, reconstruction, quantisation = self(x)
     return dict(reconstruction=F.mse_loss(reconstruction, x), quantisation=quantisation)
 
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #9855ab41
 @patch
 def alone(self:RQVAE, x:Tensor)->dict[str, Tensor]: # b w -> name -> one number
     "The loss while the autoencoder warms up: nothing is quantised"
@@ -230,18 +268,23 @@ def _rescale(last:nn.Linear, first:nn.Linear, # of the encoder, of the decoder
             z:Tensor, # n d: all latents
             spread:float=1. # that they are to have
            )->None:
-    "Mean zero and one spread for what lies between two layers; what they say together stays"
+    """Mean zero and one spread for what lies between two layers; what they say together
+    stays"""
     mean = z.double().mean(0)
     s = ((z - mean).square().mean().sqrt()/spread).clamp(min=1e-12)
-    first.bias.add_((first.weight.double() @ mean).to(first.bias)), first.weight.mul_(s.to(first.weight))
-    last.bias.sub_(mean.to(last.bias)).div_(s.to(last.bias)), last.weight.div_(s.to(last.weight))
+    first.bias.add_((first.weight.double()
+                     @ mean).to(first.bias)), first.weight.mul_(s.to(first.weight))
+    last.bias.sub_(mean.to(last.bias)).div_(s.to(last.bias)), last.weight.div_(
+        s.to(last.weight))
 
 @patch
 @torch.no_grad()
 def settle(self:RQVAE, inputs:Tensor, # n w: all items
            optimizer:torch.optim.Optimizer):
-    "The warm-up is over: one scale for the latents, a place for the codebooks, an empty memory"
-    _rescale(self.encoder[-1], self.decoder[0], self.encoder(inputs), (inputs - inputs.mean(0)).square().mean().sqrt())
+    """The warm-up is over: one scale for the latents, a place for the codebooks, an
+    empty memory"""
+    _rescale(self.encoder[-1], self.decoder[0], self.encoder(inputs),
+             (inputs - inputs.mean(0)).square().mean().sqrt())
     self.place(inputs)
     optimizer.state.clear()
 
@@ -273,12 +316,15 @@ def train_epoch(self:RQVAE,
     self.train()
     total = {}
     with _seeded(self.config.seed, epoch):
-        for rows in torch.randperm(len(x)).to(x.device).split(self.fit_config.batch_size):
-            terms = self.losses(x[rows], rows) if epoch > self.fit_config.warm else self.alone(x[rows])
+        for rows in torch.randperm(len(x)).to(x.device).split(
+            self.fit_config.batch_size):
+            terms = (self.losses(x[rows], rows) if epoch > self.fit_config.warm
+                     else self.alone(x[rows]))
             optimizer.zero_grad()
             sum(terms.values()).backward()
             optimizer.step()
-            for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
+            for name, term in terms.items():
+                total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
     return {name: (value/len(x)).item() for name, value in total.items()}
 
@@ -287,15 +333,21 @@ def _digest_of(x:Tensor, # n d
               ids:Sequence # n
              )->str:
     "Eight hexadecimal digits that change with any number or id of a table"
-    return hashlib.sha256(x.cpu().numpy().tobytes() + repr(list(ids)).encode()).hexdigest()[:8]
+    return hashlib.sha256(x.cpu().numpy().tobytes()
+                          + repr(list(ids)).encode()).hexdigest()[:8]
 
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #d3f620ce
 @patch
 def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict: # n d, n -> plain JSON
     "All that the numbers of a run depend on: to go on, a run must agree in it"
     c = self.fit_config
-    free = {'every', 'keep_last', 'save_at'} | (set() if c.warm else {'warm'}) | ({'epochs', 'final'} if c.final == 1 else set())
-    settings = asdict(self.config) | {k: v for k, v in asdict(c).items() if k not in free}
-    found = dict(tokenizer=type(self).__name__, **settings, data=f'{len(x):,} items, {_digest_of(x, ids)}')
+    free = {'every', 'keep_last',
+            'save_at'} | (set() if c.warm else {'warm'}) | ({'epochs', 'final'}
+                                                            if c.final == 1 else set())
+    settings = asdict(self.config) | {k: v for k, v in asdict(c).items()
+                                      if k not in free}
+    found = dict(tokenizer=type(self).__name__, **settings,
+                 data=f'{len(x):,} items, {_digest_of(x, ids)}')
     return json.loads(json.dumps(found))
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #aea5953b
@@ -304,19 +356,24 @@ def identity(self:RQVAE, x:Tensor, ids:Sequence)->dict: # n d, n -> plain JSON
 def measured(self:RQVAE, record:dict, inputs:Tensor, # of the epoch; n w: all items
              watched:bool=False # True: with usage, after every epoch
             )->dict:
-    "The record of an epoch, with the collision rate of all items where it is due; ValueError for a loss that is NaN"
+    """The record of an epoch, with the collision rate of all items where it is due;
+    ValueError for a loss that is NaN"""
     c = self.fit_config
     if not all(value == value for value in record.values()): raise ValueError(
         f'The loss is not a number at epoch {record["epoch"]}; lower lr (now {c.lr}).')
     if self.due(record['epoch']) or watched and record['epoch'] > c.warm:
-        codes = torch.cat([self.quantizer.encode(self.encoder(part)) for part in inputs.split(8192)])
+        codes = torch.cat([self.quantizer.encode(self.encoder(part))
+                           for part in inputs.split(8192)])
         found = _in_use(health(codes.cpu(), self.sizes))
         record |= found if watched else dict(collisions=found['collisions'])
     return record
 
+# %% ../../nbs/04_tokenize/02_rqvae.ipynb #a7d83d0c
 def _in_use(found:CodebookHealth)->dict[str, float]:
-    "Collision rate, and the share of codes in use at each level: what a tracker is told besides the losses"
-    return dict(collisions=found.collision_rate, **{f'usage/{l}': share for l, share in enumerate(found.usage, 1)})
+    """Collision rate, and the share of codes in use at each level: what a tracker is
+    told besides the losses"""
+    return dict(collisions=found.collision_rate,
+                **{f'usage/{l}': share for l, share in enumerate(found.usage, 1)})
 
 @patch
 def due(self:RQVAE, epoch:int)->bool:
@@ -326,21 +383,28 @@ def due(self:RQVAE, epoch:int)->bool:
 
 @patch
 def is_best(self:RQVAE)->bool:
-    "Is the best epoch wanted, and has the last one been measured and found as good as any before it?"
-    if self.fit_config.select != 'collisions' or not self.due(self.history[-1]['epoch']): return False
+    """Is the best epoch wanted, and has the last one been measured and found as good as
+    any before it?"""
+    if self.fit_config.select != 'collisions' or not self.due(
+        self.history[-1]['epoch']):
+        return False
     rates = [r['collisions'] for r in self.history if self.due(r['epoch'])]
     return rates[-1] == min(rates)
 
 # %% ../../nbs/04_tokenize/02_rqvae.ipynb #b14b3327
 @patch
-def keep(self:RQVAE, epoch:int, out:Path, tensors:dict[str, Tensor], state:dict): # tensors by name; plain JSON
+def keep(self:RQVAE, epoch:int, out:Path, tensors:dict[str, Tensor],
+         state:dict): # tensors by name; plain JSON
     "Write the epoch as a tokenizer if it is to be kept, and a checkpoint if one is due"
     c = self.fit_config
-    if epoch > c.epochs - c.keep_last or epoch in c.save_at: self.save_pretrained(out/'epochs'/f'epoch-{epoch:06}')
-    if epoch % c.every == 0 or epoch == c.epochs: save_checkpoint(out/'training', Checkpoint(epoch, tensors, state))
+    if epoch > c.epochs - c.keep_last or epoch in c.save_at:
+        self.save_pretrained(out/'epochs'/f'epoch-{epoch:06}')
+    if epoch % c.every == 0 or epoch == c.epochs:
+        save_checkpoint(out/'training', Checkpoint(epoch, tensors, state))
 
 def _kept_epochs(out:str|Path # folder of a run
-               )->dict[int, Path]: # epoch -> folder for `RQVAE.from_pretrained`, in order
+                # epoch -> folder for `RQVAE.from_pretrained`, in order
+               )->dict[int, Path]:
     "The epochs of a run that were kept as tokenizers"
     found = sorted((Path(out)/'epochs').glob('epoch-*/config.json'))
     return {int(p.parent.name.split('-')[1]): p.parent for p in found}
@@ -350,12 +414,14 @@ def _kept_epochs(out:str|Path # folder of a run
 def learn(self:RQVAE,
           x:Tensor, # n d
           ids:list, # n
-          out:str|Path|None=None # checkpoints and kept epochs go there; an interrupted fit goes on
+          # checkpoints and kept epochs go there; an interrupted fit goes on
+          out:str|Path|None=None
          ):
     "Train for all epochs, or for those that are missing"
     optimizer, who = self.optimizer_of(), self.identity(x, ids)
     found = newest_checkpoint(Path(out)/'training') if out is not None else None
-    if found: best = _resume_fit(self, optimizer, found, who, self.fit_config.epochs, out)
+    if found:
+        best = _resume_fit(self, optimizer, found, who, self.fit_config.epochs, out)
     else: self.history, best = [], {}; self.start(x)
     self.fitted.fill_(True)
     inputs = self.inputs(x)
@@ -368,7 +434,10 @@ def learn(self:RQVAE,
             self.history.append(self.measured(record, inputs, bool(log)))
             log(self.history[-1])
             if self.is_best(): best = _copies(self.state_dict())
-            if out is not None: self.keep(epoch, Path(out), _join_groups(model=self.state_dict(),
-                optimizer=_optimizer_state(self, optimizer), best=best), dict(identity=who, history=self.history))
+            if out is not None:
+                self.keep(epoch, Path(out), _join_groups(model=self.state_dict(),
+                    optimizer=_optimizer_state(self, optimizer), best=best),
+                    dict(identity=who, history=self.history))
     if best: self.load_state_dict(best)
-    if out is not None: atomic_write(Path(out)/'history.json', _json_text(self.history, 'history'))
+    if out is not None:
+        atomic_write(Path(out)/'history.json', _json_text(self.history, 'history'))

@@ -20,7 +20,8 @@ from ..embed.multimodal import _like_lengths
 def _rotary(x:Tensor, # ... t e: queries or keys of one head
            theta:float=1e6 # Qwen2's
           )->Tensor: # ... t e
-    "Each pair of numbers turned by an angle that grows with the place (Su et al. 2021, halves as in Qwen2)"
+    """Each pair of numbers turned by an angle that grows with the place (Su et al.
+    2021, halves as in Qwen2)"""
     t, half = x.shape[-2], x.shape[-1]//2
     speed = theta**(-torch.arange(half, device=x.device)/half)
     angle = torch.arange(t, device=x.device)[:, None]*speed  # t e/2: float32
@@ -30,26 +31,35 @@ def _rotary(x:Tensor, # ... t e: queries or keys of one head
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #c0f69e02
 class _Attention(nn.Module):
-    "Bidirectional attention with grouped heads and rotary positions, in Qwen2's form and names"
+    """Bidirectional attention with grouped heads and rotary positions, in Qwen2's form
+    and names"""
     def __init__(self, width:int, # d
                  heads:int, # of queries
                  kv_heads:int, # of keys and values
                  theta:float=1e6): # of the rotary positions
         super().__init__()
         if width % (2*heads) or heads % kv_heads: raise ValueError(
-            f'width {width}, {heads} heads and {kv_heads} heads of keys do not go together; '
-            'each head needs an even share of the width, and each head of keys equally many heads.')
+            f'width {width}, {heads} heads and {kv_heads} heads of keys do not go '
+            'together; each head needs an even share of the width, and each head of '
+            'keys equally many heads.')
         self.size, self.theta = width//heads, theta
-        self.q_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-        self.k_proj, self.v_proj = (nn.Linear(width, kv_heads*self.size) for _ in range(2))
+        self.q_proj, self.o_proj = (nn.Linear(width, width),
+                                    nn.Linear(width, width, bias=False))
+        self.k_proj, self.v_proj = (nn.Linear(width, kv_heads*self.size)
+                                    for _ in range(2))
 
     def forward(self, x:Tensor, # b t d
                 there:Tensor|None=None # b t: bool, False at padding; None: no padding
                )->Tensor: # b t d
-        q, k, v = (f(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
-        hidden = None if there is None else q.new_zeros(there.shape).masked_fill(~there, torch.finfo(q.dtype).min)
-        y = F.scaled_dot_product_attention(_rotary(q, self.theta), _rotary(k, self.theta), v,
-            None if there is None else hidden[:, None, None], enable_gqa=True)  # b h t e
+        q, k, v = (f(x).unflatten(-1, (-1, self.size)).transpose(1, 2)
+                   for f in (self.q_proj, self.k_proj, self.v_proj))
+        hidden = (None if there is None
+                  else q.new_zeros(there.shape).masked_fill(~there,
+                                                            torch.finfo(q.dtype).min))
+        y = F.scaled_dot_product_attention(_rotary(q, self.theta),
+                                           _rotary(k, self.theta), v,
+            None if there is None else hidden[:, None, None],
+            enable_gqa=True)  # b h t e
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #34a471a6
@@ -68,7 +78,8 @@ class _SwiGLU(nn.Module):
     def __init__(self, width:int, # d
                  hidden:int):
         super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.gate_proj, self.up_proj = (nn.Linear(width, hidden, bias=False)
+                                        for _ in range(2))
         self.down_proj = nn.Linear(hidden, width, bias=False)
     def forward(self, x:Tensor # ... d
                )->Tensor: # ... d
@@ -76,7 +87,8 @@ class _SwiGLU(nn.Module):
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #7c37f4a7
 class _BidirectionalLayer(nn.Module):
-    "One transformer layer that sees everything but padding, and a last norm: UTGRec's decoders"
+    """One transformer layer that sees everything but padding, and a last norm: UTGRec's
+    decoders"""
     def __init__(self, width:int=1536, # d; the defaults are UTGRec's
                  heads:int=12, # of queries
                  kv_heads:int=2, # of keys and values
@@ -85,8 +97,10 @@ class _BidirectionalLayer(nn.Module):
                  eps:float=1e-6): # of the norms
         super().__init__()
         self.width = width
-        self.input_layernorm, self.post_attention_layernorm, self.norm = (nn.RMSNorm(width, eps) for _ in range(3))
-        self.self_attn, self.mlp = _Attention(width, heads, kv_heads, theta), _SwiGLU(width, hidden or 4*width)
+        self.input_layernorm, self.post_attention_layernorm, self.norm = (
+            nn.RMSNorm(width, eps) for _ in range(3))
+        self.self_attn, self.mlp = (_Attention(width, heads, kv_heads, theta),
+                                    _SwiGLU(width, hidden or 4*width))
         _fresh(self)
 
     def forward(self, x:Tensor, # b t d
@@ -99,7 +113,8 @@ class _BidirectionalLayer(nn.Module):
 class _Corrupted(NamedTuple):
     "Texts as a decoder reads them, and what it has to write"
     inputs: Tensor # b t: long
-    labels: Tensor # b t: long, the token of the same position; -100 where none is asked for
+    # b t: long, the token of the same position; -100 where none is asked for
+    labels: Tensor
     there: Tensor # b t: bool, False at padding
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #7d0f863d
@@ -107,19 +122,25 @@ def _corrupt(tokens:Tensor, # b t: long
             there:Tensor, # b t: bool, False at padding
             special:Iterable, # ids that are never asked for
             mask:int, # id of the mask token, special too
-            kind:str='mask', # 'mask': all of them (the paper) | 'bert': as `_as_bert` (the published code)
+            # 'mask': all of them (the paper) | 'bert': as `_as_bert` (the published
+            # code)
+            kind:str='mask',
             vocabulary:int|None=None, # v, of 'bert': where random tokens come from
             most:int=512, # tokens per text, of 'bert'
             generator:torch.Generator|None=None # of 'bert'
            )->_Corrupted:
     "What is left of a text for its decoder (UTGRec, section 2.3.1)"
-    if kind not in ('mask', 'bert'): raise ValueError(f"kind is {kind!r}; choose 'mask' or 'bert'.")
+    if kind not in ('mask', 'bert'):
+        raise ValueError(f"kind is {kind!r}; choose 'mask' or 'bert'.")
     special = torch.tensor(sorted({*map(int, special), mask}), device=tokens.device)
     chosen = there & ~torch.isin(tokens, special)
     if kind == 'mask': inputs = tokens.masked_fill(chosen, mask)
     elif vocabulary is None or generator is None: raise ValueError(
-        "kind 'bert' draws tokens at random and lacks a vocabulary or a generator; give vocabulary=v and a torch.Generator.")
-    else: inputs, chosen = _as_bert(tokens, chosen, special, mask, vocabulary, most, generator)
+        "kind 'bert' draws tokens at random and lacks a vocabulary or a generator; "
+        "give vocabulary=v and a torch.Generator.")
+    else:
+        inputs, chosen = _as_bert(tokens, chosen, special, mask, vocabulary, most,
+                                  generator)
     return _Corrupted(inputs, tokens.masked_fill(~chosen, -100), there)
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #96a5d46b
@@ -127,18 +148,22 @@ def _ordinary(k:Tensor, # long
              special:Tensor # s: sorted, each once
             )->Tensor: # long
     "The k-th token that is not special"
-    before = special - torch.arange(len(special), device=special.device)  # s: ordinary tokens before each special one
+    # s: ordinary tokens before each special one
+    before = special - torch.arange(len(special), device=special.device)
     return k + torch.searchsorted(before, k, right=True)
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #1996f1ae
 def _as_bert(tokens:Tensor, chosen:Tensor, # b t: long; b t: bool, what may be replaced
             special:Tensor, # s: sorted, each once
-            mask:int, vocabulary:int, most:int, generator:torch.Generator # as in `_corrupt`
+            mask:int, vocabulary:int, most:int,
+            generator:torch.Generator # as in `_corrupt`
            )->tuple[Tensor, Tensor]: # b t: what is read; b t: bool, what is asked for
-    "At most so many tokens per text: 80 % masked, 10 % replaced, 10 % kept (Devlin et al. 2019)"
+    """At most so many tokens per text: 80 % masked, 10 % replaced, 10 % kept (Devlin et
+    al. 2019)"""
     drawn = dict(generator=generator, device=generator.device)
     lot, fate = torch.rand(2, *tokens.shape, **drawn).to(tokens.device)
-    other = _ordinary(torch.randint(vocabulary - len(special), tokens.shape, **drawn).to(tokens.device), special)
+    other = _ordinary(torch.randint(vocabulary - len(special), tokens.shape,
+                                    **drawn).to(tokens.device), special)
     chosen = chosen & (lot.masked_fill(~chosen, 2.).argsort(1).argsort(1) < most)
     inputs = torch.where(chosen & (fate < .9), other, tokens)
     return inputs.masked_fill(chosen & (fate < .8), mask), chosen
@@ -150,22 +175,29 @@ def _word_loss(h:Tensor, # n d
               rows:int # positions at a time
              )->Tensor: # scalar: mean cross-entropy; 0 if there is no position
     "Mean cross-entropy over a large vocabulary; holds the logits of one piece only"
-    def total(h, labels): return F.cross_entropy(F.linear(h, head.to(h.dtype)).float(), labels, reduction='sum')
-    def held(*piece): return checkpoint(total, *piece, use_reentrant=False, preserve_rng_state=False)
+    def total(h, labels):
+        return F.cross_entropy(F.linear(h, head.to(h.dtype)).float(), labels,
+                               reduction='sum')
+    def held(*piece):
+        return checkpoint(total, *piece, use_reentrant=False, preserve_rng_state=False)
     pieces = list(zip(h.split(rows), labels.split(rows)))
-    return sum((total if len(pieces) == 1 else held)(*piece) for piece in pieces)/max(len(h), 1)
+    return sum((total if len(pieces) == 1 else held)(*piece)
+               for piece in pieces)/max(len(h), 1)
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #085987e0
 class TextDecoder(nn.Module):
     "Reads codes, writes an item's words (UTGRec, section 2.3.1, equation 8)"
     def __init__(self, layer:_BidirectionalLayer,
-                 width:int|None=None # d of states, embeddings and head; that of the layer by default
+                 # d of states, embeddings and head; that of the layer by default
+                 width:int|None=None
                 ):
         super().__init__()
         self.layer, self.width = layer, width or layer.width
         same = self.width == layer.width
-        self.into = nn.Identity() if same else _fresh(nn.Linear(self.width, layer.width))
-        self.back = nn.Identity() if same else _fresh(nn.Linear(layer.width, self.width))
+        self.into = nn.Identity() if same else _fresh(nn.Linear(self.width,
+                                                                layer.width))
+        self.back = nn.Identity() if same else _fresh(nn.Linear(layer.width,
+                                                                self.width))
 
     def forward(self, states:Tensor, # b l d: from the codes
                 text:_Corrupted, # b t: of the same items, or of their neighbours
@@ -179,21 +211,25 @@ class TextDecoder(nn.Module):
         for group, n in _like_lengths(text.there.sum(1), text.there.shape[1]):
             part = _Corrupted(*(t[group, :n] for t in text))
             asked = part.labels >= 0
-            found.append((self.read(states[group], part, embedding, head)[asked], part.labels[asked]))
+            found.append((self.read(states[group], part, embedding, head)[asked],
+                          part.labels[asked]))
         return _word_loss(*(torch.cat(pieces) for pieces in zip(*found)), head, rows)
 
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #414b17da
 @patch
-def check(self:TextDecoder, states:Tensor, text:_Corrupted, embedding:Tensor, head:Tensor # as in `forward`
+def check(self:TextDecoder, states:Tensor, text:_Corrupted, embedding:Tensor,
+          head:Tensor # as in `forward`
          )->None:
     "ValueError if they do not belong together"
     widths = {states.shape[-1], embedding.shape[1], head.shape[1], self.width}
     if len(widths) > 1 or len(states) != len(text.inputs): raise ValueError(
-        f'states are {tuple(states.shape)}, texts {tuple(text.inputs.shape)}, embeddings {tuple(embedding.shape)} and '
-        f'head {tuple(head.shape)}; give states (b, l, {self.width}), texts (b, t), and (v, {self.width}) for both.')
+        f'states are {tuple(states.shape)}, texts {tuple(text.inputs.shape)}, '
+        f'embeddings {tuple(embedding.shape)} and head {tuple(head.shape)}; give '
+        f'states (b, l, {self.width}), texts (b, t), and (v, {self.width}) for both.')
 
 @patch
-def read(self:TextDecoder, states:Tensor, text:_Corrupted, embedding:Tensor, head:Tensor # as in `forward`
+def read(self:TextDecoder, states:Tensor, text:_Corrupted, embedding:Tensor,
+         head:Tensor # as in `forward`
         )->Tensor: # b t d
     "What the decoder makes of codes and text, at the positions of the text"
     self.check(states, text, embedding, head)
@@ -204,11 +240,14 @@ def read(self:TextDecoder, states:Tensor, text:_Corrupted, embedding:Tensor, hea
 # %% ../../nbs/04_tokenize/06_text_decoder.ipynb #6ebadb45
 @patch
 @torch.no_grad()
-def predict(self:TextDecoder, states:Tensor, text:_Corrupted, embedding:Tensor, head:Tensor, # as in `forward`
+def predict(self:TextDecoder, states:Tensor, text:_Corrupted, embedding:Tensor,
+            head:Tensor, # as in `forward`
             rows:int=2048 # positions at a time
            )->Tensor: # b t: long
-    "The likeliest word at every position that is asked for; the others as they were read"
+    """The likeliest word at every position that is asked for; the others as they were
+    read"""
     asked, tokens = text.labels >= 0, text.inputs.clone()
     pieces = self.read(states, text, embedding, head)[asked].split(rows)
-    tokens[asked] = torch.cat([F.linear(h, head.to(h.dtype)).argmax(-1) for h in pieces])
+    tokens[asked] = torch.cat([F.linear(h, head.to(h.dtype)).argmax(-1)
+                               for h in pieces])
     return tokens

@@ -21,17 +21,20 @@ from ..quantize.residual import ResidualQuantizer
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #d0357f12
 class Tokenizer(nn.Module):
-    "Vectors in, codes out; a subclass gives `build`, `learn`, `codes_of` and `vectors_of`"
+    """Vectors in, codes out; a subclass gives `build`, `learn`, `codes_of` and
+    `vectors_of`"""
     kinds = {} # class name -> class: how a saved tokenizer finds its class
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         Tokenizer.kinds[cls.__name__] = cls
     def __init__(self,
-                 settings:dict, # plain JSON of which `from_settings` makes an equal tokenizer
+                 # plain JSON of which `from_settings` makes an equal tokenizer
+                 settings:dict,
                  sizes:Sequence[int] # L: codebook size of each level
                 ):
         super().__init__()
-        self.settings, self.sizes, self.dim, self.source = settings, tuple(sizes), None, ''
+        self.settings, self.sizes, self.dim, self.source = (settings, tuple(sizes),
+                                                            None, '')
         self.register_buffer('fitted', torch.tensor(False))
     @classmethod
     def from_settings(cls, settings:dict)->'Tokenizer':
@@ -39,14 +42,19 @@ class Tokenizer(nn.Module):
         return cls(**settings)
     def build(self, dim:int):
         "Make the modules and buffers for vectors of `dim` numbers"
-    def learn(self, x:Tensor, ids:list, out:str|Path|None=None): # n d, n; folder for what it takes to resume
+    def learn(self, x:Tensor, ids:list,
+              out:str|Path|None=None): # n d, n; folder for what it takes to resume
         "Learn from the vectors x of the items `ids`"
     def codes_of(self, x:Tensor, ids:list)->Tensor: # b d, b -> b L
-        "The codes of the vectors x of the items `ids`; NotImplementedError where a subclass lacks it"
-        raise NotImplementedError(f'{type(self).__name__} does not say which codes a vector gets.')
+        """The codes of the vectors x of the items `ids`; NotImplementedError where a
+        subclass lacks it"""
+        raise NotImplementedError(
+            f'{type(self).__name__} does not say which codes a vector gets.')
     def vectors_of(self, codes:Tensor)->Tensor: # b l -> b d
-        "The vectors that the first l codes of items stand for; NotImplementedError where a subclass lacks it"
-        raise NotImplementedError(f'{type(self).__name__} does not say which vector codes stand for.')
+        """The vectors that the first l codes of items stand for; NotImplementedError
+        where a subclass lacks it"""
+        raise NotImplementedError(
+            f'{type(self).__name__} does not say which vector codes stand for.')
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #73c3e320
 def _sizes_of(K:int|Sequence[int], # codebook size, one for all levels or one for each
@@ -62,10 +70,12 @@ def _sizes_of(K:int|Sequence[int], # codebook size, one for all levels or one fo
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #84220e04
 def _as_table(table:EmbeddingTable|Tensor)->EmbeddingTable:
     "A table as it is; a matrix with its row numbers as ids"
-    return table if isinstance(table, EmbeddingTable) else EmbeddingTable(range(len(table)), table, 'tensor')
+    return (table if isinstance(table, EmbeddingTable)
+            else EmbeddingTable(range(len(table)), table, 'tensor'))
 
 def _table_order(table:EmbeddingTable|Tensor)->Tensor: # n: rows
-    "The rows in the standard order of their ids; those of a matrix, which has none, as they stand"
+    """The rows in the standard order of their ids; those of a matrix, which has none,
+    as they stand"""
     if not isinstance(table, EmbeddingTable): return torch.arange(len(table))
     return torch.from_numpy(canonical_order(table.ids).astype(np.int64))
 
@@ -76,11 +86,13 @@ def fit(self:Tokenizer,
        )->Tokenizer: # itself
     "Learn from all rows, and save if `out` is given; ValueError if there are none"
     order, table = _table_order(table), _as_table(table)
-    if not len(table): raise ValueError('The table has no rows; give at least one item to fit on.')
+    if not len(table):
+        raise ValueError('The table has no rows; give at least one item to fit on.')
     if not torch.equal(order, torch.arange(len(table))): table = table[order]
     self.dim, self.source = table.dim, table.source
     self.build(self.dim)
-    self.to(self.fitted.device).learn(table.matrix.to(self.fitted.device), table.ids, out)
+    self.to(self.fitted.device).learn(table.matrix.to(self.fitted.device), table.ids,
+                                      out)
     self.fitted.fill_(True)
     if out is not None: self.save_pretrained(out)
     return self.eval()
@@ -89,12 +101,14 @@ def fit(self:Tokenizer,
 @patch
 def checked(self:Tokenizer, table:EmbeddingTable|Tensor)->EmbeddingTable: # n d
     "The table if this tokenizer can read it; ValueError that says why not"
-    if not self.fitted: raise ValueError(f'This {type(self).__name__} has not been fitted; '
-        'call fit(table), or read a fitted one with from_pretrained(folder).')
+    if not self.fitted:
+        raise ValueError(f'This {type(self).__name__} has not been fitted; '
+            'call fit(table), or read a fitted one with from_pretrained(folder).')
     table = _as_table(table)
     if table.dim != self.dim: raise ValueError(
-        f'This {type(self).__name__} was fitted on vectors of {self.dim} numbers ({self.source!r}) and '
-        f'the table has {table.dim} ({table.source!r}); embed the items as then, or fit a new tokenizer.')
+        f'This {type(self).__name__} was fitted on vectors of {self.dim} numbers '
+        f'({self.source!r}) and the table has {table.dim} ({table.source!r}); embed '
+        'the items as then, or fit a new tokenizer.')
     return table
 
 @patch
@@ -121,15 +135,18 @@ def decode(self:Tokenizer,
           )->Tensor: # n d: on the CPU
     "The vectors that codes stand for; ValueError if a code is outside its codebook"
     codes, device = torch.as_tensor(codes), self.fitted.device
-    if not self.fitted: raise ValueError(f'This {type(self).__name__} has not been fitted; call fit(table).')
+    if not self.fitted:
+        raise ValueError(
+            f'This {type(self).__name__} has not been fitted; call fit(table).')
     if codes.ndim != 2 or not 1 <= codes.shape[1] <= len(self.sizes): raise ValueError(
-        f'The codes have the shape {tuple(codes.shape)}; expected n × {len(self.sizes)}, '
-        'one row per item, or fewer columns for a coarser vector.')
+        f'The codes have the shape {tuple(codes.shape)}; expected n × '
+        f'{len(self.sizes)}, one row per item, or fewer columns for a coarser vector.')
     top = torch.tensor(self.sizes[:codes.shape[1]])
     outside = ((codes.cpu() < 0) | (codes.cpu() >= top)).nonzero()
     if len(outside): raise ValueError(
-        f'Code {int(codes[tuple(outside[0])])} at level {int(outside[0, 1])+1} is outside 0..'
-        f'{int(top[outside[0, 1]])-1}; decode codes that this tokenizer made.')
+        f'Code {int(codes[tuple(outside[0])])} at level {int(outside[0, 1])+1} is '
+        f'outside 0..{int(top[outside[0, 1]])-1}; decode codes that this tokenizer '
+        'made.')
     return self.vectors_of(codes.long().to(device)).cpu()
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #5218460b
@@ -139,7 +156,8 @@ def residual_variance(tokenizer:Tokenizer, # fitted
     "Share of the vectors' variance that the first l codes leave unexplained"
     x, codes = _as_table(table).matrix.cpu(), tokenizer.encode(table)
     spread = (x - x.mean(0)).square().sum()
-    lost = [(x - tokenizer.decode(codes[:, :l])).square().sum() for l in range(1, codes.shape[1]+1)]
+    lost = [(x - tokenizer.decode(codes[:, :l])).square().sum()
+            for l in range(1, codes.shape[1]+1)]
     return torch.stack(lost)/spread
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #1cb5bb70
@@ -156,41 +174,51 @@ def save_pretrained(self:Tokenizer,
                     folder:str|Path # made if missing
                    ):
     "Write `config.json` and `model.safetensors`; ValueError before fitting"
-    if not self.fitted: raise ValueError(f'This {type(self).__name__} has not been fitted; call fit(table).')
+    if not self.fitted:
+        raise ValueError(
+            f'This {type(self).__name__} has not been fitted; call fit(table).')
     kind = type(self)
-    write_folder(folder, dict(tokenizer=kind.__name__, module=kind.__module__, dim=self.dim,
-                              source=self.source, settings=self.settings), self.state_dict())
+    write_folder(folder,
+                 dict(tokenizer=kind.__name__, module=kind.__module__, dim=self.dim,
+                      source=self.source, settings=self.settings), self.state_dict())
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #0b9d6286
 def _kind_of(config:dict, # of a saved tokenizer
             asked:type=Tokenizer, # the class that was asked to read it
             folder:str|Path='' # named in errors
            )->type:
-    "The class of a saved tokenizer; ValueError if it is unknown, or not the one asked for"
+    """The class of a saved tokenizer; ValueError if it is unknown, or not the one asked
+    for"""
     name, module = config.get('tokenizer'), str(config.get('module', ''))
     if name is None or not {'dim', 'settings'} <= config.keys(): raise ValueError(
-        f'{folder}/config.json does not describe a tokenizer; give a folder that save_pretrained wrote.')
+        f'{folder}/config.json does not describe a tokenizer; give a folder that '
+        'save_pretrained wrote.')
     if name == asked.__name__: return asked
     ours = importlib.import_module(module) if module.startswith('gentok.') else None
-    kind = getattr(ours, name, Tokenizer.kinds.get(name))  # a class that a notebook has defined again is not ours
-    if kind is None: raise ValueError(f'{folder} holds a {name}, which no imported module defines; '
-                                      f'import the module that does (then: {module}).')
+    # a class that a notebook has defined again is not ours
+    kind = getattr(ours, name, Tokenizer.kinds.get(name))
+    if kind is None:
+        raise ValueError(f'{folder} holds a {name}, which no imported module defines; '
+                         f'import the module that does (then: {module}).')
     if not issubclass(kind, asked): raise ValueError(
-        f'{folder} holds a {name}, expected a {asked.__name__}; read it with {name}.from_pretrained.')
+        f'{folder} holds a {name}, expected a {asked.__name__}; read it with '
+        f'{name}.from_pretrained.')
     return kind
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #2cd6ef78
 def _check_tensors(expected:dict[str, Tensor], # what the configuration asks for
                   found:dict[str, Tensor], # what the file holds
                   folder:str|Path):
-    "ValueError that names the first tensor which is missing, unknown or of another shape"
+    """ValueError that names the first tensor which is missing, unknown or of another
+    shape"""
     remedy = 'the two files belong to different tokenizers, so save it again.'
     for name in sorted(expected.keys() | found.keys()):
         want, have = expected.get(name), found.get(name)
         if have is None: raise ValueError(f'{folder}/model.safetensors has no {name}, '
                                           f'which config.json asks for; {remedy}')
-        if want is None: raise ValueError(f'{folder}/model.safetensors has a tensor {name}, '
-                                          f'which config.json does not know; {remedy}')
+        if want is None:
+            raise ValueError(f'{folder}/model.safetensors has a tensor {name}, '
+                             f'which config.json does not know; {remedy}')
         if want.shape != have.shape: raise ValueError(
             f'{folder}/model.safetensors has {name} of shape {tuple(have.shape)}, '
             f'config.json asks for {tuple(want.shape)}; {remedy}')
@@ -201,7 +229,8 @@ def from_pretrained(cls:Tokenizer,
                     folder:str|Path, # written by `save_pretrained`
                     verify:bool=True # compare the digest of its tensors
                    )->Tokenizer: # fitted, on the CPU
-    "Read a saved tokenizer, of the class that wrote it; ValueError says what does not fit"
+    """Read a saved tokenizer, of the class that wrote it; ValueError says what does not
+    fit"""
     config, tensors = read_folder(folder, verify)
     kind = _kind_of(config, cls, folder)
     try:
@@ -209,12 +238,13 @@ def from_pretrained(cls:Tokenizer,
         self.dim, self.source = config['dim'], config.get('source', '')
         self.build(self.dim)
     except (TypeError, KeyError, AttributeError, RuntimeError) as e: raise ValueError(
-        f'{folder}/config.json has settings that {kind.__name__} does not understand ({e}); '
-        'it was written by another version or edited, so save it again.') from None
+        f'{folder}/config.json has settings that {kind.__name__} does not understand '
+        f'({e}); it was written by another version or edited, so save it again.') from None
     _check_tensors(self.state_dict(), tensors, folder)
     self.load_state_dict(tensors)
     return self.eval()
 
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #d07e0c7a
 @patch
 def __repr__(self:Tokenizer)->str:
     shape = ' × '.join(map(str, self.sizes))
@@ -228,17 +258,22 @@ def sum_of_codewords(quantizer:ResidualQuantizer, # of L levels
     "The sum of the codewords of the levels given"
     return sum(book.decode(code) for book, code in zip(quantizer.codebooks, codes.T))
 
+# %% ../../nbs/04_tokenize/01_tokenizer.ipynb #01f23c2a
 class ResidualKMeans(Tokenizer):
-    "k-means on the vectors, then on what is left, level by level; ValueError for sizes below 1"
+    """k-means on the vectors, then on what is left, level by level; ValueError for
+    sizes below 1"""
     def __init__(self, levels:int=3, K:int|Sequence[int]=256, seed:int=0):
         sizes = _sizes_of(K, levels)
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)
-    def build(self, dim:int): self.quantizer = ResidualQuantizer.of(self.sizes, dim) # codebooks, not yet placed
+    def build(self, dim:int): # codebooks, not yet placed
+        self.quantizer = ResidualQuantizer.of(self.sizes, dim)
     def learn(self, x:Tensor, ids:list, out:str|Path|None=None): # n d, n; not used
         "k-means, level by level"
         self.quantizer.initialise(x, seed=self.settings['seed'])
-    def codes_of(self, x:Tensor, ids:list)->Tensor: return self.quantizer.encode(x) # b d, b -> b L: nearest centres
-    def vectors_of(self, codes:Tensor)->Tensor: return sum_of_codewords(self.quantizer, codes) # b l -> b d: their sum
+    def codes_of(self, x:Tensor, ids:list)->Tensor: # b d, b -> b L: nearest centres
+        return self.quantizer.encode(x)
+    def vectors_of(self, codes:Tensor)->Tensor: # b l -> b d: their sum
+        return sum_of_codewords(self.quantizer, codes)
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #48668873
 def random_codes(ids:Sequence, # n: str or int
@@ -252,13 +287,17 @@ def random_codes(ids:Sequence, # n: str or int
 
 # %% ../../nbs/04_tokenize/01_tokenizer.ipynb #4199bf7f
 class RandomTokenizer(Tokenizer):
-    "Codes by chance, seeded by the item's id: the control in every comparison; ValueError for sizes below 1"
+    """Codes by chance, seeded by the item's id: the control in every comparison;
+    ValueError for sizes below 1"""
     def __init__(self, levels:int=3, K:int|Sequence[int]=256, seed:int=0):
         sizes = _sizes_of(K, levels)
         super().__init__(dict(levels=levels, K=list(sizes), seed=seed), sizes)
-    def build(self, dim:int): self.register_buffer('mean', torch.zeros(dim)) # d: of all vectors
-    def learn(self, x:Tensor, ids:list, out=None): self.mean.copy_(x.mean(0)) # n d, n: the mean is all there is
+    def build(self, dim:int): # d: of all vectors
+        self.register_buffer('mean', torch.zeros(dim))
+    def learn(self, x:Tensor, ids:list, out=None): # n d, n: the mean is all there is
+        self.mean.copy_(x.mean(0))
     def codes_of(self, x:Tensor, ids:list)->Tensor: # b d, b -> b L
         "Codes by chance, whatever the vectors"
         return random_codes(ids, self.sizes, self.settings['seed'])
-    def vectors_of(self, codes:Tensor)->Tensor: return self.mean.expand(len(codes), -1) # b l -> b d: the mean
+    def vectors_of(self, codes:Tensor)->Tensor: # b l -> b d: the mean
+        return self.mean.expand(len(codes), -1)

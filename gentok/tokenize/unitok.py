@@ -26,72 +26,91 @@ from .tokenizer import _sizes_of
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #f7f8de23
 @dataclass(frozen=True)
 class ExpertsConfig:
-    "Which experts there are, and what keeps the domains alike (UniTok); ValueError for a wrong setting"
+    """Which experts there are, and what keeps the domains alike (UniTok); ValueError
+    for a wrong setting"""
     domains: tuple # names; one expert for each, in this order
     use: bool = True # False: no experts but the shared one
     top: int = 1 # N: experts that an item is sent to
-    shared_weight: float = .05 # share of the expert that sees every item in what is decoded (published code); 0: none
+    # share of the expert that sees every item in what is decoded (published code); 0:
+    # none
+    shared_weight: float = .05
     mode: str = 'experts' # or 'level_mixture', as in the published code
     identity: str = 'prefix' # where the expert's number stands: 'prefix' | 'suffix'
     start: str = 'kmeans' # how an expert begins with its domain: 'kmeans' | 'mean'
     calibration: float = .03 # lambda, weight of the calibration (paper); 0: none
     mean: float = 1. # beta: weight of the mean in it
-    sigma: float|str|None = None # bandwidth of the kernels, as in `hsic`; None: the median distance
-    unbiased: bool = True # the paper's estimator is biased, by how many rows a domain has
+    # bandwidth of the kernels, as in `hsic`; None: the median distance
+    sigma: float|str|None = None
+    # the paper's estimator is biased, by how many rows a domain has
+    unbiased: bool = True
     fewest: int = 16 # rows of a domain in a batch for its HSIC to count
 
     def __post_init__(self):
         object.__setattr__(self, 'domains', tuple(self.domains))
-        if not self.domains or len(set(self.domains)) < len(self.domains): raise ValueError(
-            f'domains are {self.domains}, expected at least one name, and each once.')
+        if not self.domains or len(set(self.domains)) < len(self.domains):
+            raise ValueError(
+                f'domains are {self.domains}, expected at least one name, and each '
+                'once.')
         _one_of(('kmeans', 'mean'), start=self.start)
         _at_least(0, calibration=self.calibration, mean=self.mean)
         _at_least(4, fewest=self.fewest)
         if self.mode == 'level_mixture' and self.top < 2: raise ValueError(
-            'level_mixture with top=1 gives the router no gradient; give top=2 or more, and all experts for the published code.')
+            'level_mixture with top=1 gives the router no gradient; give top=2 or '
+            'more, and all experts for the published code.')
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #50dbf07c
 class UniTok(RQVAE):
     "One autoencoder for all domains, with experts for codebooks (UniTok)"
     def __init__(self,
                  experts:ExpertsConfig,
-                 config:RQVAEConfig=RQVAEConfig(whiten=0), # `levels` and `K` are those of an expert
+                 # `levels` and `K` are those of an expert
+                 config:RQVAEConfig=RQVAEConfig(whiten=0),
                  fit_config:FitConfig=FitConfig(warm=100) # how it is fitted
                 ):
         super().__init__(config, fit_config)
-        self.settings, self.experts = dict(self.settings, experts=asdict(experts)), experts
+        self.settings, self.experts = (dict(self.settings, experts=asdict(experts)),
+                                       experts)
         self.sizes = self.codebooks(1).sizes
 
     def codebooks(self, latent:int)->TokenMoE:
         "The experts, not yet placed; ValueError for `attached` levels"
         e, c = self.experts, self.config
-        if c.attached: raise ValueError('experts do not attach deeper levels to the encoder; leave attached=False.')
-        switches = dict(top=e.top, shared_weight=e.shared_weight, mode=e.mode, identity=e.identity) if e.use else {}
-        return TokenMoE.of(len(e.domains)*e.use, _sizes_of(c.K, c.levels), latent, e.shared_weight > 0 or not e.use,
-                           c.update, c.beta, DeadCodeReset(seed=c.seed) if c.revive else None, **switches)
+        if c.attached:
+            raise ValueError('experts do not attach deeper levels to the encoder; '
+                             'leave attached=False.')
+        switches = dict(top=e.top, shared_weight=e.shared_weight, mode=e.mode,
+                        identity=e.identity) if e.use else {}
+        return TokenMoE.of(len(e.domains)*e.use, _sizes_of(c.K, c.levels), latent,
+                           e.shared_weight > 0 or not e.use,
+                           c.update, c.beta,
+                           DeadCodeReset(seed=c.seed) if c.revive else None, **switches)
 
     @classmethod
     def from_settings(cls, settings:dict)->'UniTok':
         "A new one, not yet fitted, of saved settings"
-        experts, of_rqvae = ExpertsConfig(**settings['experts']), RQVAE.from_settings(settings)
+        experts, of_rqvae = (ExpertsConfig(**settings['experts']),
+                             RQVAE.from_settings(settings))
         return cls(experts, of_rqvae.config, of_rqvae.fit_config)
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #7ca7d837
 @patch
 def numbers(self:UniTok, ids:list # n: 'domain/id'
            )->Tensor: # n: position of each item's domain in `experts.domains`
-    "Whose item is it? ValueError for a domain without an expert, and for an expert without items"
+    """Whose item is it? ValueError for a domain without an expert, and for an expert
+    without items"""
     names, number = _domains_of(ids)
     known = self.experts.domains
     if set(names) != set(known): raise ValueError(
-        f'the items are of {names}, and there are experts for {known}; name these domains in ExpertsConfig.')
+        f'the items are of {names}, and there are experts for {known}; name these '
+        'domains in ExpertsConfig.')
     return torch.tensor([known.index(name) for name in names])[number]
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #5050a2b7
 @patch
 def identity(self:UniTok, x:Tensor, ids:list)->dict: # n d, n
     "What a run must agree in to be continued: an RQ-VAE's, and the experts"
-    return json.loads(json.dumps(dict(RQVAE.identity(self, x, ids), **asdict(self.experts))))
+    return json.loads(json.dumps(dict(RQVAE.identity(self, x, ids),
+                                      **asdict(self.experts))))
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #02088532
 @patch
@@ -113,14 +132,17 @@ def losses(self:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b
     "Reconstruction, quantisation, calibration (UniTok, MI calibration loss)"
     z, e = self.encoder(x), self.experts
     codes, latent, quantisation = self.quantizer(z)
-    terms = dict(reconstruction=F.mse_loss(self.decoder(latent), x), quantisation=quantisation)
+    terms = dict(reconstruction=F.mse_loss(self.decoder(latent), x),
+                 quantisation=quantisation)
     if e.calibration:
         found = _domain_hsic(x, z, self.at[rows], e.sigma, e.unbiased, e.fewest).values
-        if len(found): terms['calibration'] = e.calibration*calibration_loss(found, e.mean)
+        if len(found):
+            terms['calibration'] = e.calibration*calibration_loss(found, e.mean)
     return terms
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #c3143d24
-def _gradient_norms(terms:dict[str, Tensor], part:nn.Module)->dict[str, float]: # scalars; name -> length
+def _gradient_norms(terms:dict[str, Tensor], part:nn.Module
+                   )->dict[str, float]: # scalars; name -> length
     "How hard each term of a loss pulls at the weights of a part"
     weights = list(part.parameters())
     def norm(loss):
@@ -128,15 +150,19 @@ def _gradient_norms(terms:dict[str, Tensor], part:nn.Module)->dict[str, float]: 
         return float(sum(g.square().sum() for g in found if g is not None)**.5)
     return {name: norm(loss) for name, loss in terms.items()}
 
-def _gradient_shares(tokenizer:UniTok, x:Tensor, rows:Tensor)->dict: # b w, b -> term: its part of 1
-    "How much each term of the loss moves the encoder: the norm of its gradient, over the sum of all norms"
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #daa7b906
+def _gradient_shares(tokenizer:UniTok, x:Tensor, rows:Tensor
+                    )->dict: # b w, b -> term: its part of 1
+    """How much each term of the loss moves the encoder: the norm of its gradient, over
+    the sum of all norms"""
     norms = _gradient_norms(tokenizer.losses(x, rows), tokenizer.encoder)
     return {name: value/(sum(norms.values()) or 1.) for name, value in norms.items()}
 
 # %% ../../nbs/04_tokenize/04_unitok.ipynb #5172baed
 @patch
 def vectors_of(self:UniTok, codes:Tensor)->Tensor: # b l -> b d
-    "What the decoder makes of the codewords of the expert that is named, in the table's own space"
+    """What the decoder makes of the codewords of the expert that is named, in the
+    table's own space"""
     y = self.decoder(self.quantizer.decode(codes))
     return self.whitening.inverse(y) if self.whitening else y
 
@@ -148,6 +174,7 @@ def latents(self:UniTok, table:EmbeddingTable)->Tensor: # n d -> n D
     x = self.checked(table).matrix.to(self.fitted.device)
     return self.encoder(self.inputs(x))
 
+# %% ../../nbs/04_tokenize/04_unitok.ipynb #7829a826
 @patch
 def balance(self:UniTok, table:EmbeddingTable # ids 'domain/id'
            )->_Balance: # domains in alphabetical order
@@ -163,11 +190,15 @@ def with_domain(self:UniTok,
                 table:EmbeddingTable, # its items, n d
                 keep:EmbeddingTable # items whose identifiers must not change, m d
                )->'UniTok': # with one expert more; this one stays as it is
-    "A tokenizer with an expert for a new domain; only one row of the router is trained; ValueError if there is one"
+    """A tokenizer with an expert for a new domain; only one row of the router is
+    trained; ValueError if there is one"""
     e = self.experts
     if not e.use or e.mode != 'experts': raise ValueError(
-        'this tokenizer has no experts that code by themselves; fit one with use=True and mode="experts".')
-    if name in e.domains: raise ValueError(f'there is an expert for {name!r} already; encode its items as they are.')
+        'this tokenizer has no experts that code by themselves; fit one with use=True '
+        'and mode="experts".')
+    if name in e.domains:
+        raise ValueError(
+            f'there is an expert for {name!r} already; encode its items as they are.')
     z, z_keep = self.latents(table), self.latents(keep)
     more = deepcopy(self)
     more.experts = replace(e, domains=(*e.domains, name))

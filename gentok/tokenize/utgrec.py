@@ -17,25 +17,31 @@ from torch import Tensor, nn
 
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..store.files import _fingerprint, _json_text, read_folder, _tensor_digest
-from ..store.runs import _optimizer_state, _join_groups, _progress, _seeded, _resume_fit
+from gentok.store.runs import (_optimizer_state, _join_groups, _progress, _seeded,
+    _resume_fit)
 from ..store.tracking import _run_log
 from ..embed.items import ItemTable, _content_digest
-from ..embed.multimodal import ItemEncoder, LightConfig, LightEncoder, _Words, _projection
+from gentok.embed.multimodal import (ItemEncoder, LightConfig, LightEncoder, _Words,
+    _projection)
 from ..quantize.codebook import _alone
 from ..quantize.linear_codebook import LinearCodebook
 from ..quantize.prefix_residual import prefix_residual, prefix_sum
 from ..quantize.revival import DeadCodeReset
 from ..quantize.tree_codebooks import TreeCodebooks
-from .co_occurrence import Positives, co_occurrence_alignment, _gather_rows
+from gentok.tokenize.co_occurrence import (Positives, co_occurrence_alignment,
+    _gather_rows)
 from .diffusion_loss import DenoisingNetwork, DiffusionLoss, ddpm_sample
 from .image_decoder import ImageDecoder
 from .rqvae import _digest_of, _in_use
 from .distributed import ProcessGroup, _average, _same_
-from .text_decoder import _BidirectionalLayer, TextDecoder, _corrupt, _fresh
+from gentok.tokenize.text_decoder import (_BidirectionalLayer, TextDecoder, _corrupt,
+    _fresh)
 from .tokenizer import Tokenizer, _check_tensors
-from .utgrec_parts import UTGRecFitConfig, UTGRecTokenizerConfig, _Content, _Rows
+from gentok.tokenize.utgrec_parts import (UTGRecFitConfig, UTGRecTokenizerConfig,
+    _Content, _Rows)
 from .utgrec_parts import _check_items, _check_training, _content_of
-from .utgrec_parts import _optimizer_step, _encoder_from, _encoder_settings, _latents_of, _setting_of
+from .utgrec_parts import (_optimizer_step, _encoder_from,
+    _encoder_settings, _latents_of, _setting_of)
 from .utgrec_parts import _spread, _two_groups
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0005
@@ -44,33 +50,41 @@ class UTGRecTokenizer(Tokenizer):
     def __init__(self,
                  config:UTGRecTokenizerConfig=UTGRecTokenizerConfig(),
                  fit_config:UTGRecFitConfig=UTGRecFitConfig(),
-                 encoder:ItemEncoder|LightConfig=LightConfig(width=64) # or sizes of a light one, made from the texts
+                 # or sizes of a light one, made from the texts
+                 encoder:ItemEncoder|LightConfig=LightConfig(width=64)
                 ):
         self.light = encoder if isinstance(encoder, LightConfig) else None
         super().__init__(dict(config=asdict(config), fit_config=asdict(fit_config),
-                              light=self.light and asdict(self.light)), config.of_levels)
-        self.config, self.fit_config, self.history, self.frozen = config, fit_config, [], False
+                              light=self.light and asdict(self.light)),
+                              config.of_levels)
+        self.config, self.fit_config, self.history, self.frozen = (config, fit_config,
+                                                                   [], False)
         self.encoder, self.group = None if self.light else encoder, ProcessGroup(False)
 
     def across(self)->'UTGRecTokenizer': # itself
-        "Let all processes train it; every one of them must call whatever is called then"
+        """Let all processes train it; every one of them must call whatever is called
+        then"""
         self.group = ProcessGroup()
         return self
 
     @property
     def revival(self)->DeadCodeReset|None: # None: dead codes stay dead
-        return DeadCodeReset(seed=self.config.seed) if self.fit_config.revive and not self.frozen else None
+        return (DeadCodeReset(seed=self.config.seed)
+                if self.fit_config.revive and not self.frozen else None)
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0008
 @patch
 def meet(self:UTGRecTokenizer, items:ItemTable)->None:
-    "Make the light encoder for these items, and remember what the encoder is; ValueError if it does not fit"
+    """Make the light encoder for these items, and remember what the encoder is;
+    ValueError if it does not fit"""
     c = self.config
     if self.light is not None:
         sizes = replace(self.light, vector=items.dim if c.vectors else 0)
-        self.encoder = LightEncoder(_Words.learn(items.text, 2000), c.levels, sizes, c.seed)
+        self.encoder = LightEncoder(_Words.learn(items.text, 2000), c.levels, sizes,
+                                    c.seed)
     if self.encoder.L != c.levels: raise ValueError(
-        f'the encoder writes {self.encoder.L} states and there are {c.levels} levels; give one as many as the other.')
+        f'the encoder writes {self.encoder.L} states and there are {c.levels} levels; '
+        'give one as many as the other.')
     self.settings = dict(self.settings, encoder=_encoder_settings(self.encoder))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0011
@@ -80,16 +94,20 @@ def build(self:UTGRecTokenizer, dim:int):
     c, d = self.config, self.encoder.width
     def decoder(): return _spread(_BidirectionalLayer(d, max(4, d//128), 2))
     with _seeded(c.seed):
-        self.project = _spread(_projection(d, c.width, _setting_of(self.encoder, 'dropout', .1), c.seed))
+        self.project = _spread(
+            _projection(d, c.width, _setting_of(self.encoder, 'dropout', .1), c.seed))
         self.back = _spread(_fresh(nn.Linear(c.width, d)))
-        self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook, self.fit_config.warm,
+        self.quantizer = TreeCodebooks.of(c.sizes, c.width, c.levels, LinearCodebook,
+                                          self.fit_config.warm,
                                           revival=self.revival, frozen=self.frozen)
         if self.group.n > 1: self.quantizer.across(_gather_rows)
-        self.register_buffer('settled', torch.tensor(False)) # have the codebooks been placed?
+        # have the codebooks been placed?
+        self.register_buffer('settled', torch.tensor(False))
         self.text, self.latents = TextDecoder(decoder()), _latents_of(c, self.encoder)
         if self.latents is None: return
         self.picture = ImageDecoder(decoder(), self.latents.channels)
-        k = self.latents.channels # numbers of a patch, whose noise has to fit through the network
+        # numbers of a patch, whose noise has to fit through the network
+        k = self.latents.channels
         self.diffusion = DiffusionLoss(DenoisingNetwork(k, min(1024, 2*(d + k)), d))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0014
@@ -97,8 +115,10 @@ def build(self:UTGRecTokenizer, dim:int):
 def vectors_in_code_space(self:UTGRecTokenizer, inputs:dict # of the encoder
                          )->Tensor: # b l w: h'
     "What the encoder makes of items, in the width of the codes"
-    return self.project(self.encoder(**{k: v.to(self.fitted.device) for k, v in inputs.items()}))
+    return self.project(self.encoder(**{k: v.to(self.fitted.device)
+                                        for k, v in inputs.items()}))
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #a6574218
 @patch
 def states(self:UTGRecTokenizer, codewords:Tensor # b l w: of each level
           )->Tensor: # b l d: S
@@ -106,7 +126,8 @@ def states(self:UTGRecTokenizer, codewords:Tensor # b l w: of each level
     return self.back(prefix_sum(codewords))
 
 @patch
-def content(self:UTGRecTokenizer, items:ItemTable|_Rows, generator:torch.Generator|None=None # as in `_content_of`
+def content(self:UTGRecTokenizer, items:ItemTable|_Rows,
+            generator:torch.Generator|None=None # as in `_content_of`
            )->_Content:
     "All that is needed of some items"
     return _content_of(self.encoder, items, self.latents, generator)
@@ -117,12 +138,14 @@ def content(self:UTGRecTokenizer, items:ItemTable|_Rows, generator:torch.Generat
 def residuals(self:UTGRecTokenizer, items:ItemTable, batch:int=4096 # items at a time
              )->Tensor: # n l w
     "What each level has to code, without dropout"
-    found, training = [torch.zeros(0, self.config.levels, self.config.width)], self.training
+    found, training = ([torch.zeros(0, self.config.levels, self.config.width)],
+                       self.training)
     sees = _setting_of(self.encoder, 'vector', 0) > 0
     self.eval()
     for rows in torch.arange(len(items)).split(batch):
         part = items[rows]
-        states = self.encoder.encode(part.text, part.images, part.matrix if sees else None)
+        states = self.encoder.encode(part.text, part.images,
+                                     part.matrix if sees else None)
         found.append(prefix_residual(self.project(states.to(self.fitted.device))).cpu())
     self.train(training)
     return torch.cat(found).to(self.fitted.device)
@@ -131,21 +154,29 @@ def residuals(self:UTGRecTokenizer, items:ItemTable, batch:int=4096 # items at a
 @patch
 def decoded(self:UTGRecTokenizer, states:Tensor, # b l d: of some items
             content:_Content, # of these, or of their neighbours
-            generator:torch.Generator)->dict[str, Tensor]: # 'text', and 'picture' if there is one
+            generator:torch.Generator
+           )->dict[str, Tensor]: # 'text', and 'picture' if there is one
     "How well words and pictures can be read from codes (UTGRec, equations 8 and 9)"
     e, c, to = self.encoder, self.config, states.device
-    words = _corrupt(content.words.to(to), content.there.to(to), e.words.special, e.words.mask, c.masking,
+    words = _corrupt(content.words.to(to), content.there.to(to), e.words.special,
+                     e.words.mask, c.masking,
                     e.words.size, generator=generator)
     share = self.group.shares((words.labels >= 0).sum(), content.pictured.sum().to(to))
     found = dict(text=share[0]*self.text(states, words, e.embedding, e.head))
     if content.latents is None or not c.draws: return found
-    seen = self.picture(states, content.latents.to(to), content.pictured.to(to), generator)
-    return dict(found, picture=share[1]*c.alpha*self.diffusion(seen.z, content.latents.to(to), seen.hidden, generator))
+    seen = self.picture(states, content.latents.to(to), content.pictured.to(to),
+                        generator)
+    return dict(found,
+                picture=share[1]*c.alpha*self.diffusion(seen.z, content.latents.to(to),
+                                                        seen.hidden, generator))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0021
 @patch
-def losses(self:UTGRecTokenizer, own:_Content, other:_Content|None, # of items, and of a neighbour of each
-           generator:torch.Generator, gather:Callable[[Tensor], Tensor]=_alone # puts the rows of all processes together
+def losses(self:UTGRecTokenizer, own:_Content,
+           other:_Content|None, # of items, and of a neighbour of each
+           generator:torch.Generator,
+           # puts the rows of all processes together
+           gather:Callable[[Tensor], Tensor]=_alone
           )->dict[str, Tensor]: # name -> one number; training adds them
     "The terms of the loss on a batch"
     c, h = self.config, self.vectors_in_code_space(own.inputs)
@@ -153,8 +184,11 @@ def losses(self:UTGRecTokenizer, own:_Content, other:_Content|None, # of items, 
     states = self.states(codewords)
     terms = self.decoded(states, own, generator)
     if c.codebook_weight:
-        terms['codes'] = c.codebook_weight*loss*self.group.shares(torch.tensor(len(h), device=h.device))[0]
-    if c.eta: terms |= {f'{k} of neighbour': c.eta*v for k, v in self.decoded(states, other, generator).items()}
+        terms['codes'] = c.codebook_weight*loss*self.group.shares(
+            torch.tensor(len(h), device=h.device))[0]
+    if c.eta:
+        terms |= {f'{k} of neighbour': c.eta*v
+                  for k, v in self.decoded(states, other, generator).items()}
     if not c.mu: return terms
     near = self.vectors_in_code_space(other.inputs)
     return dict(terms, alignment=c.mu*co_occurrence_alignment(h, near, gather=gather))
@@ -162,11 +196,15 @@ def losses(self:UTGRecTokenizer, own:_Content, other:_Content|None, # of items, 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0029
 @patch
 def trained(self:UTGRecTokenizer)->dict[str, Tensor]: # by name, as in `state_dict`
-    "All that training may have changed: a checkpoint below the encoder is not written again"
+    """All that training may have changed: a checkpoint below the encoder is not written
+    again"""
     full = nn.Module.state_dict(self, keep_vars=True)
-    ours = {id(t) for t in self.encoder.weights().values()} if self.encoder is not None else set()
-    return {name: t.detach() for name, t in full.items() if not name.startswith('encoder.') or id(t) in ours}
+    ours = ({id(t) for t in self.encoder.weights().values()} if self.encoder is not None
+            else set())
+    return {name: t.detach() for name, t in full.items()
+            if not name.startswith('encoder.') or id(t) in ours}
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #cf9963bf
 @patch
 def state_dict(self:UTGRecTokenizer, *args, **kwargs)->dict[str, Tensor]: # by name
     "All that training may have changed, as `trained` gives it"
@@ -183,8 +221,10 @@ def load_state_dict(self:UTGRecTokenizer, tensors:dict, strict:bool=True):
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0025b
 @patch
 @torch.no_grad()
-def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimizer)->None:
-    "Once the warm-up is over: codebooks among the residuals, and an empty memory for the optimizer"
+def settle(self:UTGRecTokenizer, items:ItemTable,
+           optimizer:torch.optim.Optimizer)->None:
+    """Once the warm-up is over: codebooks among the residuals, and an empty memory for
+    the optimizer"""
     if self.settled or self.quantizer.warming: return
     self.settled.fill_(True)
     if self.fit_config.start != 'kmeans': return
@@ -194,27 +234,36 @@ def settle(self:UTGRecTokenizer, items:ItemTable, optimizer:torch.optim.Optimize
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0026
 @patch
-def train_epoch(self:UTGRecTokenizer, contents:Callable[[Tensor, torch.Generator], _Content], # rows -> the items
+def train_epoch(self:UTGRecTokenizer,
+                # rows -> the items
+                contents:Callable[[Tensor, torch.Generator], _Content],
                 items:ItemTable, # n
-                positives:Positives|None, optimizer:torch.optim.Optimizer, epoch:int # from 1
+                positives:Positives|None, optimizer:torch.optim.Optimizer,
+                epoch:int # from 1
                )->dict[str, float]: # mean of each term of the loss
     "One pass over all items, in an order and with neighbours of its own"
-    f, n, total, own = self.fit_config, len(items), {}, torch.Generator().manual_seed(self.config.seed*10_007 + epoch)
+    f, n, total, own = (self.fit_config, len(items), {},
+                        torch.Generator().manual_seed(self.config.seed*10_007 + epoch))
     steps, group = f.steps(n), self.group
-    noise = torch.Generator().manual_seed(own.initial_seed() + group.k*1_000_003) if group.n > 1 else own
+    noise = (torch.Generator().manual_seed(own.initial_seed() + group.k*1_000_003)
+             if group.n > 1 else own)
     self.train()
     with _seeded(self.config.seed, epoch, *[group.k]*(group.n > 1)):
-        for step, rows in enumerate(self.order(n, epoch).split(f.batch_size), (epoch - 1)*steps//f.epochs):
+        for step, rows in enumerate(self.order(n, epoch).split(f.batch_size),
+                                    (epoch - 1)*steps//f.epochs):
             self.settle(items, optimizer)
             near = positives.draw(rows, own) if self.config.pairs else None
             place, gather = group.part(len(rows))
             other = None if near is None else contents(near[place], noise)
             terms = self.losses(contents(rows[place], noise), other, noise, gather)
-            _optimizer_step(self, sum(terms.values()), optimizer, f.rate(step, steps), f.clip, group)
-            for name, term in terms.items(): total[name] = total.get(name, 0) + term.detach()*len(rows)
+            _optimizer_step(self, sum(terms.values()), optimizer, f.rate(step, steps),
+                            f.clip, group)
+            for name, term in terms.items():
+                total[name] = total.get(name, 0) + term.detach()*len(rows)
     self.eval()
     return _average(group, {name: value/n for name, value in total.items()})
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #2c0558af
 @patch
 def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
     "The order of an epoch, the same in every process"
@@ -222,8 +271,10 @@ def order(self:UTGRecTokenizer, n:int, epoch:int)->Tensor: # n
     with _seeded(self.config.seed, epoch): return torch.randperm(n)
 
 @patch
-def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.Generator], _Content]: # b rows -> items
-    "The items by their rows: made at once where they stay the same, else batch by batch, latents drawn anew"
+def contents_of(self:UTGRecTokenizer, items:ItemTable
+               )->Callable[[Tensor, torch.Generator], _Content]: # b rows -> items
+    """The items by their rows: made at once where they stay the same, else batch by
+    batch, latents drawn anew"""
     if not isinstance(self.encoder, LightEncoder) or self.config.autoencoder:
         return lambda rows, generator=None: self.content(_Rows(items, rows), generator)
     whole = self.content(items)
@@ -233,21 +284,28 @@ def contents_of(self:UTGRecTokenizer, items:ItemTable)->Callable[[Tensor, torch.
 @patch
 def identity(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None)->dict:
     "All that the numbers of a run depend on: to go on, a run must agree in it"
-    s, near = self.settings, 'none' if positives is None else _digest_of(positives.items, positives.offsets.tolist())
+    s, near = (self.settings,
+               'none' if positives is None
+               else _digest_of(positives.items, positives.offsets.tolist()))
     what = {k: v for k, v in s['fit_config'].items() if k != 'every'} | s['config']
-    return dict(what, sizes=list(self.config.sizes), tokenizer=type(self).__name__, frozen=self.frozen, positives=near,
+    return dict(what, sizes=list(self.config.sizes), tokenizer=type(self).__name__,
+                frozen=self.frozen, positives=near,
                 items=_content_digest(items), table=_digest_of(items.matrix, items.ids),
                 encoder=_fingerprint(_json_text(s['encoder'], 'encoder')),
                 weights=_tensor_digest(*self.trained().values()))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0033
 @patch
-def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None, out:str|Path|None):
+def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None,
+                out:str|Path|None):
     "Train for all epochs, or for those that are missing"
-    f, contents, folder = self.fit_config, self.contents_of(items), Path(out or '.')/'training'
-    optimizer = torch.optim.AdamW(_two_groups(self, f.weight_decay), lr=f.lr, fused=True)
+    f, contents, folder = (self.fit_config, self.contents_of(items),
+                           Path(out or '.')/'training')
+    optimizer = torch.optim.AdamW(_two_groups(self, f.weight_decay), lr=f.lr,
+                                  fused=True)
     self.quantizer.watch(optimizer)
-    found, who = newest_checkpoint(folder) if out is not None else None, self.identity(items, positives)
+    found, who = (newest_checkpoint(folder) if out is not None else None,
+                  self.identity(items, positives))
     self.history = []
     if found: _resume_fit(self, optimizer, found, who, f.epochs, out)
     self.fitted.fill_(True)
@@ -255,19 +313,24 @@ def learn_items(self:UTGRecTokenizer, items:ItemTable, positives:Positives|None,
     done = len(self.history)
     with _run_log('tokenizer', out, self.history, done < f.epochs) as log:
         for epoch in _progress(done + 1, f.epochs, self.history):
-            record = dict(epoch=epoch, **self.train_epoch(contents, items, positives, optimizer, epoch))
-            self.history.append(record | _in_use(self.health(items)) if log and self.settled else record)
+            record = dict(epoch=epoch, **self.train_epoch(contents, items, positives,
+                                                          optimizer, epoch))
+            self.history.append(record | _in_use(self.health(items)) if log
+                                and self.settled else record)
             log(self.history[-1])
-            if out is None or not self.group.leads or epoch % f.every and epoch < f.epochs: continue
+            if out is None or not self.group.leads or epoch % f.every and epoch < f.epochs:
+                continue
             save_checkpoint(folder, Checkpoint(epoch, _join_groups(model=self.trained(),
                 optimizer=_optimizer_state(self, optimizer)),
-                                               dict(identity=who, history=self.history)))
+                                               dict(identity=who,
+                                                    history=self.history)))
 
 @patch
 def fit(self:UTGRecTokenizer,
         items:ItemTable, # n
         out:str|Path|None=None, # folder for the result, and for what it takes to resume
-        positives:Positives|None=None # of the same items; none if neither neighbour nor alignment has a weight
+        # of the same items; none if neither neighbour nor alignment has a weight
+        positives:Positives|None=None
        )->UTGRecTokenizer: # itself
     "Learn from all items, and save if `out` is given"
     _check_training(self.config, self.fit_config, items, positives)
@@ -300,8 +363,10 @@ def sums(self:UTGRecTokenizer, codes:Tensor # b l: the first l of L codes
     "The running sum of the codewords; behind the last code it stays"
     levels = zip(self.quantizer.codebooks, codes.to(self.fitted.device).T)
     total = prefix_sum(torch.stack([book.decode(level) for book, level in levels], 1))
-    return torch.cat([total, total[:, -1:].expand(-1, self.config.levels - codes.shape[1], -1)], 1)
+    return torch.cat([total, total[:, -1:].expand(-1, self.config.levels
+                                                  - codes.shape[1], -1)], 1)
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #acf1ffbe
 @patch
 def vectors_of(self:UTGRecTokenizer, codes:Tensor # b l: the first l of L codes
               )->Tensor: # b w: in code space
@@ -312,7 +377,8 @@ def vectors_of(self:UTGRecTokenizer, codes:Tensor # b l: the first l of L codes
 @patch
 @torch.no_grad()
 def words_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L codes
-             length:int=16 # tokens asked for; the decoder knows texts of the lengths it has read
+             # tokens asked for; the decoder knows texts of the lengths it has read
+             length:int=16
             )->list[str]: # b
     "The likeliest word at each place of the text"
     e, states = self.encoder, self.back(self.sums(codes))
@@ -321,6 +387,7 @@ def words_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L codes
     asked = _corrupt(tokens, tokens == plain, e.words.special, e.words.mask)
     return e.words.decode(self.text.predict(states, asked, e.embedding, e.head).cpu())
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #7ffb0ae7
 @patch
 @torch.no_grad()
 def pictures_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L codes
@@ -328,26 +395,35 @@ def pictures_of(self:UTGRecTokenizer, codes:Tensor, # b l: the first l of L code
                 seed:int=0)->list: # b PIL pictures
     "Pictures drawn from codes; ValueError if no picture decoder was trained"
     if self.latents is None: raise ValueError(
-        'patch or alpha is 0, so no picture decoder was trained; fit with patch=4 and alpha=3, say.')
+        'patch or alpha is 0, so no picture decoder was trained; fit with patch=4 and '
+        'alpha=3, say.')
     states, draw = self.back(self.sums(codes)), torch.Generator().manual_seed(seed)
-    z = self.picture(states, states.new_zeros(len(codes), self.latents.patches, self.latents.channels)).z
+    z = self.picture(states, states.new_zeros(len(codes), self.latents.patches,
+                                              self.latents.channels)).z
     bound = None if self.config.autoencoder else 1.
-    return self.latents.pictures(ddpm_sample(self.diffusion.network, z, steps, draw, bound))
+    return self.latents.pictures(ddpm_sample(self.diffusion.network, z, steps, draw,
+                                             bound))
 
 # %% ../../nbs/04_tokenize/08_utgrec.ipynb #utgt0044
 @patch(cls_method=True)
-def from_settings(cls:UTGRecTokenizer, settings:dict, base:str|Path|None=None # as in `from_pretrained`
+def from_settings(cls:UTGRecTokenizer, settings:dict,
+                  base:str|Path|None=None # as in `from_pretrained`
                  )->UTGRecTokenizer:
     "A new one, not yet fitted, of saved settings"
     light = settings['light'] and LightConfig(**settings['light'])
-    encoder = _encoder_from(settings['encoder'], base) if 'encoder' in settings else light
-    self = cls(UTGRecTokenizerConfig(**settings['config']), UTGRecFitConfig(**settings['fit_config']), encoder)
-    self.settings, self.frozen, self.light = settings, settings.get('frozen', False), light
+    encoder = (_encoder_from(settings['encoder'], base) if 'encoder' in settings
+               else light)
+    self = cls(UTGRecTokenizerConfig(**settings['config']),
+               UTGRecFitConfig(**settings['fit_config']), encoder)
+    self.settings, self.frozen, self.light = (settings, settings.get('frozen', False),
+                                              light)
     return self
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #fcd26e25
 @patch(cls_method=True)
 def from_pretrained(cls:UTGRecTokenizer, folder:str|Path, # written by `save_pretrained`
-                    base:str|Path|None=None # folder of the checkpoint below the encoder, if that has moved
+                    # folder of the checkpoint below the encoder, if that has moved
+                    base:str|Path|None=None
                    )->UTGRecTokenizer: # fitted, on the CPU
     "Read a saved tokenizer; ValueError says what does not fit"
     if base is None: return super(UTGRecTokenizer, cls).from_pretrained(folder)
@@ -371,12 +447,14 @@ def hold(self:UTGRecTokenizer, frozen:bool)->None: # True: E stays; False: it le
             book.E = nn.Parameter(E)
         book.revival = self.revival
 
+# %% ../../nbs/04_tokenize/08_utgrec.ipynb #c91fccc1
 @patch
 def fine_tune(self:UTGRecTokenizer,
          items:ItemTable, # of the new domain
          fit_config:UTGRecFitConfig, # `warm` does not count
          out:str|Path|None=None, positives:Positives|None=None, # as in `fit`
-         frozen:bool=True # False: E learns, too (the paper's ablation "full fine-tuning")
+         # False: E learns, too (the paper's ablation "full fine-tuning")
+         frozen:bool=True
         )->UTGRecTokenizer: # a new one; this one stays as it is
     "Go on with the items of another domain (UTGRec, section 2.4)"
     fit_config = replace(fit_config, warm=0)

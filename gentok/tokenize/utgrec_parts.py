@@ -25,31 +25,41 @@ from .distributed import ProcessGroup, _average_
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0005
 @dataclass(frozen=True)
 class UTGRecTokenizerConfig:
-    "What the tokenizer is made of, and what its losses weigh (UTGRec, equation 14); ValueError for a wrong setting"
+    """What the tokenizer is made of, and what its losses weigh (UTGRec, equation 14);
+    ValueError for a wrong setting"""
     levels: int = 3 # L
-    sizes: tuple = (256, 512) # K of root and shared leaf; or of each level, and then none is shared
+    # K of root and shared leaf; or of each level, and then none is shared
+    sizes: tuple = (256, 512)
     width: int = 64 # of the codewords; 128 in the paper
-    patch: int = 4 # side of what the picture decoder draws at once, in pixels or latents; 0: it draws nothing
+    # side of what the picture decoder draws at once, in pixels or latents; 0: it draws
+    # nothing
+    patch: int = 4
     alpha: float = 3. # of pictures against words; 0: no pictures are drawn
     eta: float = .03 # of the neighbour's words and picture; 0: none
     codebook_weight: float = 200. # lambda: of the codebooks' loss, a mean over elements
     mu: float = .01 # of the alignment with the neighbour; 0: none
-    masking: str = 'mask' # of the decoder's words: 'mask' all (paper) | 'bert' (published code)
+    # of the decoder's words: 'mask' all (paper) | 'bert' (published code)
+    masking: str = 'mask'
     autoencoder: str = '' # folder of an AutoencoderKL for pictures; '': their pixels
     vectors: bool = True # does the light encoder also see the table's vectors?
     seed: int = 0
     def __post_init__(self):
         object.__setattr__(self, 'sizes', tuple(self.sizes))
         _at_least(2, levels=self.levels)
-        _at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta, codebook_weight=self.codebook_weight, mu=self.mu)
+        _at_least(0, patch=self.patch, alpha=self.alpha, eta=self.eta,
+                  codebook_weight=self.codebook_weight, mu=self.mu)
         _one_of(('mask', 'bert'), masking=self.masking)
         if len(self.sizes) not in (2, self.levels): raise ValueError(
-            f'sizes are {self.sizes} for {self.levels} levels; give two, of root and leaf, or one for each level.')
+            f'sizes are {self.sizes} for {self.levels} levels; give two, of root and '
+            'leaf, or one for each level.')
     @property
     def of_levels(self)->tuple: # L: K of each level
-        return self.sizes if len(self.sizes) == self.levels else (self.sizes[0], *self.sizes[1:]*(self.levels - 1))
+        return (self.sizes if len(self.sizes) == self.levels
+                else (self.sizes[0], *self.sizes[1:]*(self.levels - 1)))
     @property
-    def blocks(self)->tuple: # L: levels with the same number share their codebook, and their tokens
+    def blocks(self
+               # L: levels with the same number share their codebook, and their tokens
+              )->tuple:
         own = len(self.sizes) == self.levels > 2
         return tuple(range(self.levels)) if own else (0, *(1,)*(self.levels - 1))
     @property
@@ -63,20 +73,27 @@ class UTGRecTokenizerConfig:
 @dataclass(frozen=True)
 class UTGRecFitConfig:
     "How the tokenizer is fitted"
-    epochs: int = 30 # of all items; 3 of 344,412 items in the paper's pre-training, 20 in its fine-tuning
+    # of all items; 3 of 344,412 items in the paper's pre-training, 20 in its
+    # fine-tuning
+    epochs: int = 30
     batch_size: int = 64 # items a step; also how many the alignment compares
     lr: float = 1e-3 # 3e-4 in the paper's pre-training, 1e-4 in its fine-tuning
     weight_decay: float = .01
     warm: int = 300 # optimiser steps before anything is quantised
-    start: str = 'kmeans' # where codebooks are when quantisation begins: 'kmeans' | 'random' (the paper)
-    revive: bool = False # are dead codes brought back, while E learns? (the paper does not; k-means places all)
+    # where codebooks are when quantisation begins: 'kmeans' | 'random' (the paper)
+    start: str = 'kmeans'
+    # are dead codes brought back, while E learns? (the paper does not; k-means places
+    # all)
+    revive: bool = False
     lr_warmup: float = .03 # share of all steps in which lr rises
-    lr_decay: str = 'cosine' # how it falls: 'cosine' (paper) | 'linear' (published code)
+    # how it falls: 'cosine' (paper) | 'linear' (published code)
+    lr_decay: str = 'cosine'
     clip: float = 1. # largest norm of the gradient
     every: int = 1 # epochs between checkpoints
     def __post_init__(self):
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, every=self.every)
-        _at_least(0, warm=self.warm, lr_warmup=self.lr_warmup, weight_decay=self.weight_decay)
+        _at_least(0, warm=self.warm, lr_warmup=self.lr_warmup,
+                  weight_decay=self.weight_decay)
         _one_of(('kmeans', 'random'), start=self.start)
         _one_of(('cosine', 'linear'), lr_decay=self.lr_decay)
 
@@ -87,8 +104,9 @@ def steps(self:UTGRecFitConfig, n:int # items
     "All optimiser steps; ValueError if the warm-up takes them all"
     steps = self.epochs*math.ceil(n/self.batch_size)
     if self.warm >= steps: raise ValueError(
-        f'warm is {self.warm} and a whole fit has {steps} steps ({self.epochs} epochs of {n:,} items, {self.batch_size} a step), '
-        'so nothing would ever be quantised; lower warm or raise epochs.')
+        f'warm is {self.warm} and a whole fit has {steps} steps ({self.epochs} epochs '
+        f'of {n:,} items, {self.batch_size} a step), so nothing would ever be '
+        'quantised; lower warm or raise epochs.')
     return steps
 
 @patch
@@ -98,7 +116,8 @@ def rate(self:UTGRecFitConfig, step:int, steps:int # from 0; of all
     rise = max(1, round(self.lr_warmup*steps))
     if step < rise: return self.lr*(step + 1)/rise
     left = (steps - step)/max(1, steps - rise)
-    return self.lr*(left if self.lr_decay == 'linear' else (1 - math.cos(math.pi*left))/2)
+    return self.lr*(left if self.lr_decay == 'linear'
+                    else (1 - math.cos(math.pi*left))/2)
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0012
 def _spread(module:nn.Module # of linear maps N(0, .02)
@@ -106,26 +125,34 @@ def _spread(module:nn.Module # of linear maps N(0, .02)
     "The variance that .02 gives a layer of the paper's width, 1536, at any width"
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, nn.Linear): part.weight.mul_((1536/part.in_features)**.5)
+            if isinstance(part, nn.Linear):
+                part.weight.mul_((1536/part.in_features)**.5)
     return module
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0015
 def _setting_of(encoder:ItemEncoder, name:str, default:float # where it has none
               )->float:
     "A number that the encoder keeps, itself or in its `config`"
-    return getattr(encoder, name, getattr(getattr(encoder, 'config', None), name, default))
+    return getattr(encoder, name,
+                   getattr(getattr(encoder, 'config', None), name, default))
 
+# %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #211de4e2
 def _encoder_settings(encoder:ItemEncoder)->dict: # plain JSON
     "All that `_encoder_from` needs"
-    return dict(kind=type(encoder).__name__, module=type(encoder).__module__, **encoder.to_config())
+    return dict(kind=type(encoder).__name__, module=type(encoder).__module__,
+                **encoder.to_config())
 
-def _encoder_from(settings:dict, base:str|Path|None=None # folder of the checkpoint below it, if that has moved
+def _encoder_from(settings:dict,
+                  # folder of the checkpoint below it, if that has moved
+                  base:str|Path|None=None
                 )->ItemEncoder:
     "The encoder that saved settings describe, with fresh weights"
-    return _encoder_kind(settings, ItemEncoder, 'the tokenizer').from_config(settings, base)
+    return _encoder_kind(settings, ItemEncoder,
+                         'the tokenizer').from_config(settings, base)
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0018
-def _latents_of(config:UTGRecTokenizerConfig, encoder:ItemEncoder)->Latents|None: # None: nothing
+def _latents_of(config:UTGRecTokenizerConfig, encoder:ItemEncoder
+               )->Latents|None: # None: nothing
     "What the picture decoder draws"
     if not config.draws: return None
     if config.autoencoder: return KLLatents(config.autoencoder, patch=config.patch)
@@ -144,7 +171,8 @@ class _Content(NamedTuple):
             )->'_Content':
         "Some of them, if all inputs have a row per item"
         inputs, latents = {k: v[index] for k, v in self.inputs.items()}, self.latents
-        return _Content(inputs, self.words[index], self.there[index], latents if latents is None else latents[index],
+        return _Content(inputs, self.words[index], self.there[index],
+                        latents if latents is None else latents[index],
                        self.pictured[index])
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0022
@@ -157,28 +185,37 @@ class _Rows:
         self.images = [items.images[r] for r in self.rows]
     def __len__(self)->int: return len(self.rows)
 
-def _content_of(encoder:ItemEncoder, items:ItemTable|_Rows, latents:Latents|None=None, # None: nothing is drawn
-               generator:torch.Generator|None=None # of latents that are sampled; None: none are
+def _content_of(encoder:ItemEncoder, items:ItemTable|_Rows,
+                latents:Latents|None=None, # None: nothing is drawn
+               # of latents that are sampled; None: none are
+               generator:torch.Generator|None=None
               )->_Content:
     "All that is needed of some items; each picture is opened once"
     pictures = [items.images[r] for r in range(len(items))]
     pictured = torch.tensor([p is not None for p in pictures], dtype=torch.bool)
-    inputs = encoder.prepare(items.text, pictures, items.matrix if _setting_of(encoder, 'vector', 0) else None)
+    inputs = encoder.prepare(items.text, pictures, items.matrix
+                             if _setting_of(encoder, 'vector', 0) else None)
     words = encoder.words.encode(items.text, _setting_of(encoder, 'max_tokens', 1024))
-    drawn = latents.latents(pictures, generator) if latents is not None and pictured.any() else None
+    drawn = (latents.latents(pictures, generator)
+             if latents is not None and pictured.any() else None)
     return _Content(inputs, words, words != encoder.words.pad, drawn, pictured)
 
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0025
 def _check_items(items:ItemTable)->None:
     "ValueError for a table without words"
     if not isinstance(items, ItemTable): raise ValueError(
-        f'UTGRec reads words and pictures, found {type(items).__name__}; give items_of(catalogue, table).')
+        f'UTGRec reads words and pictures, found {type(items).__name__}; give '
+        'items_of(catalogue, table).')
 
-def _check_training(config:UTGRecTokenizerConfig, fit_config:UTGRecFitConfig, items:ItemTable,
+# %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #c61b0d43
+def _check_training(config:UTGRecTokenizerConfig, fit_config:UTGRecFitConfig,
+                    items:ItemTable,
                     positives:Positives|None)->None:
-    "ValueError for items that nothing can be learnt from, a warm-up without an end, or weights that have nothing to weigh"
+    """ValueError for items that nothing can be learnt from, a warm-up without an end,
+    or weights that have nothing to weigh"""
     _check_items(items)
-    if not len(items): raise ValueError('The table has no rows; give at least one item to fit on.')
+    if not len(items):
+        raise ValueError('The table has no rows; give at least one item to fit on.')
     if positives is None and config.pairs: raise ValueError(
         f'eta is {config.eta} and mu {config.mu}, and there are no positives; '
         'give co_occurrences(dataset), or set both to 0.')
@@ -190,18 +227,23 @@ def _check_training(config:UTGRecTokenizerConfig, fit_config:UTGRecFitConfig, it
 # %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #utgp0028
 def _two_groups(model:nn.Module, decay:float)->list: # of parameters, for an optimizer
     "Weight decay for all that is trained but biases and layer norms"
-    spared = {id(p) for m in model.modules() for name, p in m.named_parameters(recurse=False)
+    spared = {id(p) for m in model.modules()
+              for name, p in m.named_parameters(recurse=False)
               if name == 'bias' or isinstance(m, nn.LayerNorm)}
     learns = [p for p in model.parameters() if p.requires_grad]
     return [dict(params=[p for p in learns if id(p) not in spared], weight_decay=decay),
             dict(params=[p for p in learns if id(p) in spared], weight_decay=0.)]
 
-def _optimizer_step(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer, lr:float, clip:float=1.,
+# %% ../../nbs/04_tokenize/14_utgrec_parts.ipynb #8b9ccfb7
+def _optimizer_step(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer,
+                    lr:float, clip:float=1.,
                     # of this step
-            group:ProcessGroup|None=None # the processes that take it together; None: this one alone
+            # the processes that take it together; None: this one alone
+            group:ProcessGroup|None=None
            )->None:
     "One step; ValueError if the loss is not a number"
-    if not loss.isfinite(): raise ValueError(f'The loss is {loss.item()}; lower lr (now {lr:g}).')
+    if not loss.isfinite():
+        raise ValueError(f'The loss is {loss.item()}; lower lr (now {lr:g}).')
     for part in optimizer.param_groups: part['lr'] = lr
     optimizer.zero_grad()
     loss.backward()

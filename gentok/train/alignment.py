@@ -11,5 +11,6 @@ from ..tokenize.co_occurrence import co_occurrence_alignment, info_nce
 from .preference_semantic import preference_semantic_alignment
 from .sequence_item import code_log_probabilities, sequence_item_alignment
 
-_all_ = ['sequence_item_alignment', 'preference_semantic_alignment', 'co_occurrence_alignment',
+_all_ = ['sequence_item_alignment', 'preference_semantic_alignment',
+         'co_occurrence_alignment',
          'code_log_probabilities', 'info_nce']

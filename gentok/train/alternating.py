@@ -19,25 +19,36 @@ from .loop import Callback, Trainer, learning_rate
 
 # %% ../../nbs/08_train/05_alternating.ipynb #d39bcb08
 class AlternatingOptimization(Callback):
-    "Parts of a model learn in turns, an epoch each (ETEGRec, alternating optimisation); ValueError for a single part"
+    """Parts of a model learn in turns, an epoch each (ETEGRec, alternating
+    optimisation); ValueError for a single part"""
     partial = True
-    def __init__(self, order:Sequence[str], # for each epoch of a cycle the name of a part, or of several: 'left+right'
-                 rates:dict[str, float]|None=None, # highest learning rate of each part; without one, the trainer's
-                 then:Callback=Callback() # called after every epoch but the last, with the 'turn' in its row
+    def __init__(self,
+                 # for each epoch of a cycle the name of a part, or of several:
+                 # 'left+right'
+                 order:Sequence[str],
+                 # highest learning rate of each part; without one, the trainer's
+                 rates:dict[str, float]|None=None,
+                 # called after every epoch but the last, with the 'turn' in its row
+                 then:Callback=Callback()
                 ):
         self.order, self.rates, self.then = tuple(order), rates or {}, then
-        if len(self.parts) < 2: raise ValueError(f'the order is {self.order}, expected two parts or more.')
+        if len(self.parts) < 2:
+            raise ValueError(f'the order is {self.order}, expected two parts or more.')
         unknown = sorted(self.rates.keys() - set(self.parts))
-        if unknown: raise ValueError(f'there is a rate for {unknown[0]!r}, but the order names {", ".join(self.parts)}; take it out.')
+        if unknown:
+            raise ValueError(f'there is a rate for {unknown[0]!r}, but the order names '
+                             f'{", ".join(self.parts)}; take it out.')
 
     @property
-    def parts(self)->list: return list(dict.fromkeys('+'.join(self.order).split('+'))) # each once
+    def parts(self)->list: # each once
+        return list(dict.fromkeys('+'.join(self.order).split('+')))
     def who(self, epoch:int)->str: # counted from 1
         "The part that learns in an epoch, or the parts"
         return self.order[(epoch - 1) % len(self.order)]
     def had(self, part:str, epochs:int)->int:
         "How many of the first epochs belong to a part"
-        (cycles, more), mine = divmod(epochs, len(self.order)), [part in who.split('+') for who in self.order]
+        (cycles, more), mine = divmod(epochs, len(self.order)), [part in who.split('+')
+                                                                 for who in self.order]
         return cycles*sum(mine) + sum(mine[:more])
 
 # %% ../../nbs/08_train/05_alternating.ipynb #155601f3
@@ -47,13 +58,21 @@ def averages(self:AlternatingOptimization, name:str)->bool:
     return self.then.averages(name)
 
 @patch
-def groups(self:AlternatingOptimization, model:nn.Module)->list: # of dicts: a group for each part
-    "The weights of each part; ValueError if the parts do not cover the model, or share a weight"
-    found = [dict(params=list(getattr(model, name).parameters()), turn=name) for name in self.parts]
-    held, known = [id(p) for g in found for p in g['params']], {id(p): n for n, p in model.named_parameters()}
+def groups(self:AlternatingOptimization, model:nn.Module
+          )->list: # of dicts: a group for each part
+    """The weights of each part; ValueError if the parts do not cover the model, or
+    share a weight"""
+    found = [dict(params=list(getattr(model, name).parameters()), turn=name)
+             for name in self.parts]
+    held, known = ([id(p) for g in found for p in g['params']],
+                   {id(p): n for n, p in model.named_parameters()})
     left = sorted(known[i] for i in known.keys() - set(held))
-    if left: raise ValueError(f'weight {left[0]!r} belongs to no part of {self.parts}; give every weight a turn, or make it a buffer.')
-    if len(held) != len(set(held)): raise ValueError(f'two parts of {self.parts} share a weight, which cannot rest and learn at once; give it to one.')
+    if left:
+        raise ValueError(f'weight {left[0]!r} belongs to no part of {self.parts}; give '
+                         'every weight a turn, or make it a buffer.')
+    if len(held) != len(set(held)):
+        raise ValueError(f'two parts of {self.parts} share a weight, which cannot rest '
+                         'and learn at once; give it to one.')
     return found
 
 @patch
@@ -61,12 +80,14 @@ def rate(self:AlternatingOptimization, trainer:Trainer, group:dict)->float:
     "Rise and fall over a part's own steps"
     part, n = group['turn'], len(trainer.data)
     epoch, within = divmod(trainer.progress.step, n)
-    done = n*self.had(part, epoch) + (within if part in self.who(epoch + 1).split('+') else 0)
+    done = n*self.had(part,
+                      epoch) + (within if part in self.who(epoch + 1).split('+') else 0)
     plan = replace(trainer.config, lr=self.rates.get(part, trainer.config.lr))
     return learning_rate(done, n*self.had(part, trainer.config.epochs), plan)
 
 @patch
-def before(self:AlternatingOptimization, trainer:Trainer, epoch:int)->None: # counted from 1
+def before(self:AlternatingOptimization, trainer:Trainer, epoch:int
+          )->None: # counted from 1
     "One part wakes, the others rest; the model is told the epoch and whose turn it is"
     model = trainer.bare
     model.turn, model.epoch = self.who(epoch), epoch
@@ -77,7 +98,8 @@ def before(self:AlternatingOptimization, trainer:Trainer, epoch:int)->None: # co
 
 # %% ../../nbs/08_train/05_alternating.ipynb #70a1503e
 @patch
-def after(self:AlternatingOptimization, trainer:Trainer, row:dict)->dict: # what the row gets
+def after(self:AlternatingOptimization, trainer:Trainer, row:dict
+         )->dict: # what the row gets
     "Who learnt, and what follows from it"
     turn = dict(turn=self.who(row['epoch']))
     return turn | self.then.after(trainer, row | turn)
@@ -99,15 +121,18 @@ def load(self:AlternatingOptimization, state:dict)->None: # as `state` gave it
 
 # %% ../../nbs/08_train/05_alternating.ipynb #a961d350
 class _IdentifierRefresh(Callback):
-    "Identifiers follow the tokenizer, and stay while others learn (ETEGRec, after each tokenizer epoch)"
-    def __init__(self, data:Sequences, # what the recommender reads; it gets each new table
+    """Identifiers follow the tokenizer, and stay while others learn (ETEGRec, after
+    each tokenizer epoch)"""
+    def __init__(self,
+                 data:Sequences, # what the recommender reads; it gets each new table
                  make:Callable, # model -> ItemIds, always of the same sizes
                  turn:str='tokenizer' # after whose epochs
                 ):
         self.data, self.make, self.turn, self.item_ids = data, make, turn, None
 
     def averages(self, name:str)->bool:
-        "Identifiers follow from the weights of the tokenizer as they are, not from their mean"
+        """Identifiers follow from the weights of the tokenizer as they are, not from
+        their mean"""
         return not name.startswith(f'{self.turn}.')
     def begin(self, model:nn.Module)->'_IdentifierRefresh':
         "The first identifiers, before any epoch"
@@ -115,19 +140,27 @@ class _IdentifierRefresh(Callback):
     def take(self, item_ids:ItemIds)->'_IdentifierRefresh':
         "These from now on; ValueError if they have other sizes than those before"
         if self.item_ids and item_ids.sizes != self.item_ids.sizes: raise ValueError(
-            f'the identifiers have sizes {item_ids.sizes} now and had {self.item_ids.sizes}; make them unique within fixed sizes.')
-        self.item_ids, self.data.table = item_ids, item_tokens(item_ids, Vocabulary(item_ids.sizes))
+            f'the identifiers have sizes {item_ids.sizes} now and had '
+            f'{self.item_ids.sizes}; make them unique within fixed sizes.')
+        self.item_ids, self.data.table = (item_ids,
+                                          item_tokens(item_ids,
+                                                      Vocabulary(item_ids.sizes)))
         return self
-    def after(self, trainer:Trainer, row:dict)->dict: # 'first' and 'any': shares of the items
+    def after(self, trainer:Trainer, row:dict
+             )->dict: # 'first' and 'any': shares of the items
         "New identifiers, if it was the tokenizer's epoch"
         if self.turn not in row['turn'].split('+'): return {}
         before = self.item_ids.table
         differ = self.take(self.make(trainer.bare)).item_ids.table != before
-        return dict(first=differ[:, 0].double().mean().item(), any=differ.any(1).double().mean().item())
+        return dict(first=differ[:, 0].double().mean().item(),
+                    any=differ.any(1).double().mean().item())
     def state(self)->dict: # plain JSON
-        "The identifiers in use, which are older than the tokenizer while that is learning"
+        """The identifiers in use, which are older than the tokenizer while that is
+        learning"""
         ids = self.item_ids
-        return dict(identifiers=ids.table.tolist(), sizes=ids.sizes, collisions=ids.collisions, moved=ids.moved)
+        return dict(identifiers=ids.table.tolist(), sizes=ids.sizes,
+                    collisions=ids.collisions, moved=ids.moved)
     def load(self, state:dict)->None: # as `state` gave it
         "Go on with these identifiers"
-        self.take(ItemIds(state['identifiers'], state['sizes'], state['collisions'], state['moved']))
+        self.take(ItemIds(state['identifiers'], state['sizes'], state['collisions'],
+                          state['moved']))

@@ -21,13 +21,20 @@ from .influence import influences
 from .loop import Callback, Trainer
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #f244b977
-def sampling_probabilities(influences:Sequence, # k stages: n, or n n with the validation tokenizer behind
-                           rates:Sequence[float], # k: learning rate at the end of each stage
+def sampling_probabilities(
+                           # k stages: n, or n n with the validation tokenizer behind
+                           influences:Sequence,
+                           # k: learning rate at the end of each stage
+                           rates:Sequence[float],
                            temperature:float=1., # tau; MTGRec's best were 1 and 3
-                           total:str='mean' # 'mean' of the stages as in its code, or 'sum' as in the paper
+                           # 'mean' of the stages as in its code, or 'sum' as in the
+                           # paper
+                           total:str='mean'
                           )->Tensor: # n; float64
-    "Softmax of what the stages have shown of each tokenizer (MTGRec, sampling probability update)"
-    I = torch.stack([torch.as_tensor(stage, dtype=torch.double) for stage in influences])
+    """Softmax of what the stages have shown of each tokenizer (MTGRec, sampling
+    probability update)"""
+    I = torch.stack([torch.as_tensor(stage, dtype=torch.double)
+                     for stage in influences])
     if I.dim() == 3: I = I.mean(2)  # k n n -> k n
     w = torch.as_tensor(rates, dtype=torch.double)
     _check_scores(I, w, temperature, total)
@@ -38,19 +45,29 @@ def sampling_probabilities(influences:Sequence, # k stages: n, or n n with the v
 def _check_scores(I:Tensor, w:Tensor, # k n, k
                  temperature:float, total:str)->None:
     "ValueError for what has no probabilities"
-    if total not in ('mean', 'sum'): raise ValueError(f"total is {total!r}; choose 'mean' or 'sum'.")
-    if not temperature > 0: raise ValueError(f'temperature is {temperature}, expected a positive number; 1 and 3 are usual.')
-    if len(w) != len(I): raise ValueError(f'{len(I)} stages of influence and {len(w)} rates; give one rate for each stage.')
-    if not (w > 0).all(): raise ValueError(f'the rates are {w.tolist()}, expected positive ones; end the last stage before the rate is zero.')
+    if total not in ('mean', 'sum'):
+        raise ValueError(f"total is {total!r}; choose 'mean' or 'sum'.")
+    if not temperature > 0:
+        raise ValueError(f'temperature is {temperature}, expected a positive number; 1 '
+                         'and 3 are usual.')
+    if len(w) != len(I):
+        raise ValueError(f'{len(I)} stages of influence and {len(w)} rates; give one '
+                         'rate for each stage.')
+    if not (w > 0).all():
+        raise ValueError(f'the rates are {w.tolist()}, expected positive ones; end the '
+                         'last stage before the rate is zero.')
     if not I.isfinite().all():
         stage, i = (~I.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f'the influence of tokenizer {i} after stage {stage} is {I[stage, i]}, expected a number; lower the learning rate, or look for NaN in the moments.')
+        raise ValueError(f'the influence of tokenizer {i} after stage {stage} is '
+                         f'{I[stage, i]}, expected a number; lower the learning rate, '
+                         'or look for NaN in the moments.')
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #1490c2fb
 class _Mixed:
     "What examples and whole users have in common where several tokenizers write them"
     def __init__(self, examples:Examples, # histories with their targets
-                 tables:Sequence[Tensor], # n times m+1 l: from `item_tokens`, over one vocabulary
+                 # n times m+1 l: from `item_tokens`, over one vocabulary
+                 tables:Sequence[Tensor],
                  batch_size:int=256, # as in `Sequences` or `UserSequences`
                  seed:int=0,
                  user_tokens:Tensor|None=None, # one token for every user
@@ -58,9 +75,13 @@ class _Mixed:
                 ):
         shapes = sorted({tuple(t.shape) for t in tables})
         if len(shapes) != 1: raise ValueError(
-            f'the tables have shapes {shapes}, expected one or more tables of one shape; make identifiers of one catalogue with one vocabulary.')
-        super().__init__(examples, torch.stack(list(tables)), batch_size, seed, user_tokens, **how)
-        self.whole, self.probabilities = examples, torch.full((len(tables),), 1/len(tables), dtype=torch.double)
+            f'the tables have shapes {shapes}, expected one or more tables of one '
+            'shape; make identifiers of one catalogue with one vocabulary.')
+        super().__init__(examples, torch.stack(list(tables)), batch_size, seed,
+                         user_tokens, **how)
+        self.whole, self.probabilities = (examples,
+                                          torch.full((len(tables),), 1/len(tables),
+                                                     dtype=torch.double))
 
     @property
     def n(self)->int: return len(self.table) # tokenizers
@@ -79,18 +100,21 @@ class _Mixed:
     def __repr__(self): return f'Mixed{super().__repr__()[:-1]}, {self.n} tokenizers)'
 
 class MixedSequences(_Mixed, Sequences):
-    "Examples that several tokenizers write, each by one drawn anew in every epoch; ValueError for unlike tables"
+    """Examples that several tokenizers write, each by one drawn anew in every epoch;
+    ValueError for unlike tables"""
     kind = Sequences # what a single tokenizer writes
 
 class MixedUserSequences(_Mixed, UserSequences):
-    "Whole users that several tokenizers write, each by one drawn anew in every epoch; ValueError for unlike tables"
+    """Whole users that several tokenizers write, each by one drawn anew in every epoch;
+    ValueError for unlike tables"""
     kind = UserSequences # what a single tokenizer writes
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #dbb70666
 @patch
 def draw(self:_Mixed, number:int # of the epoch
         )->Tensor: # e: the tokenizer of each example
-    "One tokenizer for every example, by (seed, epoch) and the probabilities alone (MTGRec, data sampling strategy)"
+    """One tokenizer for every example, by (seed, epoch) and the probabilities alone
+    (MTGRec, data sampling strategy)"""
     u = np.random.default_rng([self.seed, number]).random(self.examples.n)
     edges = self.probabilities.cumsum(0).numpy()
     return torch.from_numpy(np.searchsorted(edges[:-1]/edges[-1], u, side='right'))
@@ -101,32 +125,43 @@ def alone(self:_Mixed, examples:Examples|None=None # others than its own
          )->list: # n Sequences
     "The examples as each tokenizer by itself writes them"
     parts = self.whole if examples is None else examples
-    return [self.kind(parts, t, self.batch_size, self.seed, self.user_tokens) for t in self.table]
+    return [self.kind(parts, t, self.batch_size, self.seed, self.user_tokens)
+            for t in self.table]
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #7686f549
 class Curriculum(Callback):
-    "Tokenizers that helped more are drawn more often (MTGRec, curriculum pre-training); ValueError for empty stages"
+    """Tokenizers that helped more are drawn more often (MTGRec, curriculum
+    pre-training); ValueError for empty stages"""
     def __init__(self, data:MixedSequences, # what the trainer trains on
                  valid:Examples, # what the influence is measured on
-                 stages:Sequence[int]=(60, 20, 20, 20, 20, 20, 20), # epochs of each; as in MTGRec
+                 # epochs of each; as in MTGRec
+                 stages:Sequence[int]=(60, 20, 20, 20, 20, 20, 20),
                  temperature:float=1., # of `sampling_probabilities`
                  total:str='mean', # of `sampling_probabilities`
-                 sample:int|None=1024 # examples per tokenizer for `influences`; None: all, as in MTGRec
+                 # examples per tokenizer for `influences`; None: all, as in MTGRec
+                 sample:int|None=1024
                 ):
-        if not stages or min(stages) < 1: raise ValueError(f'stages are {stages}, expected one or more of at least one epoch.')
+        if not stages or min(stages) < 1:
+            raise ValueError(
+                f'stages are {stages}, expected one or more of at least one epoch.')
         self.data, self.train, self.valid = data, data.alone(), data.alone(valid)
-        self.stages, self.temperature, self.total, self.sample = tuple(stages), temperature, total, sample
+        self.stages, self.temperature, self.total, self.sample = (tuple(stages),
+                                                                  temperature, total,
+                                                                  sample)
         self.influences, self.rates = [], []
 
     @property
-    def ends(self)->tuple: return tuple(accumulate(self.stages)) # the last epoch of each stage, counted from 1
+    def ends(self)->tuple: # the last epoch of each stage, counted from 1
+        return tuple(accumulate(self.stages))
     def identity(self)->dict: # plain JSON
         "What must be the same for a run to be continued"
-        settings = dict(stages=list(self.stages), temperature=self.temperature, total=self.total, sample=self.sample)
+        settings = dict(stages=list(self.stages), temperature=self.temperature,
+                        total=self.total, sample=self.sample)
         return dict(curriculum=dict(settings, valid=self.valid[0].digest))
     def __repr__(self):
         p = ' '.join(f'{p:.2f}' for p in self.data.probabilities.tolist())
-        return f'Curriculum({len(self.influences)} of {len(self.stages)} stages done, p = {p})'
+        return (f'Curriculum({len(self.influences)} of {len(self.stages)} stages done, '
+                f'p = {p})')
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #0a6bd784
 @patch
@@ -134,7 +169,8 @@ def update(self:Curriculum, found:Tensor, # n: influences at the end of a stage
            rate:float # learning rate there
           )->Tensor: # n: the probabilities from now on
     "Take in what a stage has shown"
-    influences, rates = self.influences + [torch.as_tensor(found).tolist()], self.rates + [float(rate)]
+    influences, rates = (self.influences + [torch.as_tensor(found).tolist()],
+                         self.rates + [float(rate)])
     p = sampling_probabilities(influences, rates, self.temperature, self.total)
     self.influences, self.rates, self.data.probabilities = influences, rates, p
     return p
@@ -143,8 +179,10 @@ def update(self:Curriculum, found:Tensor, # n: influences at the end of a stage
 @patch
 def state(self:Curriculum)->dict:
     "Influences, rates and probabilities, in plain JSON"
-    return dict(influences=self.influences, rates=self.rates, probabilities=self.data.probabilities.tolist())
+    return dict(influences=self.influences, rates=self.rates,
+                probabilities=self.data.probabilities.tolist())
 
+# %% ../../nbs/08_train/03_curriculum.ipynb #de104c09
 @patch
 def load(self:Curriculum, state:dict)->None:
     "Go on from a state"
@@ -157,5 +195,6 @@ def after(self:Curriculum, trainer:Trainer, row:dict # of the curve
          )->dict: # the probabilities, where they change
     "Measure and update, if a stage has ended"
     if row['epoch'] not in self.ends: return {}
-    found = influences(trainer, self.train, self.valid, self.sample, seed=self.data.seed)
+    found = influences(trainer, self.train, self.valid, self.sample,
+                       seed=self.data.seed)
     return dict(probabilities=self.update(found, row['lr']).tolist())

@@ -25,27 +25,36 @@ def _adam_direction(g:Tensor, # ...: gradient
                    m:Tensor, v:Tensor, # ...: moments before the step
                    betas:tuple=(.9, .999),
                    eps:float=1e-8, # inside the root
-                   steps:int|None=None # that made the moments, for the paper's bias correction; None: as in its code
+                   # that made the moments, for the paper's bias correction; None: as in
+                   # its code
+                   steps:int|None=None
                   )->Tensor: # ...: what the rate would be multiplied with
-    "The direction of Adam's next step, were this the gradient (MTGRec, Adam gradients of training data)"
+    """The direction of Adam's next step, were this the gradient (MTGRec, Adam gradients
+    of training data)"""
     m, v = (b*old + (1 - b)*new for b, old, new in zip(betas, (m, v), (g, g*g)))
     if steps is not None: m, v = (x/(1 - b**(steps + 1)) for b, x in zip(betas, (m, v)))
     return m/(v + eps).sqrt()
 
 # %% ../../nbs/08_train/02_influence.ipynb #3783853a
-def adam_influence(train:Iterable[dict], # n: name -> mean gradient under tokenizer i; taken one at a time
-                   valid:Sequence[dict], # n, or 1 with their mean: name -> gradient under tokenizer j
+def adam_influence(
+                   # n: name -> mean gradient under tokenizer i; taken one at a time
+                   train:Iterable[dict],
+                   # n, or 1 with their mean: name -> gradient under tokenizer j
+                   valid:Sequence[dict],
                    moments:dict, # name -> (m, v)
                    **adam # betas, eps, and the steps done, as torch's AdamW has them
-                  )->Tensor: # n n, or n 1: gain of validation loss per unit of rate; float64
-    "How much a step on the data of tokenizer i helps under tokenizer j (MTGRec, influence of a tokenizer)"
+                   # n n, or n 1: gain of validation loss per unit of rate; float64
+                  )->Tensor:
+    """How much a step on the data of tokenizer i helps under tokenizer j (MTGRec,
+    influence of a tokenizer)"""
     rows = []
     for gradient in train:
         _check_names(gradient, valid, moments)
         row = 0.
         for name, g in gradient.items():
             direction = _adam_direction(g, *moments[name], **adam)
-            row = row + torch.stack([(direction*u[name]).sum(dtype=torch.double) for u in valid])
+            row = row + torch.stack([(direction*u[name]).sum(dtype=torch.double)
+                                     for u in valid])
         rows.append(row.cpu())
     return torch.stack(rows)
 
@@ -54,14 +63,17 @@ def _check_names(gradient:dict, valid:Sequence[dict], moments:dict)->None:
     "ValueError where a weight has a gradient here, but nothing there"
     for name in {*gradient, *(k for u in valid for k in u)}:
         if not all(name in d for d in (gradient, moments, *valid)): raise ValueError(
-            f'weight {name!r} is not in all gradients and moments; give each of them for the same weights, zeros where there are none.')
+            f'weight {name!r} is not in all gradients and moments; give each of them '
+            'for the same weights, zeros where there are none.')
 
 # %% ../../nbs/08_train/02_influence.ipynb #2ceff749
 def _moments_of(trainer:Trainer)->dict: # name -> (m, v)
     "Adam's moments as they are, zeros where it has made no step"
     state, zero = trainer.optimiser.state, torch.zeros_like
-    pairs = ((name, p, state.get(p, {})) for name, p in trainer.bare.named_parameters() if p.requires_grad)
-    return {name: (kept.get('exp_avg', zero(p)), kept.get('exp_avg_sq', zero(p))) for name, p, kept in pairs}
+    pairs = ((name, p, state.get(p, {})) for name, p in trainer.bare.named_parameters()
+             if p.requires_grad)
+    return {name: (kept.get('exp_avg', zero(p)), kept.get('exp_avg_sq', zero(p)))
+            for name, p, kept in pairs}
 
 # %% ../../nbs/08_train/02_influence.ipynb #6952df83
 @contextmanager
@@ -89,12 +101,17 @@ def _take_gradients(trainer:Trainer)->dict: # name -> Tensor
     return found
 
 # %% ../../nbs/08_train/02_influence.ipynb #eb5533c4
-def _mean_gradient(trainer:Trainer, data:Sequence[Sequences], # the mean over them, where there are several
-                  batches:Sequence # for each of them: its batches, LongTensors of example numbers
+def _mean_gradient(trainer:Trainer,
+                   # the mean over them, where there are several
+                   data:Sequence[Sequences],
+                  # for each of them: its batches, LongTensors of example numbers
+                  batches:Sequence
                  )->dict: # name -> Tensor
-    "The gradient of the mean loss, each batch weighing the same (MTGRec, gradient accumulation)"
+    """The gradient of the mean loss, each batch weighing the same (MTGRec, gradient
+    accumulation)"""
     a = trainer.accelerator
-    work = [(part, index, len(own)) for part, own in zip(data, batches) for index in own]
+    work = [(part, index, len(own)) for part, own in zip(data, batches)
+            for index in own]
     for part, index, n in work[a.process_index::a.num_processes]:
         (trainer.loss(trainer.bare, part, index)/n/len(data)).backward()
     return _take_gradients(trainer)
@@ -104,12 +121,14 @@ def _some(n:int, # examples there are
          sample:int|None, # how many to take; None: all
          gen:torch.Generator)->Tensor: # b: example numbers
     "A sample without repetition, or everything"
-    return torch.arange(n) if sample is None or sample >= n else torch.randperm(n, generator=gen)[:sample]
+    return (torch.arange(n) if sample is None or sample >= n
+            else torch.randperm(n, generator=gen)[:sample])
 
 # %% ../../nbs/08_train/02_influence.ipynb #9013eeb4
 def _shared_out(n:int, # examples there are
                parts:int, # tokenizers
-               sample:int|None, # most examples of one part; None: all, and the same ones, for each
+               # most examples of one part; None: all, and the same ones, for each
+               sample:int|None,
                gen:torch.Generator)->Sequence[Tensor]: # a sample for each part
     "Different examples for each part"
     if sample is None: return [torch.arange(n)]*parts
@@ -117,25 +136,35 @@ def _shared_out(n:int, # examples there are
 
 # %% ../../nbs/08_train/02_influence.ipynb #b07c8793
 def influences(trainer:Trainer, # with model and moments as they are
-               train:Sequence[Sequences], # n: the same examples as each tokenizer writes them
+               # n: the same examples as each tokenizer writes them
+               train:Sequence[Sequences],
                valid:Sequence[Sequences], # n
                sample:int|None=1024, # examples per tokenizer; None: all, as in MTGRec
-               mean:bool=True, # over the validation tokenizers; False: the matrix, all on the same sample
+               # over the validation tokenizers; False: the matrix, all on the same
+               # sample
+               mean:bool=True,
                seed:int=0, # of the sample, together with the step
                dropout:bool=False, # True: train mode
                corrected:bool=False # True: the moments bias-corrected, as in the paper
               )->Tensor: # n, or n n; float64
-    "Influence of each tokenizer's data on the validation loss, in nats per unit of rate; ValueError if tokenizers do not match"
+    """Influence of each tokenizer's data on the validation loss, in nats per unit of
+    rate; ValueError if tokenizers do not match"""
     _check_paired(train, valid)
-    n, total, gen = len(train), valid[0].examples.n, _random_state(seed, trainer.progress.step)
-    def cut(part, index): return _even_batches(part.examples.lengths, index, trainer.config.batch_size)
+    n, total, gen = (len(train), valid[0].examples.n,
+                     _random_state(seed, trainer.progress.step))
+    def cut(part, index):
+        return _even_batches(part.examples.lengths, index, trainer.config.batch_size)
     shown = [cut(train[0], _some(train[0].examples.n, sample, gen))]
-    asked = [cut(valid[0], i) for i in (_shared_out(total, n, sample, gen) if mean else [_some(total, sample, gen)])]
-    steps, group = trainer.progress.step if corrected else None, trainer.optimiser.param_groups[0]
+    asked = [cut(valid[0], i) for i in (_shared_out(total, n, sample, gen) if mean
+                                        else [_some(total, sample, gen)])]
+    steps, group = (trainer.progress.step if corrected else None,
+                    trainer.optimiser.param_groups[0])
     with _measuring(trainer, dropout):
-        u = [_mean_gradient(trainer, part, asked) for part in ([valid[:len(asked)]] if mean else [[v] for v in valid])]
+        u = [_mean_gradient(trainer, part, asked)
+             for part in ([valid[:len(asked)]] if mean else [[v] for v in valid])]
         g = (_mean_gradient(trainer, [part], shown) for part in train)
-        found = adam_influence(g, u, _moments_of(trainer), betas=group['betas'], eps=group['eps'], steps=steps)
+        found = adam_influence(g, u, _moments_of(trainer), betas=group['betas'],
+                               eps=group['eps'], steps=steps)
     return found.squeeze(1) if mean else found
 
 # %% ../../nbs/08_train/02_influence.ipynb #c410a1e9
@@ -144,9 +173,11 @@ def _check_paired(train:Sequence[Sequences], valid:Sequence[Sequences])->None:
     for name, parts in dict(train=train, valid=valid).items():
         found = sorted({part.examples.n for part in parts})
         if len(found) != 1: raise ValueError(
-            f'{name} has tokenizers with {found} examples, expected one tokenizer or more with equal numbers; make all from the same examples.')
+            f'{name} has tokenizers with {found} examples, expected one tokenizer or '
+            'more with equal numbers; make all from the same examples.')
     if len(train) != len(valid): raise ValueError(
-        f'{len(train)} tokenizers write training data and {len(valid)} validation data; give both for the same tokenizers.')
+        f'{len(train)} tokenizers write training data and {len(valid)} validation '
+        'data; give both for the same tokenizers.')
 
 # %% ../../nbs/08_train/02_influence.ipynb #dded729f
 class RankAgreement(NamedTuple):
@@ -159,11 +190,14 @@ class RankAgreement(NamedTuple):
 def rank_agreement(estimates:Sequence[Tensor], # s times n: influences from samples
                    reference:Tensor # n: from everything
                   )->RankAgreement:
-    "Spearman's correlation of each sample with the reference: mean and interval; ValueError for fewer than two samples"
+    """Spearman's correlation of each sample with the reference: mean and interval;
+    ValueError for fewer than two samples"""
     found = np.array([stats.spearmanr(e, reference).statistic for e in estimates])
-    if len(found) < 2: raise ValueError(f'{len(found)} samples give no interval; give at least 2.')
+    if len(found) < 2:
+        raise ValueError(f'{len(found)} samples give no interval; give at least 2.')
     mean, reach = found.mean(), stats.t.ppf(.975, len(found) - 1)*stats.sem(found)
-    return RankAgreement(*(float(x.clip(-1, 1)) for x in (mean, mean - reach, mean + reach)))
+    return RankAgreement(*(float(x.clip(-1, 1))
+                           for x in (mean, mean - reach, mean + reach)))
 
 # %% ../../nbs/08_train/02_influence.ipynb #2387e570
 class InfluenceOverhead(NamedTuple):
@@ -176,15 +210,18 @@ class InfluenceOverhead(NamedTuple):
     high: float
 
 # %% ../../nbs/08_train/02_influence.ipynb #4e2b55f3
-def influence_overhead(trainer:Trainer, train:Sequence[Sequences], valid:Sequence[Sequences], # as in `influences`
+def influence_overhead(trainer:Trainer, train:Sequence[Sequences],
+                       valid:Sequence[Sequences], # as in `influences`
                     epochs:int=20, # of training between two influences
                     sample:int=1024, # examples per tokenizer
                     repeats:int=5, # of both; medians are taken
                     steps:int=8 # of training, timed each time
                    )->InfluenceOverhead:
-    "The share of training time that influence takes, and how well its sample ranks the tokenizers"
+    """The share of training time that influence takes, and how well its sample ranks
+    the tokenizers"""
     before = trainer.checkpoint()
-    before = before._replace(tensors={name: t.clone() for name, t in before.tensors.items()})
+    before = before._replace(tensors={name: t.clone()
+                                      for name, t in before.tensors.items()})
     seconds, found = [], []
     with _kept_memory():
         for seed in range(repeats):
@@ -193,7 +230,8 @@ def influence_overhead(trainer:Trainer, train:Sequence[Sequences], valid:Sequenc
             middle, batches = time.perf_counter(), trainer.data.epoch(seed)[:steps]
             trainer.model.train()
             for index in batches: trainer.step(index).item()
-            seconds.append((middle - start, (time.perf_counter() - middle)/len(batches)))
+            seconds.append((middle - start,
+                            (time.perf_counter() - middle)/len(batches)))
             trainer.restore(before)
         influence, step = np.median(seconds, 0).tolist()
         training = step*len(trainer.data)*epochs

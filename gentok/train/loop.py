@@ -39,28 +39,39 @@ class TrainConfig:
     lr: float = 1e-3 # at the top of the schedule
     weight_decay: float = .05 # of AdamW
     warmup: float = .05 # share of all steps in which the rate rises
-    ema_decay: float = 0. # of the running mean of the weights that is judged and kept; 0: none, and the rate falls
+    # of the running mean of the weights that is judged and kept; 0: none, and the rate
+    # falls
+    ema_decay: float = 0.
     clip: float = 1. # largest norm of the gradient
     patience: int = 0 # validations without a better one before stopping; 0 never stops
     validate_every: int = 1 # epochs
-    precision: str = 'auto' # 'float32', 'bf16', or 'auto': bf16 where the processor has it in hardware
+    # 'float32', 'bf16', or 'auto': bf16 where the processor has it in hardware
+    precision: str = 'auto'
     checkpoint_seconds: float = 30. # between two checkpoints
     seed: int = 0
     def __post_init__(self):
         for name in ('epochs', 'batch_size', 'validate_every'):
             value = getattr(self, name)
-            if not value >= 1: raise ValueError(f'{name} is {value}, expected at least 1.')
+            if not value >= 1:
+                raise ValueError(f'{name} is {value}, expected at least 1.')
         for f in fields(self):
-            value, least = getattr(self, f.name), 'more than 0' if f.name in ('lr', 'clip') else '0 or more'
-            if f.type is float and not (0 < value < math.inf or value == 0 and least == '0 or more'): raise ValueError(
-                f'{f.name} is {value}, expected a finite number, {least}; {f.default:g} is usual.')
+            value, least = (getattr(self, f.name),
+                            'more than 0' if f.name in ('lr', 'clip') else '0 or more')
+            if f.type is float and not (0 < value < math.inf or value == 0
+                                        and least == '0 or more'):
+                raise ValueError(
+                    f'{f.name} is {value}, expected a finite number, {least}; '
+                    f'{f.default:g} is usual.')
         if self.ema_decay >= 1: raise ValueError(
-            f'ema_decay is {self.ema_decay}, expected less than 1, the decay of a running mean; .999 is usual, 0 keeps none.')
+            f'ema_decay is {self.ema_decay}, expected less than 1, the decay of a '
+            'running mean; .999 is usual, 0 keeps none.')
         if self.warmup > 1: raise ValueError(
-            f'warmup is {self.warmup}, expected a share of all steps, at most 1; {TrainConfig.warmup:g} is usual.')
+            f'warmup is {self.warmup}, expected a share of all steps, at most 1; '
+            f'{TrainConfig.warmup:g} is usual.')
         if not self.lr*self.weight_decay < 1: raise ValueError(
-            f'weight_decay is {self.weight_decay:g} at lr {self.lr:g}, expected less than 1/lr = {1/self.lr:g}, '
-            'since a step takes the share lr * weight_decay of every weight; lower one of the two.')
+            f'weight_decay is {self.weight_decay:g} at lr {self.lr:g}, expected less '
+            f'than 1/lr = {1/self.lr:g}, since a step takes the share lr * '
+            'weight_decay of every weight; lower one of the two.')
 
 # %% ../../nbs/08_train/01_loop.ipynb #1f990477
 def learning_rate(step:int, # from 0
@@ -78,8 +89,10 @@ def _pick_precision(wanted:str # of `TrainConfig`
     if wanted not in ('auto', 'float32', 'bf16'):
         raise ValueError(f"precision {wanted!r}, expected 'auto', 'float32' or 'bf16'.")
     if wanted != 'auto': return {'float32': 'no', 'bf16': 'bf16'}[wanted]
-    if torch.cuda.is_available(): return 'bf16' if torch.cuda.is_bf16_supported() else 'no'
-    native = (getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    if torch.cuda.is_available():
+        return 'bf16' if torch.cuda.is_bf16_supported() else 'no'
+    native = (getattr(torch.cpu, f, lambda: False)()
+              for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
     return 'bf16' if any(native) else 'no'
 
 # %% ../../nbs/08_train/01_loop.ipynb #aaaacc06
@@ -88,13 +101,15 @@ class _Progress:
     "Where a run stands"
     step: int = 0 # optimiser steps done
     loss_sum: float = 0. # of the running epoch
-    best: float = -1e9 # validation so far; a finite number, since JSON knows no infinity
+    # validation so far; a finite number, since JSON knows no infinity
+    best: float = -1e9
     best_epoch: int = 0
     best_digest: str = '' # of its file
     waited: int = 0 # validations since the best one
     seconds: float = 0. # of training, over all starts
     finished: bool = False
 
+# %% ../../nbs/08_train/01_loop.ipynb #2cfdf64a
 class TrainResult(NamedTuple):
     "What a run leaves behind; the model holds the best weights"
     curve: list # per epoch: dict of epoch, loss, lr, and what `validate` gave
@@ -107,7 +122,8 @@ class TrainResult(NamedTuple):
 class Callback:
     "What changes between epochs besides the weights; this one changes nothing"
     partial = False # True: some weights may be without a gradient in a step
-    def groups(self, model:nn.Module)->list: # of weights, or of dicts as AdamW takes them
+    def groups(self, model:nn.Module
+              )->list: # of weights, or of dicts as AdamW takes them
         "What is trained"
         return list(model.parameters())
     def averages(self, name:str)->bool:
@@ -134,43 +150,58 @@ class Callback:
 
 # %% ../../nbs/08_train/01_loop.ipynb #7eff207b
 class Trainer:
-    "AdamW, a schedule, early stopping, exact continuation, by accelerate; ValueError if data and config disagree"
+    """AdamW, a schedule, early stopping, exact continuation, by accelerate; ValueError
+    if data and config disagree"""
     def __init__(self, model:nn.Module, # model(*batch) -> scalar loss
                  data:Sequences,
                  config:TrainConfig=TrainConfig(),
-                 out:str|Path|None=None, # folder for checkpoints and the best weights; None keeps them in memory
-                 validate:Callable|None=None, # (model, process, processes) -> {'n': users, 'ndcg@10': sum, …}
+                 # folder for checkpoints and the best weights; None keeps them in
+                 # memory
+                 out:str|Path|None=None,
+                 # (model, process, processes) -> {'n': users, 'ndcg@10': sum, …}
+                 validate:Callable|None=None,
                  metric:str='ndcg@10', # which of them decides
                  callback:Callback=Callback() # what else changes between epochs
                 ):
         theirs, ours = (data.batch_size, data.seed), (config.batch_size, config.seed)
-        if theirs != ours: raise ValueError(f'batch size and seed are {theirs} in the data, but {ours} in the configuration; give both the same.')
-        uneven = [DistributedDataParallelKwargs(find_unused_parameters=True)] if callback.partial else []
+        if theirs != ours:
+            raise ValueError(f'batch size and seed are {theirs} in the data, but '
+                             f'{ours} in the configuration; give both the same.')
+        uneven = ([DistributedDataParallelKwargs(find_unused_parameters=True)]
+                  if callback.partial else [])
         # `step` casts, so that precisions may differ in one process
         self.accelerator = Accelerator(mixed_precision='no', kwargs_handlers=uneven)
         self.bf16 = _pick_precision(config.precision) == 'bf16'
-        self.data, self.config, self.validate, self.metric = data, config, validate, metric
+        self.data, self.config, self.validate, self.metric = (data, config, validate,
+                                                              metric)
         self.out, self.callback, self.save_at = Path(out) if out else None, callback, ()
-        optimiser = torch.optim.AdamW(callback.groups(model), config.lr, weight_decay=config.weight_decay, fused=True)
+        optimiser = torch.optim.AdamW(callback.groups(model), config.lr,
+                                      weight_decay=config.weight_decay, fused=True)
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         self.optimiser.zero_grad()  # whatever the model did before
-        self.progress, self.curve, self.best_weights, self.mean = _Progress(), [], None, {}
+        self.progress, self.curve, self.best_weights, self.mean = (_Progress(), [],
+                                                                   None, {})
 
     @property
-    def bare(self)->nn.Module: return self.accelerator.unwrap_model(self.model) # the model as it was given
+    def bare(self)->nn.Module: # the model as it was given
+        return self.accelerator.unwrap_model(self.model)
     @property
-    def total(self)->int: return len(self.data)*self.config.epochs # steps of the whole run
+    def total(self)->int: # steps of the whole run
+        return len(self.data)*self.config.epochs
     @property
-    def leads(self)->bool: return self.accelerator.is_main_process # is it this process that writes?
+    def leads(self)->bool: # is it this process that writes?
+        return self.accelerator.is_main_process
 
 # %% ../../nbs/08_train/01_loop.ipynb #631519af
 @patch
-def loss(self:Trainer, model:nn.Module, data:Sequences, index:Tensor # b: example numbers
+def loss(self:Trainer, model:nn.Module, data:Sequences,
+         index:Tensor # b: example numbers
         )->Tensor: # scalar
     "The mean loss of some examples, in the precision of the run"
     a = self.accelerator
     batch = [x.to(a.device) for x in data.batch(index)]
-    with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16): return model(*batch)
+    with torch.autocast(a.device.type, torch.bfloat16, enabled=self.bf16):
+        return model(*batch)
 
 # %% ../../nbs/08_train/01_loop.ipynb #ffc9de66
 @patch
@@ -179,7 +210,8 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
     "One optimiser step"
     p, a, c = self.progress, self.accelerator, self.config
     torch.manual_seed(_random_state(c.seed, p.step, a.process_index).initial_seed())
-    for group in self.optimiser.param_groups: group['lr'] = self.callback.rate(self, group)
+    for group in self.optimiser.param_groups:
+        group['lr'] = self.callback.rate(self, group)
     mine = index[a.process_index::a.num_processes]
     share = self.data.weight(mine)/self.data.weight(index)
     loss = self.loss(self.model, self.data, mine if len(mine) else index[:1])*share
@@ -196,10 +228,13 @@ def step(self:Trainer, index:Tensor # examples of the batch, over all processes
 def follow(self:Trainer)->None:
     "One step of the running mean of the weights"
     if not self.config.ema_decay: return
-    own = {name: p for name, p in self.bare.named_parameters() if self.callback.averages(name)}
+    own = {name: p for name, p in self.bare.named_parameters()
+           if self.callback.averages(name)}
     if not self.mean: self.mean = {name: p.detach().clone() for name, p in own.items()}
-    decay = min(self.config.ema_decay, (self.progress.step + 1)/(self.progress.step + 10))
-    torch._foreach_lerp_([self.mean[name] for name in own], list(own.values()), 1 - decay)
+    decay = min(self.config.ema_decay,
+                (self.progress.step + 1)/(self.progress.step + 10))
+    torch._foreach_lerp_([self.mean[name] for name in own], list(own.values()),
+                         1 - decay)
 
 # %% ../../nbs/08_train/01_loop.ipynb #6e94dad9
 @patch
@@ -207,6 +242,7 @@ def weights(self:Trainer)->dict: # name -> Tensor, the model's own
     "Parameters and buffers"
     return {**dict(self.bare.named_parameters()), **dict(self.bare.named_buffers())}
 
+# %% ../../nbs/08_train/01_loop.ipynb #7acd4d31
 @patch
 def put(self:Trainer, weights:dict)->None:
     "Copy weights into the model, of all names or of some"
@@ -219,7 +255,8 @@ def put(self:Trainer, weights:dict)->None:
 @contextmanager
 def averaged(self:Trainer)->Iterator:
     "The model with the mean of its weights, and with its own again behind the block"
-    own = {name: t.detach().clone() for name, t in self.weights().items() if name in self.mean}
+    own = {name: t.detach().clone() for name, t in self.weights().items()
+           if name in self.mean}
     self.put(self.mean)
     try: yield
     finally: self.put(own)
@@ -230,20 +267,28 @@ def tensors(self:Trainer)->dict: # name -> Tensor
     "Weights, moments and running mean, by name"
     found = {f'weight.{name}': t.detach() for name, t in self.weights().items()}
     for name, p in self.bare.named_parameters():
-        for key, value in self.optimiser.state.get(p, {}).items(): found[f'{key}.{name}'] = value
+        for key, value in self.optimiser.state.get(p, {}).items():
+            found[f'{key}.{name}'] = value
     return found | {f'mean.{name}': t for name, t in self.mean.items()}
 
+# %% ../../nbs/08_train/01_loop.ipynb #cbfb310c
 @patch
 def restore(self:Trainer, checkpoint:Checkpoint)->None:
     "Weights, moments, running mean and counters of a checkpoint"
     found = checkpoint.tensors
     self.put({name: found[f'weight.{name}'] for name in self.weights()})
     for name, p in self.bare.named_parameters():
-        moments = {k: found[f'{k}.{name}'] for k in ('step', 'exp_avg', 'exp_avg_sq') if f'{k}.{name}' in found}
-        if moments: self.optimiser.state[p] = {k: t.to(p.device, copy=True) for k, t in moments.items()}
-        if f'mean.{name}' in found: self.mean[name] = found[f'mean.{name}'].to(p.device, copy=True)
-    self.progress, self.curve = _Progress(**checkpoint.state['progress']), checkpoint.state['curve']
-    self.callback.load(checkpoint.state.get('callback', checkpoint.state.get('course', {})))
+        moments = {k: found[f'{k}.{name}'] for k in ('step', 'exp_avg', 'exp_avg_sq')
+                   if f'{k}.{name}' in found}
+        if moments:
+            self.optimiser.state[p] = {k: t.to(p.device, copy=True)
+                                       for k, t in moments.items()}
+        if f'mean.{name}' in found:
+            self.mean[name] = found[f'mean.{name}'].to(p.device, copy=True)
+    self.progress, self.curve = (_Progress(**checkpoint.state['progress']),
+                                 checkpoint.state['curve'])
+    self.callback.load(checkpoint.state.get('callback',
+                                            checkpoint.state.get('course', {})))
 
 # %% ../../nbs/08_train/01_loop.ipynb #282ad6f7
 @patch
@@ -253,30 +298,38 @@ def identity(self:Trainer)->dict: # plain JSON
     shapes = repr([(name, tuple(t.shape)) for name, t in self.weights().items()])
     count = sum(p.numel() for p in self.bare.parameters())
     order = ', at random' if self.data.shuffled else ''
-    return dict(c, metric=self.metric, data=f'{self.data.examples.n:,} examples ({self.data.digest}){order}',
-                model=f'{count:,} weights ({_fingerprint(shapes)[:8]})', **self.callback.identity())
+    return dict(c, metric=self.metric,
+                data=f'{self.data.examples.n:,} examples ({self.data.digest}){order}',
+                model=f'{count:,} weights ({_fingerprint(shapes)[:8]})',
+                **self.callback.identity())
 
 # %% ../../nbs/08_train/01_loop.ipynb #2dcf0e82
 @patch
 def checkpoint(self:Trainer)->Checkpoint: # its tensors are the run's own, not copies
     "Where the run stands"
-    state = dict(identity=self.identity(), progress=asdict(self.progress), curve=self.curve,
+    state = dict(identity=self.identity(), progress=asdict(self.progress),
+                 curve=self.curve,
                  callback=self.callback.state())
     return Checkpoint(self.progress.step, self.tensors(), state)
 
 @patch
 def save(self:Trainer)->None:
     "Write a checkpoint, on the first process"
-    if self.out and self.leads: save_checkpoint(self.out/'checkpoints', self.checkpoint())
+    if self.out and self.leads:
+        save_checkpoint(self.out/'checkpoints', self.checkpoint())
 
 @patch
 def resume(self:Trainer)->bool: # whether there was something to go on from
-    "Go on from the newest whole checkpoint; ValueError if it belongs to a run with other settings"
+    """Go on from the newest whole checkpoint; ValueError if it belongs to a run with
+    other settings"""
     found = newest_checkpoint(self.out/'checkpoints') if self.out else None
     if found is None: return False
     theirs, ours = found.state['identity'], self.identity()
     odd = [k for k in ours | theirs if theirs.get(k) != ours.get(k)]
-    if odd: raise ValueError(f'{self.out} holds a run with {odd[0]}={theirs.get(odd[0])}, but {odd[0]}={ours.get(odd[0])} was asked for; give the same settings, or another output folder.')
+    if odd:
+        raise ValueError(f'{self.out} holds a run with {odd[0]}={theirs.get(odd[0])}, '
+                         f'but {odd[0]}={ours.get(odd[0])} was asked for; give the '
+                         'same settings, or another output folder.')
     self.restore(found)
     return True
 
@@ -295,30 +348,41 @@ def keep_best(self:Trainer, score:float, epoch:int)->None:
 
 @patch
 def load_best(self:Trainer)->None:
-    "Put the best weights into the model; without a validation the last ones stay, or their mean"
+    """Put the best weights into the model; without a validation the last ones stay, or
+    their mean"""
     if not self.progress.best_epoch: return self.put(self.mean)
     self.accelerator.wait_for_everyone()
     if not self.out: return self.put(self.best_weights)
-    digest = self.progress.best_digest if self.leads else ''  # the others' buffers may differ
-    self.put(_kept_weights(self.out, 'best.safetensors', self.progress.best_epoch, digest))
+    # the others' buffers may differ
+    digest = self.progress.best_digest if self.leads else ''
+    self.put(_kept_weights(self.out, 'best.safetensors', self.progress.best_epoch,
+                           digest))
 
-def _kept_weights(out:Path, name:str, epoch:int, # in that file of that run should be the weights of that epoch
+# %% ../../nbs/08_train/01_loop.ipynb #d8a5f50c
+def _kept_weights(out:Path, name:str,
+                  # in that file of that run should be the weights of that epoch
+                  epoch:int,
                  digest:str='' # of the file, where it is known
                 )->dict: # name -> Tensor
-    "The weights in a file of a run; ValueError if it is missing, damaged or another run's"
+    """The weights in a file of a run; ValueError if it is missing, damaged or another
+    run's"""
     path = out/name
     try:
-        weights = {name: t.clone() for name, t in read_tensors(path).items()}  # they outlive the file
-        if not digest or hashlib.sha256(path.read_bytes()).hexdigest() == digest: return weights
+        # they outlive the file
+        weights = {name: t.clone() for name, t in read_tensors(path).items()}
+        if not digest or hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            return weights
         said = 'is not what this run has written'
     except (ValueError, OSError): said = 'is damaged' if path.exists() else 'is missing'
-    raise ValueError(f'{path} {said}, expected the weights of epoch {epoch}; delete {out} and run again.')
+    raise ValueError(f'{path} {said}, expected the weights of epoch {epoch}; delete '
+                     f'{out} and run again.')
 
 # %% ../../nbs/08_train/01_loop.ipynb #19991484
 @patch
 def keeping(self:Trainer, epochs:Sequence[int] # from 1
            )->'Trainer': # itself
-    "Keep the weights of these epochs, beside the best; ValueError for one that the run does not have"
+    """Keep the weights of these epochs, beside the best; ValueError for one that the
+    run does not have"""
     if not all(1 <= e <= self.config.epochs for e in epochs): raise ValueError(
         f'save_at is {tuple(epochs)}, expected epochs from 1 to {self.config.epochs}.')
     self.save_at = tuple(epochs)
@@ -326,43 +390,57 @@ def keeping(self:Trainer, epochs:Sequence[int] # from 1
 
 @patch
 def keep_epoch(self:Trainer, epoch:int)->None:
-    "Write the weights of an epoch if asked for, on the first process, while others wait; ValueError without a folder"
+    """Write the weights of an epoch if asked for, on the first process, while others
+    wait; ValueError without a folder"""
     if epoch not in self.save_at: return
-    if not self.out: raise ValueError(f'save_at asks for the weights of epoch {epoch}, but there is no folder for them; give out.')
+    if not self.out:
+        raise ValueError(f'save_at asks for the weights of epoch {epoch}, but there is '
+                         'no folder for them; give out.')
     weights = {name: t.detach().cpu() for name, t in self.weights().items()}
-    if self.leads: atomic_write(_weights_file(self.out, epoch), _tensor_bytes(weights, ''))
+    if self.leads:
+        atomic_write(_weights_file(self.out, epoch), _tensor_bytes(weights, ''))
     self.accelerator.wait_for_everyone()
 
-def _weights_file(out:str|Path, epoch:int)->Path: # of a run with this epoch in `save_at`
+# %% ../../nbs/08_train/01_loop.ipynb #d1a51c57
+def _weights_file(out:str|Path, epoch:int
+                 )->Path: # of a run with this epoch in `save_at`
     "Where the weights of an epoch lie"
     return Path(out)/'epochs'/f'epoch-{epoch:06}.safetensors'
 
 def weights_at(out:str|Path, epoch:int)->dict: # name -> Tensor
-    "The weights that a run had after an epoch; FileNotFoundError if they were not kept, ValueError if they are damaged"
+    """The weights that a run had after an epoch; FileNotFoundError if they were not
+    kept, ValueError if they are damaged"""
     out, path = Path(out), _weights_file(out, epoch)
     if not path.exists(): raise FileNotFoundError(
-        f'{out} has no weights of epoch {epoch}, expected {path}; delete {out} and train again with {epoch} in save_at.')
+        f'{out} has no weights of epoch {epoch}, expected {path}; delete {out} and '
+        f'train again with {epoch} in save_at.')
     return _kept_weights(out, f'{path.parent.name}/{path.name}', epoch)
 
 # %% ../../nbs/08_train/01_loop.ipynb #a6bd3d00
 @patch
 def validation(self:Trainer)->dict: # name -> mean over the users of all processes
-    "The sums of every process's share, added and divided; ValueError if the metric or the number of users is missing"
+    """The sums of every process's share, added and divided; ValueError if the metric or
+    the number of users is missing"""
     a = self.accelerator
     sums = self.validate(self.bare, a.process_index, a.num_processes)
     lacking = [k for k in ('n', self.metric) if k not in sums]
-    if lacking: raise ValueError(f'validate gave {list(sums)} without {lacking[0]!r}; return it, or name another metric.')
-    totals = a.reduce(torch.tensor(list(sums.values()), dtype=torch.float32, device=a.device), 'sum').tolist()
+    if lacking:
+        raise ValueError(f'validate gave {list(sums)} without {lacking[0]!r}; return '
+                         'it, or name another metric.')
+    totals = a.reduce(torch.tensor(list(sums.values()), dtype=torch.float32,
+                                   device=a.device), 'sum').tolist()
     found = dict(zip(sums, totals))
     users = max(1., found.pop('n'))
     return {k: v/users for k, v in found.items()}
 
+# %% ../../nbs/08_train/01_loop.ipynb #c0da34f0
 @patch
 def end_epoch(self:Trainer, epoch:int # counted from 1
              )->bool: # whether to go on
     "Write the curve, validate, and decide"
     p, c = self.progress, self.config
-    row = dict(epoch=epoch, loss=p.loss_sum/len(self.data), lr=learning_rate(p.step - 1, self.total, c))
+    row = dict(epoch=epoch, loss=p.loss_sum/len(self.data),
+               lr=learning_rate(p.step - 1, self.total, c))
     p.loss_sum = 0.
     with self.averaged():
         if self.validate and (epoch % c.validate_every == 0 or epoch == c.epochs):
@@ -380,7 +458,8 @@ class _PlainLines:
     def __init__(self, total:int, initial:int, seconds:float=20., # between two lines
                  write:Callable=lambda line: print(line, file=sys.stderr, flush=True)):
         self.total, self.n, self.first, self.write = total, initial, initial, write
-        self.seconds, self.start, self.last, self.note = seconds, time.time(), time.time(), ''
+        self.seconds, self.start, self.last, self.note = (seconds, time.time(),
+                                                          time.time(), '')
     def __enter__(self): return self
     def __exit__(self, *error): return None
     def set_postfix_str(self, note:str)->None:
@@ -392,18 +471,22 @@ class _PlainLines:
         now = time.time()
         if now - self.last < self.seconds and self.n < self.total: return
         left = (now - self.start)/max(1, self.n - self.first)*(self.total - self.n)
-        self.write(f'train: step {self.n:,} of {self.total:,}, {left/60:.1f} min left{self.note and ", "}{self.note}')
+        self.write(f'train: step {self.n:,} of {self.total:,}, {left/60:.1f} min '
+                   f'left{self.note and ", "}{self.note}')
         self.last = now
 
+# %% ../../nbs/08_train/01_loop.ipynb #f428f439
 def _progress_of(total:int, done:int, # steps of the run, and those before this start
                 enabled:bool=True):
     "A bar on a terminal, lines in a log, a bar that goes when it is done in a notebook"
     shell = getattr(builtins, 'get_ipython', lambda: None)()
     notebook, terminal = getattr(shell, 'kernel', None) is not None, sys.stderr.isatty()
     quiet = not enabled or bool(os.environ.get('GENTOK_QUIET'))
-    quiet = quiet or shell is not None and not notebook and not terminal  # a page that is run without a front end
+    # a page that is run without a front end
+    quiet = quiet or shell is not None and not notebook and not terminal
     if not (notebook or terminal or quiet): return _PlainLines(total, done)
-    return tqdm(total=total, initial=done, desc='train', unit='step', disable=quiet, leave=not notebook)
+    return tqdm(total=total, initial=done, desc='train', unit='step', disable=quiet,
+                leave=not notebook)
 
 # %% ../../nbs/08_train/01_loop.ipynb #8466022b
 @patch
@@ -416,9 +499,11 @@ def tick(self:Trainer, always:bool=False)->None:
     self.save()
     self.saved = time.time()
 
+# %% ../../nbs/08_train/01_loop.ipynb #c9ed15f4
 @patch
 def fit(self:Trainer)->TrainResult: # and the model holds the best weights
-    "Train, or go on training, to the end; ValueError for a loss that is no finite number"
+    """Train, or go on training, to the end; ValueError for a loss that is no finite
+    number"""
     self.resume()
     p, n = self.progress, len(self.data)
     self.clock = self.saved = time.time()
@@ -429,13 +514,16 @@ def fit(self:Trainer)->TrainResult: # and the model holds the best weights
             self.callback.before(self, p.step//n + 1)
             for index in self.data.epoch(p.step//n)[p.step % n:]:
                 loss = self.step(index).item()
-                if not math.isfinite(loss): raise ValueError(f'the loss is {loss} at step {p.step}, expected a number; lower lr (now {self.config.lr}).')
+                if not math.isfinite(loss):
+                    raise ValueError(f'the loss is {loss} at step {p.step}, expected a '
+                                     f'number; lower lr (now {self.config.lr}).')
                 p.loss_sum += loss
                 bar.update()
                 if p.step % n: self.tick()
             p.finished = not self.end_epoch(p.step//n)
             log(self.curve[-1])
-            shown = {k: v for k, v in self.curve[-1].items() if k in ('loss', self.metric)}
+            shown = {k: v for k, v in self.curve[-1].items()
+                     if k in ('loss', self.metric)}
             bar.set_postfix_str(' '.join(f'{k} {v:.4f}' for k, v in shown.items()))
             self.tick(p.finished)
     self.load_best()

@@ -12,19 +12,26 @@ from torch import Tensor
 from ..tokenize.co_occurrence import info_nce
 
 # %% ../../nbs/08_train/08_preference_semantic.ipynb #92d84352
-def preference_semantic_alignment(semantic:Tensor, # b d: targets' vectors, rebuilt from their codes
-                                  preference:Tensor, # b d: what the decoder wants before it writes
+def preference_semantic_alignment(
+                                  # b d: targets' vectors, rebuilt from their codes
+                                  semantic:Tensor,
+                                  # b d: what the decoder wants before it writes
+                                  preference:Tensor,
                                   temperature:float=.07 # tau, of ETEGRec's code
                                  )->Tensor: # one number
-    "InfoNCE in both directions between rebuilt items and preferences (ETEGRec, equation 16); ValueError for other shapes"
-    return info_nce(semantic, preference, temperature) + info_nce(preference, semantic, temperature)
+    """InfoNCE in both directions between rebuilt items and preferences (ETEGRec,
+    equation 16); ValueError for other shapes"""
+    return info_nce(semantic, preference, temperature) + info_nce(preference, semantic,
+                                                                  temperature)
 
 # %% ../../nbs/08_train/08_preference_semantic.ipynb #4115e3ec
 def _first_occurrence(targets:Tensor # b: rows of the catalogue
                     )->Tensor: # at most b: positions in the batch, sorted by item
     "Where each distinct item stands for the first time"
     if targets.dim() != 1: raise ValueError(
-        f'targets have the shape {tuple(targets.shape)}; give one item for each row, (b,).')
+        f'targets have the shape {tuple(targets.shape)}; give one item for each row, '
+        '(b,).')
     order = targets.argsort(stable=True)
     ordered = targets[order]
-    return order[torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])]
+    return order[torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool),
+                            ordered[1:] != ordered[:-1]])]

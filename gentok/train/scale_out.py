@@ -16,7 +16,8 @@ from accelerate.utils import parse_flag_from_env
 
 # %% ../../nbs/08_train/06_scale_out.ipynb #a2e7b488
 def _without_parent_state(train:Callable)->Callable: # to be called in a forked process
-    "The same function, for a process that must not inherit how many its parent is part of"
+    """The same function, for a process that must not inherit how many its parent is
+    part of"""
     def run(*args):
         AcceleratorState._reset_state(reset_partial_state=True)
         PartialState(cpu=True)
@@ -24,33 +25,47 @@ def _without_parent_state(train:Callable)->Callable: # to be called in a forked 
         train(*args)
     return run
 
+# %% ../../nbs/08_train/06_scale_out.ipynb #47afdf56
 def launch(train:Callable, # called once in every process
            *args, # its arguments, plain values
-           processes:int=1 # how many; more than the machine has GPUs means CPU processes, for tests
+           # how many; more than the machine has GPUs means CPU processes, for tests
+           processes:int=1
           )->None:
-    "Run a training function in one or several processes, from a notebook or a script; ValueError for fewer than one"
-    if processes < 1: raise ValueError(f'{processes} processes, expected at least 1; leave it out for one.')
+    """Run a training function in one or several processes, from a notebook or a script;
+    ValueError for fewer than one"""
+    if processes < 1:
+        raise ValueError(
+            f'{processes} processes, expected at least 1; leave it out for one.')
     if processes > 1 and processes > torch.cuda.device_count():
-        return debug_launcher(_without_parent_state(train), args, num_processes=processes)
+        return debug_launcher(_without_parent_state(train), args,
+                              num_processes=processes)
     return notebook_launcher(train, args, num_processes=processes)
 
 # %% ../../nbs/08_train/06_scale_out.ipynb #c71d227c
 def process_state()->PartialState:
-    "How many processes take part, and which one this is: as an `Accelerator` would find, even before there is one"
+    """How many processes take part, and which one this is: as an `Accelerator` would
+    find, even before there is one"""
     return PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU'))
 
-def main_process_first(make:Callable, # without arguments; leaves its product in a folder, and reads it if it is there
+def main_process_first(
+                       # without arguments; leaves its product in a folder, and reads it
+                       # if it is there
+                       make:Callable,
                   out:Path|None):
-    "Let the first process make what the others then read; ValueError if they share no folder"
+    """Let the first process make what the others then read; ValueError if they share no
+    folder"""
     state = process_state()
-    if state.num_processes > 1 and out is None: raise ValueError('several processes share a run through a folder; give out.')
+    if state.num_processes > 1 and out is None:
+        raise ValueError('several processes share a run through a folder; give out.')
     if state.num_processes == 1: return make()
     if state.is_main_process: make()
     state.wait_for_everyone()
     return make()
 
+# %% ../../nbs/08_train/06_scale_out.ipynb #81509f1a
 def _end_processes()->None:
-    "The last thing that a program of several processes does: one that ends while another still listens may be aborted"
+    """The last thing that a program of several processes does: one that ends while
+    another still listens may be aborted"""
     state = process_state()
     if state.num_processes == 1: return
     state.wait_for_everyone()

@@ -11,22 +11,36 @@ from torch import Tensor
 from ..tokenize.co_occurrence import _check_pairs
 
 # %% ../../nbs/08_train/07_sequence_item.ipynb #f009758d
-def code_log_probabilities(distances:Tensor, # b l k: squared, as `ResidualQuantizer.distances` gives them
-                           sign:int=-1 # -1: near is likely (paper); +1: far is likely (published code)
+def code_log_probabilities(
+                           # b l k: squared, as `ResidualQuantizer.distances` gives them
+                           distances:Tensor,
+                           # -1: near is likely (paper); +1: far is likely (published
+                           # code)
+                           sign:int=-1
                           )->Tensor: # b l k
-    "Log-probability of every code of every level (ETEGRec, equation 6); ValueError for an unknown sign"
-    if sign not in (-1, 1): raise ValueError(f'sign is {sign}; give -1 as in the paper, or 1 as in the published code.')
+    """Log-probability of every code of every level (ETEGRec, equation 6); ValueError
+    for an unknown sign"""
+    if sign not in (-1, 1):
+        raise ValueError(
+            f'sign is {sign}; give -1 as in the paper, or 1 as in the published code.')
     return (sign*distances).log_softmax(-1)
 
 # %% ../../nbs/08_train/07_sequence_item.ipynb #cebbbfdd
-def sequence_item_alignment(item:Tensor, # b l k: squared distances of the targets' latents
+def sequence_item_alignment(
+                            # b l k: squared distances of the targets' latents
+                            item:Tensor,
                             sequence:Tensor, # b l k: of the histories'
-                            sign:int=-1, # -1: near is likely (paper); +1: far is likely (published code)
+                            # -1: near is likely (paper); +1: far is likely (published
+                            # code)
+                            sign:int=-1,
                             levels:str='mean' # 'mean' (published code) | 'sum' (paper)
                            )->Tensor: # one number
-    "Symmetric divergence of the codes of history and target (ETEGRec, equation 15); ValueError for unknown levels"
+    """Symmetric divergence of the codes of history and target (ETEGRec, equation 15);
+    ValueError for unknown levels"""
     _check_pairs(item, sequence, 3, 'b l k')
-    if levels not in ('mean', 'sum'): raise ValueError(f"levels is {levels!r}; choose 'mean' or 'sum'.")
-    log_p, log_q = code_log_probabilities(item, sign), code_log_probabilities(sequence, sign)
+    if levels not in ('mean', 'sum'):
+        raise ValueError(f"levels is {levels!r}; choose 'mean' or 'sum'.")
+    log_p, log_q = (code_log_probabilities(item, sign),
+                    code_log_probabilities(sequence, sign))
     divergence = ((log_p.exp() - log_q.exp())*(log_p - log_q)).sum(-1) # b l
     return getattr(divergence.mean(0), levels)()

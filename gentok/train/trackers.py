@@ -21,17 +21,24 @@ from .scale_out import process_state
 
 # %% ../../nbs/08_train/09_trackers.ipynb #34d8f6e3
 # package -> class of accelerate
-_kinds = dict(tensorboard='TensorBoardTracker', wandb='WandBTracker', trackio='TrackioTracker')
+_kinds = dict(tensorboard='TensorBoardTracker', wandb='WandBTracker',
+              trackio='TrackioTracker')
 
-def _tracker_names(log_with:str|Sequence[str]|None # 'tensorboard', 'tensorboard,trackio', or a sequence of names
+def _tracker_names(
+                   # 'tensorboard', 'tensorboard,trackio', or a sequence of names
+                   log_with:str|Sequence[str]|None
                  )->tuple: # each once; none for None and ''
     "The names of trackers; ValueError for one that is unknown or not installed"
-    names = re.findall(r'[^\s,]+', log_with) if isinstance(log_with, str) else list(log_with or ())
+    names = (re.findall(r'[^\s,]+', log_with) if isinstance(log_with, str)
+             else list(log_with or ()))
     for name in names:
-        if name not in _kinds: raise ValueError(f'log_with names {name!r}, expected trackers among {", ".join(_kinds)}; choose of these.')
+        if name not in _kinds:
+            raise ValueError(f'log_with names {name!r}, expected trackers among '
+                             f'{", ".join(_kinds)}; choose of these.')
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None: raise ValueError(
-            f'log_with names {name!r}, which is not installed, expected a package that is; pip install {name}, or leave it out.')
+            f'log_with names {name!r}, which is not installed, expected a package that '
+            f'is; pip install {name}, or leave it out.')
     return tuple(dict.fromkeys(names))
 
 # %% ../../nbs/08_train/09_trackers.ipynb #fa3bdb3f
@@ -42,10 +49,12 @@ def _run_name(kind:str, # 'tokenizer' or 'recommender'
             )->str: # 'recommender/pretraining'
     "The same name for the same folder, and another for another"
     path = folder and Path(folder).resolve()
-    parts = () if not path else path.relative_to(out).parts if path.is_relative_to(out) else path.parts[-1:]
+    parts = (() if not path else path.relative_to(out).parts if path.is_relative_to(out)
+             else path.parts[-1:])
     stem = '/'.join([kind, *(p for p in parts if p != kind)])
     tries = (stem if k == 1 else f'{stem}-{k}' for k in count(1))
-    name = next(name for name in tries if name not in taken or path and taken[name] == path)
+    name = next(name for name in tries if name not in taken or path
+                and taken[name] == path)
     taken[name] = path
     return name
 
@@ -58,8 +67,11 @@ def _open_run(names:Sequence[str], # of `_tracker_names`
     if not process_state().is_main_process: return []
     called, logs, started = _run_name(kind, folder, out, taken), out/'logs', []
     logs.mkdir(parents=True, exist_ok=True)
-    for old in (logs/called).glob('events.out.tfevents.*'): old.unlink()  # the whole curve is logged again
-    given = dict(tensorboard=dict(run_name=called, logging_dir=logs, purge_step=0), # a page that is open forgets, too
+    for old in (logs/called).glob('events.out.tfevents.*'):
+        old.unlink() # the whole curve is logged again
+    given = dict(
+                 # a page that is open forgets, too
+                 tensorboard=dict(run_name=called, logging_dir=logs, purge_step=0),
                  wandb=dict(run_name='gentok', name=called, group=out.name, dir=logs),
                  trackio=dict(run_name='gentok', name=called, group=out.name))
     for name in names:
@@ -68,17 +80,25 @@ def _open_run(names:Sequence[str], # of `_tracker_names`
             started[-1].start()
         except Exception as e:
             for tracker in started[:-1]: tracker.finish()
-            raise ValueError(f'{name} does not start ({e}); set it up, or leave it out of log_with.') from e
+            raise ValueError(f'{name} does not start ({e}); set it up, or leave it out '
+                             'of log_with.') from e
     return started
 
+# %% ../../nbs/08_train/09_trackers.ipynb #31e7102a
 @contextmanager
-def tracking(log_with:str|Sequence[str]|None, # of `_tracker_names`; None changes nothing
+def tracking(
+             # of `_tracker_names`; None changes nothing
+             log_with:str|Sequence[str]|None,
              out:str|Path|None # folder of the command; the logs go in its folder `logs`
             )->Iterator[None]:
-    "Inside, every training run logs its curve; ValueError for a tracker that is not there"
+    """Inside, every training run logs its curve; ValueError for a tracker that is not
+    there"""
     names = _tracker_names(log_with)
-    if names and out is None: raise ValueError(f'log_with names {names[0]!r}, and there is no folder for the logs; give out.')
-    token = _open_trackers.set(partial(_open_run, names, Path(out).resolve(), {})) if names else None
+    if names and out is None:
+        raise ValueError(f'log_with names {names[0]!r}, and there is no folder for the '
+                         'logs; give out.')
+    token = (_open_trackers.set(partial(_open_run, names, Path(out).resolve(), {}))
+             if names else None)
     try: yield
     finally:
         if token: _open_trackers.reset(token)
