@@ -49,21 +49,15 @@ from ..train.scale_out import main_process_first
 @dataclass(frozen=True)
 class EtegrecConfig(RQVAETigerConfig):
     "TIGER's settings, and how the two learn together"
-    # what items are known by: behaviour; or a text encoder, as for TIGER
-    text: str = 'sasrec'
-    # of the tokenizer alone, before: until its loss is flat
-    tokenizer_epochs: int = 3000
-    # C: an epoch of the tokenizer, then C - 1 of the recommender; the paper tries 2 and
-    # 4
-    cycle: int = 4
-    # of `epochs`, at most: at the end, with the tokenizer frozen; 0: a quarter
-    fine_tune_epochs: int = 0
+    text: str = 'sasrec' # behaviour; or a text encoder, as for TIGER
+    tokenizer_epochs: int = 3000 # of the tokenizer alone, before: until it is flat
+    cycle: int = 4 # C: one epoch of the tokenizer, then C - 1 of the recommender
+    fine_tune_epochs: int = 0 # of `epochs`, the tokenizer frozen; 0: a quarter
     fine_tune_lr: float = 5e-4 # learning rate of those
     tokenizer_lr: float = 1e-4 # learning rate of the tokenizer while both learn
     alignment_warmup: int = 4 # epochs at the start in which neither alignment counts
-    sia: float = 1e-4 # mu, weight of the sequence-item alignment; 0 switches it off
-    # lambda, weight of the preference-semantic alignment; 0 switches it off
-    psa: float = 3e-4
+    sia: float = 1e-4 # mu, weight of the sequence-item alignment; or 0
+    psa: float = 3e-4 # lambda, weight of the preference-semantic alignment; or 0
     sia_sign: int = -1 # of the distances in its softmax; +1 as in the published code
     alternate: bool = True # False: both learn in every epoch
     end_to_end: bool = True # False: a new recommender on the identifiers that came out
@@ -84,21 +78,16 @@ class EtegrecConfig(RQVAETigerConfig):
         return (('tokenizer', *['recommender']*(self.cycle - 1)) if self.alternate
                 else ('tokenizer+recommender',)*self.cycle)
     @property
-    def whiten(self
-               # one scale for all vectors: SQ has to hold its own beside the alignments
-              )->int: return 0
+    def whiten(self)->int: return 0 # all vectors at one scale, so that SQ weighs enough
     @property
-    def recommender_epochs(self
-                          )->int: # in which the recommender learns, together and alone
+    def recommender_epochs(self)->int: # together and alone
         "What the tokenizer's turns leave of `epochs`"
-        return AlternatingOptimization(self.order).had('recommender',
-                                                       self.joint_epochs) + self.fine_tuning_epochs
+        turns = AlternatingOptimization(self.order)
+        return turns.had('recommender', self.joint_epochs) + self.fine_tuning_epochs
     def recommender(self)->RecommenderConfig:
-        """The protocol's; a T5 has a softmax per level and matrices of one spread, as
-        published"""
-        found = super().recommender()
-        return (replace(found, per_level=True, spread=.02) if self.backbone == 't5'
-                else found)
+        "The protocol's; a T5 has a softmax per level and one spread, as published"
+        found, t5 = super().recommender(), self.backbone == 't5'
+        return replace(found, per_level=True, spread=.02) if t5 else found
 
 # %% ../../nbs/11_papers/04_etegrec.ipynb #13a23630
 def _check_plan(config:EtegrecConfig)->None:
@@ -138,7 +127,7 @@ class TargetSequences(Sequences):
     """Batches that also say which items their targets are; their tokens may change
     between epochs"""
     counts = None # one target for each example
-    def batch(self, index:Tensor
+    def batch(self, index:Tensor # b: example numbers
              )->tuple: # inputs b t, labels b l, (counts b,) targets n
         "The tokens of some examples, and their targets"
         return *super().batch(index), _targets_of(self.examples, index, self.counts)
@@ -186,24 +175,25 @@ class JointModel(nn.Module):
         return sum(weights.get(name, 1.)*term
                    for name, term in self.terms(*batch).items())
 
-    def terms(self, *batch:Tensor
-             )->dict[str, Tensor]: # as above -> scalars, not weighted
-        """What counts in this turn and epoch: REC and SQ of whoever learns, and both
-        alignments"""
-        *batch, targets = batch
-        c, model, t, found = self.config, self.recommender['model'], self.tokenizer, {}
-        aligned, once = (self.epoch > c.alignment_warmup and (c.sia or c.psa),
-                         _first_occurrence(targets))
-        states = (model.target_states(*batch) if aligned or 'recommender' in self.turn
-                  else None)
-        if 'recommender' in self.turn:
-            found['REC'] = model.written(states.hidden.flatten(0, 1), states.labels)
-        rows = targets[once]
-        if 'tokenizer' in self.turn:
-            found['SQ'] = sum(t.losses(self.items[rows], rows).values())
-        return found | self.alignments(states, once, rows) if aligned else found
-
 # %% ../../nbs/11_papers/04_etegrec.ipynb #47b7fe5b
+@patch
+def terms(self:JointModel, *batch:Tensor
+         )->dict[str, Tensor]: # as above -> scalars, not weighted
+    """What counts in this turn and epoch: REC and SQ of whoever learns, and both
+    alignments"""
+    *batch, targets = batch
+    c, model, t, found = self.config, self.recommender['model'], self.tokenizer, {}
+    aligned, once = (self.epoch > c.alignment_warmup and (c.sia or c.psa),
+                     _first_occurrence(targets))
+    states = (model.target_states(*batch) if aligned or 'recommender' in self.turn
+              else None)
+    if 'recommender' in self.turn:
+        found['REC'] = model.written(states.hidden.flatten(0, 1), states.labels)
+    rows = targets[once]
+    if 'tokenizer' in self.turn:
+        found['SQ'] = sum(t.losses(self.items[rows], rows).values())
+    return found | self.alignments(states, once, rows) if aligned else found
+
 @patch
 def alignments(self:JointModel, states:_TargetStates, # n targets
                once:Tensor, rows:Tensor # u: places among the n, and their items
@@ -220,6 +210,7 @@ def alignments(self:JointModel, states:_TargetStates, # n targets
                                                      self.preferences(states)[once])
     return found
 
+# %% ../../nbs/11_papers/04_etegrec.ipynb #da54ea93
 @patch
 def distances(self:JointModel, latent:Tensor)->Tensor: # b d -> b l k
     "Squared distances to all codewords, in units of the latents' variance"

@@ -53,21 +53,15 @@ class MtgrecConfig(RQVAETigerConfig):
     "TIGER's settings, and how several tokenizers take turns"
     tokenizer: str = 'rqvae++' # or 'rqvae', the paper's "TIGER + MTGRec"
     n_tokenizers: int = 10 # tokenizers; the paper has 15 to 25
-    # tokenizers to fine-tune on, the latest ones; the best by validation is kept
-    candidates: int = 1
-    # of `epochs`, for each fine-tuning, at most; 0: a quarter for all
-    fine_tune_epochs: int = 0
+    candidates: int = 1 # latest tokenizers to fine-tune on; the best is kept
+    fine_tune_epochs: int = 0 # of `epochs`, for each, at most; 0: a quarter for all
     fine_tune_lr: float = 2e-3 # learning rate of those
     starts: tuple = () # epochs of pre-training to fine-tune from; empty: the last one
-    # epochs between looks at the influence; empty: a third of pre-training, then 2/15
-    # three times
-    stages: tuple = ()
-    # of the curriculum, to be chosen on validation; the paper tries .1 to 10
-    temperature: float = 1.
+    stages: tuple = () # epochs between looks; empty: a third, then 2/15 three times
+    temperature: float = 1. # of the curriculum; the paper tries .1 to 10
     sample: int = 1024 # examples per tokenizer for its influence
     curriculum: bool = True # False: tokenizers are drawn alike
-    # False: n tokenizers from other random starts, the paper's irrelevant ones
-    adjacent: bool = True
+    adjacent: bool = True # False: n tokenizers from other random starts
     pretrain: bool = True # False: the whole budget on the last tokenizer
 
     def __post_init__(self):
@@ -77,10 +71,7 @@ class MtgrecConfig(RQVAETigerConfig):
         _check_plan(self)
 
     @property
-    def final(self
-              # of the tokenizer's rate is left at the end, also for 'rqvae': epochs
-              # agree
-             )->float: return .15
+    def final(self)->float: return .15 # of the tokenizer's rate, also for 'rqvae'
     @property
     def tries(self)->int: return self.candidates*max(1, len(self.starts)) # fine-tunings
     @property

@@ -24,8 +24,8 @@ from ..data.splits import Split, leave_one_out
 from ..embed.items import _items_of
 from ..embed.text import TextEncoder
 from ..baselines.neighbours import Neighbours
-from gentok.evaluate.full_ranking import (Evaluation, Validation, evaluate,
-    most_popular, summarise)
+from ..evaluate.full_ranking import Evaluation, Validation, evaluate
+from ..evaluate.full_ranking import most_popular, summarise
 from ..evaluate.report import html_report
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
@@ -33,8 +33,8 @@ from ..ids.trie import Trie
 from ..ids.vocabulary import Vocabulary
 from ..quantize.health import CodebookHealth
 from ..recommend.decoder_only import DecoderOnly, UserSequences
-from ..recommend.t5 import (GenerativeRecommender, SemanticIDModel,
-    RecommenderConfig, load_weights)
+from ..recommend.t5 import GenerativeRecommender, SemanticIDModel
+from ..recommend.t5 import RecommenderConfig, load_weights
 from ..search.beam import Ranked
 from ..tokenize.tokenizer import Tokenizer
 from ..train.loop import TrainConfig, TrainResult, Trainer
@@ -49,9 +49,7 @@ backbones = dict(decoder=(DecoderOnly, UserSequences),
 @dataclass(frozen=True)
 class Protocol:
     "How every method's recommender is trained and judged"
-    # 'decoder': one causal stack that learns all items of a user in one pass; 't5': as
-    # in the papers
-    backbone: str = 'decoder'
+    backbone: str = 'decoder' # all items of a user in one pass; or the papers' 't5'
     epochs: int = 200 # of the recommender, at most: it stops when validation does
     batch_size: int = 256 # training targets a step
     lr: float = 2e-3 # learning rate behind its rise
@@ -60,13 +58,9 @@ class Protocol:
     label_smoothing: float = 0. # of the labels
     d_model: int = 128 # width of the recommender
     layers: int = 4 # of the decoder; of each of the two stacks of a T5
-    # share of the token embeddings that starts from the tokenizer's codewords; 0: none
-    codeword_init: float = .7
-    # of the running mean of weights that is judged; 0: none, and the rate falls to the
-    # end
-    ema_decay: float = .999
-    # validations without a better NDCG@10 before stopping; 0 never stops
-    patience: int = 4
+    codeword_init: float = .7 # share of token embeddings that starts at the codewords
+    ema_decay: float = .999 # of the mean of weights that is judged; 0: none
+    patience: int = 4 # validations without a better NDCG@10 before it stops; 0: never
     validate_every: int = 4 # epochs
     beams: int = 50 # of the test; validation uses 20
     seed: int = 0 # of everything that is drawn
@@ -74,52 +68,43 @@ class Protocol:
     def __post_init__(self): _check_protocol(self)
 
     def recommender(self)->RecommenderConfig:
-        """Sizes of the recommender: four heads share the width, the feed-forward layer
-        is four times as wide"""
+        "Four heads share the width; the feed-forward layer is four times as wide"
         d = self.d_model
         return RecommenderConfig(d, 4*d, 4, d//4, self.layers, self.dropout,
                                  self.label_smoothing)
 
     def training(self)->TrainConfig:
         "What the training loop is told"
-        steady = self.ema_decay > 0
+        warmup = min(1., 2/self.epochs) if self.ema_decay > 0 else .05
         return TrainConfig(self.epochs, self.batch_size, self.lr, self.weight_decay,
-                           warmup=min(1., 2/self.epochs) if steady else .05,
-                           ema_decay=self.ema_decay,
-                           patience=self.patience, validate_every=self.validate_every,
-                           seed=self.seed)
+                           warmup=warmup, ema_decay=self.ema_decay, seed=self.seed,
+                           patience=self.patience, validate_every=self.validate_every)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #0268ec18
 def _check_protocol(protocol:Protocol)->None:
     "A `ValueError` for the first field that no run could use"
-    least = dict(epochs=1, batch_size=1, d_model=4, layers=1, patience=0,
-                 validate_every=1, beams=1, seed=0,
-                 weight_decay=0, ema_decay=0)
+    least = dict(epochs=1, batch_size=1, d_model=4, layers=1, patience=0, beams=1,
+                 validate_every=1, seed=0, weight_decay=0, ema_decay=0)
     for name, value in vars(protocol).items():
         default = type(protocol).__dataclass_fields__[name].default
         if isinstance(value, float) and not math.isfinite(value): raise ValueError(
             f'{name} is {value}, expected a finite number; the default is {default}.')
         if name in least and value < least[name]: raise ValueError(
-            f'{name} is {value}, expected {least[name]} or more; the default is '
-            f'{default}.')
+            f'{name} is {value}, expected {least[name]} or more, like {default}.')
     if not 0 <= protocol.codeword_init <= 1: raise ValueError(
         f'codeword_init is {protocol.codeword_init}, expected a share, 0 to 1; the '
         f'default is {Protocol.codeword_init}.')
     if protocol.backbone not in backbones: raise ValueError(
         f'backbone is {protocol.backbone!r}, expected one of {", ".join(backbones)}; '
         f'the default is {Protocol.backbone}.')
-    if not protocol.lr > 0:
-        raise ValueError(
-            f'lr is {protocol.lr}, expected more than 0; the default is {Protocol.lr}.')
+    if not protocol.lr > 0: raise ValueError(
+        f'lr is {protocol.lr}, expected more than 0; the default is {Protocol.lr}.')
     for name, most in dict(d_model=16_384, layers=256, seed=2**32 - 1).items():
-        if getattr(protocol, name) > most:
-            raise ValueError(
-                f'{name} is {getattr(protocol, name):,}, expected at most {most:,}.')
+        if (value := getattr(protocol, name)) > most: raise ValueError(
+            f'{name} is {value:,}, expected at most {most:,}.')
     for name in ('dropout', 'label_smoothing', 'ema_decay'):
-        value = getattr(protocol, name)
-        if not 0 <= value < 1:
-            raise ValueError(f'{name} is {value}, expected 0 or more and less than 1; '
-                             '0 switches it off.')
+        if not 0 <= (value := getattr(protocol, name)) < 1: raise ValueError(
+            f'{name} is {value}, expected 0 or more and less than 1; 0 switches it off.')
     protocol.training() # refuses what no trainer could use
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #1e76e0fd
@@ -132,27 +117,21 @@ class FittedRecommender(NamedTuple):
 
 class RecommenderSpec(NamedTuple):
     "What a recommender is, what it reads, and where it begins"
-    # `DecoderOnly` or `GenerativeRecommender`; None: that of the protocol's backbone
-    model: type|None = None
-    # `UserSequences` or `Sequences`; None: those that the backbone reads
-    data: type|None = None
+    model: type|None = None # `DecoderOnly`, …; None: that of the protocol's backbone
+    data: type|None = None # `UserSequences`, …; None: those that the backbone reads
     vocabulary: Vocabulary|None = None # None: tokens of its own for each level
     weights: dict|None = None # of `weights_at`; None: random ones
     training: TrainConfig|None = None # None: the protocol's
-    # L K d each: where token embeddings start, if the protocol wants it; None: by
-    # chance
-    codebooks: list|None = None
+    codebooks: list|None = None # L K d each: where token embeddings start, or by chance
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #9311355e
 def _new_recommender(vocabulary:Vocabulary, protocol:Protocol,
-                     # L K d each: where token embeddings start; None: by chance
-                     codebooks:list|None=None,
+                     codebooks:list|None=None, # L K d each, to start at
                      kind:type|None=None # None: that of the protocol's backbone
                     )->SemanticIDModel:
     "A recommender of the protocol's sizes that has learnt nothing"
-    model = (kind or backbones[protocol.backbone][0])(vocabulary,
-                                                      protocol.recommender(),
-                                                      protocol.seed)
+    kind = kind or backbones[protocol.backbone][0]
+    model = kind(vocabulary, protocol.recommender(), protocol.seed)
     if codebooks and protocol.codeword_init:
         model.start_at_codewords(codebooks, protocol.codeword_init, protocol.seed)
     return model
@@ -162,8 +141,8 @@ def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
                     start:RecommenderSpec=RecommenderSpec())->FittedRecommender:
     "Train a recommender on these identifiers; best weights by validation NDCG@10"
     vocabulary, trie = start.vocabulary or Vocabulary(item_ids.sizes), Trie(item_ids)
-    data = start.data or backbones[protocol.backbone][1]
-    data = data(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size,
+    kind = start.data or backbones[protocol.backbone][1]
+    data = kind(split.train, item_tokens(item_ids, vocabulary), protocol.batch_size,
                 protocol.seed)
     model = _new_recommender(vocabulary, protocol, start.codebooks, start.model)
     if start.weights is not None: load_weights(model, start.weights, 'the pre-training')
@@ -185,14 +164,11 @@ def save_fitted(fitted:FittedRecommender, catalogue:Catalogue, out:str|Path,
 
 def load_fitted(out:str|Path # written by `save_fitted`
                )->tuple: # FittedRecommender, and a Catalogue of ids and titles
-    """Read a recommender with its identifiers and items; `ValueError` if they do not
-    belong together"""
+    "A recommender, its identifiers and items; `ValueError` if they are not of one run"
     items, item_ids = _load_items(out), ItemIds.load(out)
-    kinds, config = {k.__name__: k for k in (GenerativeRecommender,
-                                             DecoderOnly)}, read_json(
-        Path(out)/'config.json', dict)
-    model = kinds.get(str(config.get('kind')),
-                      GenerativeRecommender).from_pretrained(out)
+    kind = str(read_json(Path(out)/'config.json', dict).get('kind'))
+    kinds = {k.__name__: k for k in (GenerativeRecommender, DecoderOnly)}
+    model = kinds.get(kind, GenerativeRecommender).from_pretrained(out)
     if not len(items) == len(item_ids): raise ValueError(
         f'{out}: items.json names {len(items):,} items, item_ids.safetensors holds '
         f'{len(item_ids):,}; run again what wrote it.')
@@ -212,9 +188,8 @@ def _load_items(out:str|Path # written by `save_fitted`
     items = read_json(path, dict, ids=list, titles=list, domain=(str, type(None)))
     kinds = {type(i) for i in items['ids']}
     if kinds not in ({str}, {int}) or {type(t) for t in items['titles']} - {str}:
-        raise ValueError(
-            f'{path} has ids or titles that are no text, expected all text (or whole '
-            'numbers as ids); put back a copy of the file.')
+        raise ValueError(f'{path} has ids or titles that are no text, expected all text '
+                         '(or whole numbers as ids); put back a copy of the file.')
     return Catalogue(items['ids'], items['titles'], None, items['domain'],
                      items['titles'])
 
@@ -228,8 +203,7 @@ def _metrics_record(evaluation:Evaluation, item_ids:ItemIds,
     rates = dict(collision_rate=item_ids.collisions/len(item_ids),
                  invalid_rate=m['invalid_rate'])
     return dict(kept, items=len(item_ids), **rates, seconds=round(seconds, 1),
-                config=config,
-                seed=config['seed'], version=gentok.__version__)
+                config=config, seed=config['seed'], version=gentok.__version__)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #a64ee00d
 def _pick_metrics(m:dict)->dict:
@@ -239,8 +213,7 @@ def _pick_metrics(m:dict)->dict:
 # %% ../../nbs/11_papers/00_protocol.ipynb #127647d0
 def baseline_rows(dataset:Dataset, split:Split
                  )->list: # of dicts, for the report's table
-    """What nothing trained reaches: popularity, text neighbours, and the Bayes limit
-    where the truth is known"""
+    "Popularity, text neighbours, and the Bayes limit where the truth is known"
     test = split.test
     found = {name: summarise(ranked, test.targets)
              for name, ranked in _untrained(dataset.catalogue, split).items()}
@@ -253,12 +226,11 @@ def baseline_rows(dataset:Dataset, split:Split
 # %% ../../nbs/11_papers/00_protocol.ipynb #914b67e0
 def _untrained(catalogue:Catalogue, split:Split
               )->dict[str, Ranked]: # name -> answers to the test users
-    """Popularity, and neighbours by the catalogue's words (TF-IDF and SVD, 128
-    directions) where it has any"""
+    "Popularity, and neighbours by the catalogue's words where it has any"
     found = {'Most popular': most_popular(split.train, len(catalogue), split.test.n)}
     if not any(text.strip() for text in catalogue.text): return found
-    return found | {'Text neighbours': Neighbours(
-        TextEncoder('lsa', 128).embed(catalogue)).recommend(split.test)}
+    near = Neighbours(TextEncoder('lsa', 128).embed(catalogue))
+    return found | {'Text neighbours': near.recommend(split.test)}
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #9dbf7f5c
 @dataclass(frozen=True)
@@ -277,15 +249,14 @@ class Run:
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #ae6a7f95
 class TokenizationPipeline(NamedTuple):
-    """What gives an item its codes, also one that comes later: a text encoder and a
-    tokenizer, both fitted"""
+    "What gives an item its codes, also one that comes later; both parts are fitted"
     encoder: TextEncoder
     tokenizer: Tokenizer
 
     def codes(self, catalogue:Catalogue)->Tensor: # n l
         "The codes of items, seen in training or not"
-        return self.tokenizer.encode(_items_of(catalogue,
-                                               self.encoder.embed(catalogue)))
+        table = self.encoder.embed(catalogue)
+        return self.tokenizer.encode(_items_of(catalogue, table))
     def save(self, folder:str|Path)->None:
         "Write both, each in a folder of its own"
         self.encoder.save(Path(folder)/'encoder')
@@ -303,14 +274,12 @@ class Result(NamedTuple):
     fitted: FittedRecommender
     health: CodebookHealth # of the codes, before they were made unique
     out: Path|None
-    # None where items are known by behaviour, which new ones have not
-    pipeline: TokenizationPipeline|None = None
+    pipeline: TokenizationPipeline|None = None # None: items are known by behaviour
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #5a565406
 def _example_cases(dataset:Dataset, split:Split, evaluation:Evaluation, # of split.test
                   n:int=6)->list: # of dicts, for the report
-    """A few test users: half where the first five hold the target, half where they do
-    not"""
+    "A few test users: half where the first five hold the target, half where not"
     hit, test = evaluation.users['recall@5'] > 0, split.test
     chosen = [*hit.nonzero()[:n - n//2, 0].tolist(),
               *(~hit).nonzero()[:n//2, 0].tolist()]
@@ -318,7 +287,7 @@ def _example_cases(dataset:Dataset, split:Split, evaluation:Evaluation, # of spl
                  recommended=evaluation.ranked.items[e, :5].tolist(),
                  target=int(test.targets[e]),
                  user=str(dataset.histories.users[int(test.users[e])]))
-                 for e in sorted(chosen)]
+            for e in sorted(chosen)]
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #66cc4e67
 def _write_report(path:str|Path, run:Run, result:Result,
@@ -329,11 +298,11 @@ def _write_report(path:str|Path, run:Run, result:Result,
     curve = fitted.result.curve if fitted.result else []
     curves = {'training loss': [r['loss'] for r in curve],
               'validation NDCG@10': [r['ndcg@10'] for r in curve if 'ndcg@10' in r]}
+    cases = _example_cases(dataset, run.split, result.evaluation)
     return html_report(path, title=f'{run.name} on {dataset.name}',
                        catalogue=dataset.catalogue, item_codes=fitted.item_ids.table,
-                  health=result.health, curves=curves, metrics=rows,
-                  config=asdict(run.config),
-                  recommendations=_example_cases(dataset, run.split, result.evaluation))
+                       health=result.health, curves=curves, metrics=rows,
+                       config=asdict(run.config), recommendations=cases)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #20e7b378
 def finish_run(run:Run, fitted:FittedRecommender,
@@ -367,8 +336,7 @@ def _write_result(result:Result, run:Run,
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #f7e28498
 def _data_print(dataset:Dataset)->dict: # plain JSON
-    """A data set by its content: the digest is that of all items, texts and
-    interactions, in any order of the items"""
+    "A data set by its content, in any order of the items"
     return dict(name=dataset.name, items=len(dataset.catalogue),
                 interactions=len(dataset.histories.items),
                 digest=dataset.in_canonical_order().digest())
@@ -394,8 +362,7 @@ def _difference(theirs:dict, ours:dict # fingerprints
 # %% ../../nbs/11_papers/00_protocol.ipynb #7d27fdba
 def _same_run(out:Path, theirs:dict, ours:dict # fingerprints
             )->None:
-    """ValueError for a folder that holds another run, or this one on data that have
-    changed"""
+    "ValueError for a folder with another run, or this one on data that have changed"
     name, before, now = _difference(theirs, ours) or (None, None, None)
     rest = theirs.get('others'), ours.get('others')
     if name == 'data' or name is None and all(rest) and rest[0] != rest[1]:
@@ -412,12 +379,11 @@ def _same_run(out:Path, theirs:dict, ours:dict # fingerprints
 # %% ../../nbs/11_papers/00_protocol.ipynb #7fb1de07
 def _register_run(out:str|Path, # made if missing
                  method:str, config:dict, dataset:Dataset,
-                 # that the method also learns from; none: they are not compared
-                 others:Sequence[Dataset]=()
+                 others:Sequence[Dataset]=() # if any, that it also learns from
                 )->Path:
     "Mark a folder as this run's, or make sure that it already is"
-    out, ours, state = (Path(out), _fingerprint(method, config, dataset, others),
-                        process_state())
+    out, state = Path(out), process_state()
+    ours = _fingerprint(method, config, dataset, others)
     if out.exists() and not out.is_dir():
         raise ValueError(f'{out} is a file, expected a folder; choose another --out.')
     mark = out/'run.json'
@@ -431,12 +397,10 @@ def _register_run(out:str|Path, # made if missing
 
 def start_run(name:str, # of the method, for people
               dataset:Dataset, config:Protocol,
-              # a new folder, or that of the run to continue; None: nothing is kept
-              out:str|Path|None=None,
+              out:str|Path|None=None, # new, or of the run to continue; None: none
               others:Sequence[Dataset]=() # that the method also learns from
              )->Run:
     "A run that begins, or goes on in its folder; ValueError if that holds another"
     dataset = dataset.in_canonical_order()
-    out = (_register_run(out, name.lower(), asdict(config), dataset, others) if out
-           else None)
-    return Run(name, dataset, config, out)
+    if out: out = _register_run(out, name.lower(), asdict(config), dataset, others)
+    return Run(name, dataset, config, out or None)

@@ -39,43 +39,31 @@ from ..train.scale_out import main_process_first
 @dataclass(frozen=True)
 class TigerConfig(Protocol):
     "The protocol, and how TIGER makes its identifiers"
-    # 'lsa'; a folder, or the name of a text encoder on the hub; or 'sasrec':
-    # collaborative vectors instead of text
-    text: str = 'lsa'
+    text: str = 'lsa' # or a text encoder's folder or hub name, or 'sasrec': behaviour
     text_dim: int = 128 # of 'lsa'; a pretrained encoder has its own
-    # residual k-means; the paper's 'rqvae'; 'rqvae++' (whitened, EMA); 'random'
-    tokenizer: str = 'kmeans'
+    tokenizer: str = 'kmeans' # the paper's 'rqvae'; 'rqvae++' (EMA), or 'random'
     levels: int = 2 # L; the paper has 3 and a suffix
     codebook_size: int = 512 # K; the paper has 256
     tokenizer_epochs: int = 1000 # of the tokenizer
-    # how identifiers become unique, see `resolve`; the paper's is 'suffix'
-    policy: str = 'reassign'
+    policy: str = 'reassign' # how codes become unique; the paper's is 'suffix'
 
     def __post_init__(self):
         "ValueError for a setting out of its range"
         super().__post_init__()
         for name, most in dict(text_dim=65_536, levels=64, codebook_size=65_536,
                                tokenizer_epochs=math.inf).items():
-            value, default = (getattr(self, name),
-                              TigerConfig.__dataclass_fields__[name].default)
+            value, default = getattr(self, name), getattr(TigerConfig, name)
+            upto = 'or more' if most == math.inf else f'to {most:,}'
             if not 1 <= value <= most: raise ValueError(
-                f'{name} is {value}, expected 1 '
-                f'{"or more" if most == math.inf else f"to {most:,}"}; the default is '
-                f'{default}.')
+                f'{name} is {value}, expected 1 {upto}; the default is {default}.')
 
     @property
-    def whiten(self
-               # of `RQVAEConfig`: SASRec's vectors are so short that all codes would be
-               # near
-              )->int|None:
-        "How an RQ-VAE reads the vectors"
+    def whiten(self)->int|None: # of `RQVAEConfig`
+        "How an RQ-VAE reads vectors: SASRec's are so short that all codes were near"
         return 0 if self.text == 'sasrec' else None
     @property
-    def final(self
-              # of `FitConfig`: with .15 neighbouring epochs of an 'rqvae++' agree as
-              # MTGRec's do
-             )->float:
-        "Share of the tokenizer's learning rate that is left in its last epoch"
+    def final(self)->float: # of `FitConfig`
+        "Share of the rate in the last epoch; with .15 neighbouring epochs agree"
         return .15 if self.tokenizer == 'rqvae++' else 1.
     def sketch(self)->Tokenizer:
         "The tokenizer that would be fitted; ValueError where there is none"
@@ -83,8 +71,7 @@ class TigerConfig(Protocol):
 
 @dataclass(frozen=True)
 class RQVAETigerConfig(TigerConfig):
-    """Identifiers by an RQ-VAE of 256 codes a level, as the methods that build on TIGER
-    have them"""
+    "Identifiers by an RQ-VAE of 256 codes a level, as methods built on TIGER have"
     tokenizer: str = 'rqvae' # one that learns by a gradient
     codebook_size: int = 256 # K
 
@@ -139,19 +126,12 @@ def item_vectors(dataset:Dataset, config:TigerConfig,
                 )->EmbeddingTable:
     "What items are known by: their text, or behaviour in the training part"
     if config.text != 'sasrec': return _encoder_of(config).embed(dataset.catalogue)
-    split, model = leave_one_out(dataset), SASRec(len(dataset.catalogue),
-                                                  SASRecConfig(seed=config.seed))
-    return model.fit(split.train, split.valid,
-                     out/'sasrec' if out else None).embed(dataset.catalogue)
+    split, catalogue = leave_one_out(dataset), dataset.catalogue
+    model = SASRec(len(catalogue), SASRecConfig(seed=config.seed))
+    model.fit(split.train, split.valid, out/'sasrec' if out else None)
+    return model.embed(catalogue)
 
-class TokenizedCatalogue(NamedTuple):
-    "What the recommender is trained on"
-    table: EmbeddingTable
-    tokenizer: Tokenizer
-    item_ids: ItemIds
-    health: CodebookHealth # of the codes, before they were made unique
-    seconds: float
-
+# %% ../../nbs/11_papers/01_tiger.ipynb #8595c2de
 def _unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str,
                 seed:int=0)->ItemIds:
     """Codes made unique; 'reassign' moves last codes to the nearest free codeword
@@ -179,6 +159,14 @@ def _cached_ids(make:Callable[[], ItemIds],
     return ItemIds.load(path)
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #bfcd6bdd
+class TokenizedCatalogue(NamedTuple):
+    "What the recommender is trained on"
+    table: EmbeddingTable
+    tokenizer: Tokenizer
+    item_ids: ItemIds
+    health: CodebookHealth # of the codes, before they were made unique
+    seconds: float
+
 def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
             out:str|Path|None=None # folder to keep the stages in
            )->TokenizedCatalogue:

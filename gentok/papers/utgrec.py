@@ -231,7 +231,8 @@ def _pretrain(datasets:dict[str, Dataset], learnt:_PretrainedTokenizer,
              if _has_training_users(d)}
     if not known: raise ValueError(
         f'none of {", ".join(datasets)} has a user with 4 items or more; add such a '
-        'data set, or use --no-recommender-pretraining (recommender_pretraining=False).')
+        'data set, or use --no-recommender-pretraining '
+        '(recommender_pretraining=False).')
     parts = [_sample_examples(leave_one_out(d).train, c.pretraining_examples, c.seed)
              for d in known.values()]
     examples, table = _mix_domains(parts, [item_tokens(learnt.item_ids[name], v)
