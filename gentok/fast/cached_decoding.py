@@ -77,15 +77,14 @@ class CachedDecoder:
     def lay_out(self, model:nn.Module, reads:nn.Module, writes:nn.Module # T5Stack
                )->None:
         "What all layers share, and what depends on a token alone"
-        t5, self.vocabulary, self.config, self.biases = (model.t5, model.vocabulary,
-                                                         model.config, {})
+        t5, self.vocabulary, self.config = model.t5, model.vocabulary, model.config
+        self.biases = {}
         self.per_level = self.config.per_level
         self.heads, self.eps = self.config.num_heads, t5.config.layer_norm_epsilon
         self.embedding = t5.shared.weight.detach()
         rows = self.norm(self.embedding)
-        # v 3hd
-        self.first = [F.linear(rows, layers[0].qkv)
-                      for layers in (self.encoder, self.decoder)]
+        both = self.encoder, self.decoder
+        self.first = [F.linear(rows, layers[0].qkv) for layers in both] # v 3hd
         scale = 1. if self.per_level else self.config.d_model**-.5
         self.out = self.embedding*writes.final_layer_norm.weight.detach()*scale
         self.near = [stack.block[0].layer[0].SelfAttention for stack in (reads, writes)]
@@ -98,8 +97,7 @@ class CachedDecoder:
 
     def project(self, decoder:bool, i:int, x:Tensor, # ... d: input of layer i
                 tokens:Tensor)->Tensor: # ... 3hd: queries, keys and values
-        """What a layer's self-attention works with; in the first layer it depends on
-        the token alone and is looked up"""
+        "For self-attention; in the first layer it is looked up by the token"
         if i == 0: return self.first[decoder][tokens]
         return F.linear(self.norm(x), (self.encoder, self.decoder)[decoder][i].qkv)
 

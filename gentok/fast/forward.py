@@ -169,25 +169,41 @@ def _self_attention_backward(both:Tensor,
         place.copy_(part)
     to_bias[:, :g.t, :g.t] += to_scores.sum(0)
 
+def _look_backward(ctx, g:Tensor # n d
+                  )->tuple: # as many as `_Look.forward` takes
+    "The same way back; the gradients of queries, keys and values lie side by side"
+    y, inverse, found, folded, scale, weight, *rest = ctx.saved_tensors
+    (out, outer, bias), kept, to_y = rest[:3], rest[3:], torch.empty_like(y)
+    end = ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype)
+    to_folded, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    kept = zip(kept[::3], kept[1::3], kept[2::3])
+    for rows, groups in ctx.plan:
+        to_found = torch.mm(end[rows], out)
+        both = to_found.new_empty(len(to_found), len(folded))
+        for part in groups:
+            work = both, to_found, part, next(kept), ctx.drop, to_bias
+            _self_attention_backward(*work)
+        torch.mm(both, folded, out=to_y[rows])
+        _add_product_(to_folded, both.T, y[rows])
+    to_x = _rms_norm_backward(to_y.to(g.dtype), y, inverse).add_(g)
+    parts = (to_folded*weight).sum(0), *(to_folded*scale).chunk(3)
+    return to_x, *parts, torch.mm(found.T, end).T.to(g.dtype), to_bias, *[None]*5
+
 # %% ../../nbs/12_fast/02_forward.ipynb #8163bce5
 class _Look(Function):
     "x + drop(out(attend(qkv(scale*norm(x)))))"
     @staticmethod
     def forward(ctx, x:Tensor, # n d
-                scale:Tensor, q:Tensor, k:Tensor, v:Tensor,
-                out:Tensor, # d ; (h d) d ; … ; d (h d)
-                # h t t: of the longest; it goes by distance, so shorter ones take its
-                # corner
-                bias:Tensor,
+                scale:Tensor, q:Tensor, k:Tensor, v:Tensor, # d ; (h d) d ; …
+                out:Tensor, bias:Tensor, # d (h d); h t t: shorter ones take its corner
                 plan:list, h:int, # of `Stretch`; heads
                 eps:float, kind:torch.dtype, drop:_Dropout)->Tensor: # n d
         "Queries, keys and values from one product"
-        (y, inverse), weight, outer = (_rms_norm(x, eps), torch.cat([q, k, v]),
-                                       drop.draw(x))
-        y, folded, out, near = (y.to(kind), (weight*scale).to(kind), out.to(kind),
-                                bias.to(kind))
-        there, found, kept = (folded.T.contiguous(), y.new_empty(len(x), out.shape[1]),
-                              [])
+        (y, inverse), weight = _rms_norm(x, eps), torch.cat([q, k, v])
+        outer, folded = drop.draw(x), (weight*scale).to(kind)
+        y, out, near = (part.to(kind) for part in (y, out, bias))
+        found, kept = y.new_empty(len(x), out.shape[1]), []
+        there = folded.T.contiguous()
         for rows, groups in plan:
             wide, taken = torch.mm(y[rows], there), found[rows]
             for g in groups:
@@ -198,29 +214,11 @@ class _Look(Function):
         ctx.save_for_backward(y, inverse, found, folded, scale, weight, out, outer,
                               bias, *kept)
         ctx.drop, ctx.plan = drop, plan
-        return torch.add(x, drop.keep_(torch.mm(found, out.T.contiguous()), outer),
-                         alpha=drop.scale**2)
+        found = drop.keep_(torch.mm(found, out.T.contiguous()), outer)
+        return torch.add(x, found, alpha=drop.scale**2)
 
     @staticmethod
-    def backward(ctx, g:Tensor):
-        "The same way back; the gradients of queries, keys and values lie side by side"
-        y, inverse, found, folded, scale, weight, out, outer, bias, *kept = ctx.saved_tensors
-        end, to_y = (ctx.drop.keep(g*ctx.drop.scale**2, outer).to(y.dtype),
-                     torch.empty_like(y))
-        to_folded, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        kept = zip(kept[::3], kept[1::3], kept[2::3])
-        for rows, groups in ctx.plan:
-            to_found = torch.mm(end[rows], out)
-            both = to_found.new_empty(len(to_found), len(folded))
-            for part in groups:
-                _self_attention_backward(both, to_found, part, next(kept), ctx.drop,
-                                         to_bias)
-            torch.mm(both, folded, out=to_y[rows])
-            _add_product_(to_folded, both.T, y[rows])
-        to_x, to_out = (_rms_norm_backward(to_y.to(g.dtype), y, inverse).add_(g),
-                        torch.mm(found.T, end).T.to(g.dtype))
-        return (to_x, (to_folded*weight).sum(0), *(to_folded*scale).chunk(3), to_out,
-                to_bias, *[None]*5)
+    def backward(ctx, g:Tensor): return _look_backward(ctx, g)
 
 # %% ../../nbs/12_fast/02_forward.ipynb #c3f13883
 class _Gather(Function):
@@ -246,16 +244,14 @@ class _Gather(Function):
     def backward(ctx, g:Tensor):
         "A state is heard twice: as key and as value"
         (asked, states, *kept), g = ctx.saved_tensors, g*ctx.drop.scale
-        D, to_asked, to_states = (states.shape[1], torch.empty_like(asked),
-                                  torch.empty_like(states))
+        to_asked, to_states = torch.empty_like(asked), torch.empty_like(states)
+        cut = lambda x, part: x[part.rows].view(part.b, 1, -1, states.shape[1])
         for (mine, theirs), *rest in zip(ctx.pairs, kept[::2], kept[1::2]):
-            own, s = (asked[mine.rows].view(mine.b, 1, -1, D),
-                      states[theirs.rows].view(theirs.b, 1, -1, D))
-            to_own, to_key, to_value, _ = _attention_backward(g[mine.rows].view_as(own),
-                                                              own, s, s, *rest,
-                                                              ctx.drop)
+            own, s, behind = cut(asked, mine), cut(states, theirs), g[mine.rows]
+            to_own, to_key, to_value, _ = _attention_backward(
+                behind.view_as(own), own, s, s, *rest, ctx.drop)
             to_asked[mine.rows] = to_own.view(mine.b*mine.t, -1)
-            to_states[theirs.rows] = (to_key + to_value).view(-1, D)
+            to_states[theirs.rows] = (to_key + to_value).flatten(0, -2)
         return to_asked, to_states, None, None
 
 # %% ../../nbs/12_fast/02_forward.ipynb #76035661
@@ -281,17 +277,22 @@ def _causal_bias(near:nn.Module, # T5Attention with the relative position bias
     future = torch.ones(t, t, dtype=torch.bool, device=bias.device).triu(1)
     return bias.masked_fill(future, torch.finfo(_precision(bias)).min)
 
+def _tied_logits(hidden:Tensor, # n D: after the last norm
+                table:Tensor # v D: the embedding
+               )->Tensor: # n v
+    "What is written, by the matrix that reads"
+    return F.linear(hidden*table.shape[1]**-.5, table)
+
 # %% ../../nbs/12_fast/02_forward.ipynb #a4e446f3
 class _ForwardPass:
     "One pass through a T5: what its layers share"
     def __init__(self, t5:nn.Module, # T5ForConditionalGeneration
                  p:float # dropout; 0 outside of training
                 ):
-        self.heads, self.eps, self.drop = (t5.config.num_heads,
-                                           t5.config.layer_norm_epsilon, _Dropout(p))
-        self.embedding, self.kind = t5.shared.weight, _precision(t5.shared.weight)
-        # rows at once
-        self.most = 1024 if self.embedding.device.type == 'cpu' else 1<<62
+        self.heads, self.eps = t5.config.num_heads, t5.config.layer_norm_epsilon
+        self.embedding, self.drop = t5.shared.weight, _Dropout(p)
+        self.kind, cpu = _precision(self.embedding), self.embedding.device.type == 'cpu'
+        self.most = 1024 if cpu else 1<<62 # rows at once
 
     def open(self, tokens:Tensor)->Tensor: # n -> n d
         "What enters the first layer"
@@ -309,8 +310,8 @@ class _ForwardPass:
             states:Tensor, pairs:list)->Tensor: # of a group of x and one of the states
         "Cross-attention and the way around it"
         a = part.EncDecAttention
-        weights = (a.q.weight*part.layer_norm.weight, a.k.weight, a.v.weight,
-                   a.o.weight.T)
+        asks = a.q.weight*part.layer_norm.weight
+        weights = asks, a.k.weight, a.v.weight, a.o.weight.T
         # h d D
         query, key, value, out = (w.unflatten(0, (self.heads, -1)) for w in weights)
         found = _ask_states(_RMSNorm.apply(x, self.eps), states, key.mT @ query,
@@ -322,18 +323,12 @@ class _ForwardPass:
         "The feed-forward layer and the way around it"
         f = part.DenseReluDense
         weights = part.layer_norm.weight, f.wi.weight, f.wo.weight
-        return _FeedForward.apply(x, *weights, self.eps, self.kind, self.drop,
-                                  self.most)
+        rest = self.eps, self.kind, self.drop, self.most
+        return _FeedForward.apply(x, *weights, *rest)
 
     def close(self, x:Tensor, norm:nn.Module)->Tensor:
         "The norm behind the last layer"
         return self.drop(_RMSNorm.apply(x, self.eps)*norm.weight)
-
-def _tied_logits(hidden:Tensor, # n D: after the last norm
-                table:Tensor # v D: the embedding
-               )->Tensor: # n v
-    "What is written, by the matrix that reads"
-    return F.linear(hidden*table.shape[1]**-.5, table)
 
 # %% ../../nbs/12_fast/02_forward.ipynb #359ef997
 class _States(NamedTuple):
