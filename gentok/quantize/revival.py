@@ -16,7 +16,7 @@ from torch import Tensor
 class DeadCodeReset:
     "When a code is dead, and how it comes back; ValueError for patience < 1, noise < 0"
     patience:float = 10 # passes over the data without a vector until a code is dead
-    per_pass:int|None = None # vectors in a pass; None: those of `initialise`, or a batch
+    per_pass:int|None = None # vectors in a pass; None: of `initialise`, or a batch
     noise:float = 1e-3 # jitter of the newcomer, in standard deviations of the residuals
     seed:int = 0 # with the codebook's step counter, it fixes every draw
     def __post_init__(self):
