@@ -170,19 +170,19 @@ def items(self:ItemIds,
             'find.')
     return rows
 
-# %% ../../nbs/05_ids/01_item_ids.ipynb #c5982767
-def _smallest(K:int # codes run from 0 to K - 1
-            )->torch.dtype:
-    "The smallest integer type that holds K different codes"
-    types = {8: torch.uint8, 15: torch.int16, 31: torch.int32}
-    return next((kind for bits, kind in types.items() if K <= 2**bits), torch.int64)
-
 # %% ../../nbs/05_ids/01_item_ids.ipynb #93868c79
 def _ids_file(path # a folder, or the file itself
              )->Path:
     "Where identifiers lie in a folder"
     path = Path(path)
     return path if path.suffix == '.safetensors' else path/'item_ids.safetensors'
+
+# %% ../../nbs/05_ids/01_item_ids.ipynb #c5982767
+def _smallest(K:int # codes run from 0 to K - 1
+            )->torch.dtype:
+    "The smallest integer type that holds K different codes"
+    types = {8: torch.uint8, 15: torch.int16, 31: torch.int32}
+    return next((kind for bits, kind in types.items() if K <= 2**bits), torch.int64)
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #05263064
 @patch
