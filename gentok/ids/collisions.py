@@ -57,9 +57,9 @@ def _suffixes(codes, # n l
     return suffix
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #3583874b
-def _preferences(codes:Tensor, # m: last code of each item
+def _preferences(codes:Tensor, # b: last code of each item
                  distances # rows (b) -> distances (b k) to every last codeword
-                )->Tensor: # m k: own code first, then by distance, then by index
+                )->Tensor: # b k: own code first, then by distance, then by index
     "rank_i(k): every item's order of preference among the last codes"
     out = []
     for rows in torch.arange(len(codes)).split(4096):
@@ -88,8 +88,8 @@ def _keep_closest(waiting:dict, # identifier -> its items
 # %% ../../nbs/05_ids/02_collisions.ipynb #c7f74930
 def _reassignment_rounds(waiting:dict, # identifier -> its items, two or more
                          owned:set, # identifiers with an owner; grows
-                         base:Tensor, # m: prefix number times K
-                         rank:Tensor, # m k: from `_preferences`
+                         base:Tensor, # b: prefix number times K
+                         rank:Tensor, # b k: from `_preferences`
                          far # items (b) -> distances (b k) to every last codeword
                         )->tuple: # item -> its identifier; items that still wait
     "UTGRec's collision rounds"
@@ -170,7 +170,7 @@ def reassign(codes:Tensor, # n l
             )->_Reassigned:
     "UTGRec's procedure over the whole last codebook, with a last resort"
     K, new = sizes[-1], codes.clone()
-    twins = collides(codes, sizes).nonzero().squeeze(1)  # m
+    twins = collides(codes, sizes).nonzero().squeeze(1)  # b
     if not len(twins):
         return _Reassigned(new, *torch.zeros(2, len(codes), dtype=torch.bool))
     prefix = 0*codes[:, 0]
@@ -304,10 +304,10 @@ def _nearest_codes(K:int, code:int, codewords:Tensor|None=None # K d
 
 # %% ../../nbs/05_ids/02_collisions.ipynb #a7d79972
 def extend(item_ids:ItemIds,
-           codes, # m l, by the tokenizer of the old ones; m l-1 before a suffix
-           ids:Sequence|None=None, # m: their standard order decides; None: the rows'
+           codes, # b l, by the tokenizer of the old ones; b l-1 before a suffix
+           ids:Sequence|None=None, # b: their standard order decides; None: the rows'
            codewords:Sequence[Tensor]=() # K d for each of the first levels
-          )->ItemIds: # n+m: first the old ones, unchanged
+          )->ItemIds: # n+b: first the old ones, unchanged
     "Identifiers for new items beside the old ones; ValueError where there is no room"
     sizes, given = item_ids.sizes, torch.as_tensor(codes).shape[-1]
     codes, _ = _check_codes(codes, sizes[:given])

@@ -19,7 +19,7 @@ from gentok.store.files import (atomic_write, _check_kind, _read_tensor_file, _r
 # %% ../../nbs/05_ids/01_item_ids.ipynb #904b8853
 def _key_columns(codes:Tensor, # n l: identifiers
                  sizes:tuple # K of each level
-                )->Tensor: # n m: int64; m = 1 if the product of the sizes fits 62 bits
+                )->Tensor: # n j: int64; j = 1 if the product of the sizes fits 62 bits
     "Codes as digits of few integers that sort as the codes do"
     columns, room = [], 0
     for code, K in zip(codes.unbind(-1), sizes):
@@ -29,7 +29,7 @@ def _key_columns(codes:Tensor, # n l: identifiers
     return torch.stack(columns, -1)
 
 # %% ../../nbs/05_ids/01_item_ids.ipynb #ef7bc20d
-def _sort_rows(columns:Tensor # n m: keys, the first column counts most
+def _sort_rows(columns:Tensor # n j: keys, the first column counts most
               )->Tensor: # n: the rows in ascending order; equal rows keep theirs
     "Row numbers in lexicographic order of their keys"
     order = torch.arange(len(columns))
@@ -103,7 +103,7 @@ class ItemIds:
         self.collisions, self.moved = counts.tolist()
         columns = _key_columns(self.table, self.sizes)
         self.order = _sort_rows(columns)  # n: rows in lexicographic order
-        self._keys = columns[self.order]  # n m: ascending
+        self._keys = columns[self.order]  # n j: ascending
         equal = (self._keys[1:] == self._keys[:-1]).all(1)
         twin = torch.nn.functional.pad(equal, (1, 1))
         if twin.any(): raise ValueError(

@@ -74,8 +74,8 @@ def children(self:Trie,
 # %% ../../nbs/05_ids/03_trie.ipynb #28f6ab48
 @patch
 def find(self:Trie,
-         prefix # ... m: the first m codes of an identifier, 0 <= m <= L
-        )->Tensor: # ...: node with m codes (for m = L a leaf), or -1
+         prefix # ... l: the first l codes of an identifier, l <= L
+        )->Tensor: # ...: node with l codes (for l = L a leaf), or -1
     "The node of each prefix, -1 without; ValueError for more than L codes"
     prefix = torch.as_tensor(prefix, dtype=torch.long, device=self.item.device)
     if prefix.ndim == 0 or prefix.shape[-1] > self.L: raise ValueError(

@@ -63,6 +63,15 @@ class Vocabulary:
         return (f'Vocabulary({self.size:,} tokens: codes {self.sizes}{shared}, '
                 f'{self.n_user_tokens:,} users)')
 
+# %% ../../nbs/05_ids/04_vocabulary.ipynb #17e10581
+def _whole(self:Vocabulary, values)->Tensor:
+    "Long integers whose last axis is the levels"
+    values = torch.as_tensor(values, dtype=torch.long)
+    if values.ndim == 0 or values.shape[-1] != self.L: raise ValueError(
+        f'shape {tuple(values.shape)} does not end in {self.L} levels; '
+        'give whole identifiers.')
+    return values
+
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #4c6af6de
 def _checked(self:Vocabulary, codes:Tensor, what:str):
     "Refuse codes beyond their level with a message that `what` formats"
@@ -73,15 +82,6 @@ def _checked(self:Vocabulary, codes:Tensor, what:str):
         raise ValueError(what.format(l=l+1, c=c, K=K, t=c+first, first=first,
                                      last=first+K-1))
     return codes
-
-# %% ../../nbs/05_ids/04_vocabulary.ipynb #17e10581
-def _whole(self:Vocabulary, values)->Tensor:
-    "Long integers whose last axis is the levels"
-    values = torch.as_tensor(values, dtype=torch.long)
-    if values.ndim == 0 or values.shape[-1] != self.L: raise ValueError(
-        f'shape {tuple(values.shape)} does not end in {self.L} levels; '
-        'give whole identifiers.')
-    return values
 
 # %% ../../nbs/05_ids/04_vocabulary.ipynb #07729a2b
 @patch

@@ -13,7 +13,7 @@ from torch import Tensor
 from .beam import Ranked
 
 # %% ../../nbs/07_search/04_rerank.ipynb #40eeafa2
-def rerank_by_similarity(ranked:Ranked, # b m: more items than are wanted, best first
+def rerank_by_similarity(ranked:Ranked, # b k': more items than are wanted, best first
                          vectors:Tensor, # n d: of the whole catalogue
                          last:Tensor, # b: row of the item that each user took last
                          weight:float=2., # of the cosine, in nats; 0: as it was
@@ -25,7 +25,7 @@ def rerank_by_similarity(ranked:Ranked, # b m: more items than are wanted, best 
         f'{b} users have {m} items each, but {len(last)} last items and k = {k} were '
         'given; give one for each user, and search for at least k.')
     x, none = F.normalize(vectors.float(), dim=1), ranked.items < 0
-    near = (x[ranked.items.clamp(min=0)] @ x[last][..., None])[..., 0]  # b m
+    near = (x[ranked.items.clamp(min=0)] @ x[last][..., None])[..., 0]  # b k'
     score = (ranked.scores + weight*near).masked_fill(none, -torch.inf)
     best = score.sort(dim=1, descending=True, stable=True)
     items = ranked.items.gather(1, best.indices)
