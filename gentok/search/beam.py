@@ -21,13 +21,6 @@ from ..ids.sequences import batch_tokens
 from ..ids.trie import Trie
 from ..fast.cached_decoding import _as_cached_decoder
 
-# %% ../../nbs/07_search/01_beam.ipynb #ec643bc0
-class Ranked(NamedTuple):
-    "The answer of a search for b users"
-    items: Tensor # b k: rows of the catalogue, best first; -1 where there is none
-    scores: Tensor # b k: log p(item | history), in nats; -inf where there is none
-    invalid: Tensor # b: share of the k that are no item (0 under the trie)
-
 # %% ../../nbs/07_search/01_beam.ipynb #486d711d
 def _as_examples(histories, # Examples, or a list of lists of rows
                  n_items:int, # rows run from 0 to n_items-1
@@ -306,6 +299,13 @@ def _put(found:_Found, who:Tensor, # b: mask
     "Some users' answers come from another search; what was opened is added up"
     other = other._replace(opened=other.opened + found.opened[who])
     for x, y in zip(found, other): x[who] = y
+
+# %% ../../nbs/07_search/01_beam.ipynb #ec643bc0
+class Ranked(NamedTuple):
+    "The answer of a search for b users"
+    items: Tensor # b k: rows of the catalogue, best first; -1 where there is none
+    scores: Tensor # b k: log p(item | history), in nats; -inf where there is none
+    invalid: Tensor # b: share of the k that are no item (0 under the trie)
 
 # %% ../../nbs/07_search/01_beam.ipynb #89c08e37
 def _to_ranked(trie:Trie, found:_Found,
