@@ -215,13 +215,13 @@ def _tensor_bytes(tensors:dict[str, Tensor], # any shapes, any devices
         seen.add(place)
     notes = dict(notes, config=_fingerprint(config_text))
     notes['digest'] = _content_digest(plain, notes)
-    return save(plain, {'gentok': json.dumps(notes, sort_keys=True)}) # one key: in order
+    return save(plain, {'gentok': json.dumps(notes, sort_keys=True)}) # no order else
 
 # %% ../../nbs/12_store/01_files.ipynb #b28cc5ae
 def write_folder(dir:str|Path, # made if it is missing; other files in it stay
                  config:dict, # plain JSON
                  tensors:dict[str, Tensor]|None=None, # name -> tensor of any shape
-                 items:dict|None=None # what a person should see of the items; plain JSON
+                 items:dict|None=None # what a person should see of them; plain JSON
                 ):
     "Write config.json, model.safetensors and items.json; a kill is harmless or noticed"
     text, files = _json_text(config), {}
@@ -279,7 +279,7 @@ def read_tensors(path:str|Path, # a safetensors file
 def read_folder(dir:str|Path, # as `write_folder` made it
                 verify:bool=True # compare the tensors' digest
                )->Folder:
-    "What a folder holds; FileNotFoundError if it lacks, ValueError if it is damaged"
+    "What a folder holds; FileNotFoundError for a lack, ValueError for damage"
     dir = Path(dir)
     if not dir.is_dir():
         raise FileNotFoundError(f'{dir} is not a folder; check the path.')

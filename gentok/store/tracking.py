@@ -31,7 +31,7 @@ _open_trackers = ContextVar('open_trackers', default=None) # (kind, folder) -> t
 class _RunLog:
     "The trackers of one training run; false where nobody listens"
     def __init__(self, kind:str, # 'tokenizer' or 'recommender'
-                 trackers:Sequence # with log(values, step) and finish(), as accelerate's
+                 trackers:Sequence # with log(values, step) and finish(), as accelerate
                 ):
         self.kind, self.trackers = kind, list(trackers)
     def __bool__(self)->bool: return bool(self.trackers)
