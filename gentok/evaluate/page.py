@@ -12,14 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #97bd8bd8
-def _esc(text # anything; shown as its `str`
-        )->str: # safe between tags and inside quotes
+def _esc(text)->str: # of anything; safe between tags and inside quotes
     "Text made harmless for HTML"
     return html.escape(str(text).encode('utf-8', 'replace').decode(), quote=True)
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #1346929c
-def _number(x # an int, a float, or something else
-          )->str: # short, for reading
+def _number(x)->str: # an int, a float, or something else
     "A number as a reader wants it"
     if isinstance(x, bool) or not isinstance(x, (int, float)): return _esc(x)
     if isinstance(x, int): return f'{x:,}'
@@ -60,8 +58,7 @@ class _Shelf:
         self.catalogue, self.codes = catalogue, codes.tolist()
         self.unread, self._ready = set(), {}
 
-    def picture(self, row:int
-               )->str|None: # a data URI; None where there is no readable picture
+    def picture(self, row:int)->str|None: # a data URI; None without a readable picture
         "The item's thumbnail"
         if self.catalogue.images is None: return None
         if row not in self._ready:
@@ -112,8 +109,7 @@ def _thinned(values:Sequence, most:int=400
     return [points[round(i*(len(points)-1)/(most-1))] for i in range(most)]
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #ed8eaa7b
-def _scale(values:Sequence[float]
-          )->tuple: # a function onto 0…1, and whether it is logarithmic
+def _scale(values:Sequence[float])->tuple: # a function onto 0…1, is it logarithmic?
     "Where a value stands between the smallest and the largest"
     low, high = min(values), max(values)
     log = low > 0 and high > 50*low
@@ -137,32 +133,30 @@ def _curve(name:str, values:Sequence[float])->str:
             '</figcaption><svg viewBox="0 0 300 110" role="img" '
             f'aria-label="{_esc(says)}">{edge(12, max(ys))}{edge(90, min(ys))}'
             f'<polyline points="{" ".join(xy)}"/><circle cx="{x}" cy="{y}" r="3.5"/>'
-            f'<text x="52" y="106">{first:,}</text><text x="292" y="106" '
-            f'class="end">{"log scale · " if log else ""}{last:,}</text></svg></figure>')
+            f'<text x="52" y="106">{first:,}</text><text x="292" y="106" class="end">'
+            f'{"log scale · " if log else ""}{last:,}</text></svg></figure>')
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #97912b11
 _style_colours = '''
-:root{color-scheme:light dark;--paper:#f7f6f2;--card:#fff;--ink:#20252c;
- --soft:#59626d;--line:#e2dfd7;--wash:#f1efe9;--main:#2563a8;--limit:#2c7a4b;
- --hitwash:#e6f3ea;--alarm:#a8322d;--alarmwash:#fbecea;--dot:55% 48%}
-@media (prefers-color-scheme:dark){:root{--paper:#14171b;--card:#1d2127;--ink:#e9ebee;
- --soft:#a7afb9;--line:#323841;--wash:#282d35;--main:#7fb2ee;--limit:#74c795;
- --hitwash:#1d3327;--alarm:#f29a92;--alarmwash:#3a2422;--dot:60% 62%}}
-*{box-sizing:border-box}
+:root{color-scheme:light dark;--paper:#f7f6f2;--card:#fff;--ink:#20252c;--soft:#59626d;
+ --line:#e2dfd7;--wash:#f1efe9; --main:#2563a8;--limit:#2c7a4b;--hitwash:#e6f3ea;
+ --alarm:#a8322d;--alarmwash:#fbecea;--dot:55% 48%} @media (prefers-color-scheme:dark){
+:root{--paper:#14171b;--card:#1d2127;--ink:#e9ebee;--soft:#a7afb9;--line:#323841;
+ --wash:#282d35; --main:#7fb2ee;--limit:#74c795;--hitwash:#1d3327;--alarm:#f29a92;
+ --alarmwash:#3a2422;--dot:60% 62%}} *{box-sizing:border-box}
 html{scroll-behavior:smooth;scroll-padding-top:3.5rem}
 body{margin:0;background:var(--paper);color:var(--ink);
  font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
  font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
-h1,h2{font-family:"Iowan Old Style","Palatino Linotype",Palatino,"Book Antiqua",
- Georgia,serif;font-weight:600;line-height:1.2;margin:0}
+h1,h2{font-family:"Iowan Old Style","Palatino Linotype",Palatino,"Book Antiqua",Georgia,
+ serif;font-weight:600;line-height:1.2;margin:0}
 h1{font-size:clamp(1.7rem,4.5vw,2.6rem)} h2{font-size:1.45rem}
 h3,h4{margin:0;font-size:.95rem} h4{font-weight:600;color:var(--soft);font-size:.8rem}
 small{color:var(--soft);font-weight:400;font-size:.78rem}
 ul,ol,dl,dd,figure,p{margin:0;padding:0;list-style:none}
 img{display:block;background:#fff;border-radius:6px;object-fit:contain}
-code{background:var(--wash);border-radius:4px;padding:0 4px}
-a{color:var(--main)} :focus-visible{outline:2px solid var(--main);outline-offset:2px;
- border-radius:4px}
+code{background:var(--wash);border-radius:4px;padding:0 4px} a{color:var(--main)}
+:focus-visible{outline:2px solid var(--main);outline-offset:2px;border-radius:4px}
 '''
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #17194a4c
@@ -170,29 +164,25 @@ _style_layout = '''
 .wrap{max-width:1120px;margin-inline:auto;padding-inline:20px}
 .top{padding-block:44px 20px} .top p{color:var(--soft);margin-top:.5rem;max-width:62ch}
 nav{position:sticky;top:0;z-index:2;background:var(--paper);
- border-bottom:1px solid var(--line)}
-nav .wrap{display:flex;flex-wrap:wrap;gap:0 20px} nav a{padding:.6rem 0;
- text-decoration:none;font-size:.88rem} nav a:hover{text-decoration:underline}
-.panel{padding:34px 0 6px} .panel>p{color:var(--soft);max-width:82ch;
- margin:.3rem 0 1rem}
+ border-bottom:1px solid var(--line)} nav .wrap{display:flex;flex-wrap:wrap;gap:0 20px}
+nav a{padding:.6rem 0;text-decoration:none;font-size:.88rem}
+nav a:hover{text-decoration:underline} .panel{padding:34px 0 6px}
+.panel>p{color:var(--soft);max-width:82ch;margin:.3rem 0 1rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:1px;
- background:var(--line);border:1px solid var(--line);border-radius:12px;
- overflow:hidden;margin-top:18px}
-.fact{background:var(--card);padding:13px 16px;display:flex;
- flex-direction:column-reverse;justify-content:flex-end}
+ background:var(--line);border:1px solid var(--line); border-radius:12px;
+ overflow:hidden;margin-top:18px} .fact{background:var(--card);padding:13px 16px;
+ display:flex;flex-direction:column-reverse;justify-content:flex-end}
 .fact dd{font-size:1.5rem;font-weight:600;line-height:1.25;letter-spacing:-.01em}
- .fact dt{color:var(--soft);font-size:.84rem} .fact small{display:block}
-.bar{display:block;height:5px;border-radius:3px;background:var(--line);
- overflow:hidden} .bar i{display:block;height:100%;background:var(--main);
- border-radius:3px}
+.fact dt{color:var(--soft);font-size:.84rem} .fact small{display:block}
+.bar{display:block;height:5px;border-radius:3px;background:var(--line);overflow:hidden}
+.bar i{display:block;height:100%;background:var(--main);border-radius:3px}
 .id{display:inline-flex;align-items:center;gap:5px;color:var(--soft);font-size:.75rem;
- max-width:100%;overflow-wrap:anywhere}
-.id i{width:9px;height:9px;border-radius:50%;background:hsl(var(--h) var(--dot));
- flex:none}
+ max-width:100%;overflow-wrap:anywhere} .id i{width:9px;height:9px;border-radius:50%;
+ background:hsl(var(--h) var(--dot));flex:none}
 .more{color:var(--soft);font-size:.82rem;padding:5px 16px}
 .pill{border-radius:20px;padding:1px 10px;background:var(--wash);color:var(--soft);
- font-size:.8rem;font-weight:600;white-space:nowrap} .pill.hit{
- background:var(--hitwash);color:var(--limit)}
+ font-size:.8rem;font-weight:600;white-space:nowrap}
+.pill.hit{background:var(--hitwash);color:var(--limit)}
 footer{color:var(--soft);font-size:.82rem;margin-top:44px;
  border-top:1px solid var(--line)} footer .wrap{padding-block:18px 40px}
 '''
@@ -200,51 +190,47 @@ footer{color:var(--soft);font-size:.82rem;margin-top:44px;
 # %% ../../nbs/09_evaluate/05_page.ipynb #650f52a4
 _style_items = '''
 .user{background:var(--card);border:1px solid var(--line);border-radius:12px;
- padding:14px 16px 16px;margin-bottom:14px}
-.user header{display:flex;flex-wrap:wrap;gap:4px 12px;align-items:center;
- margin-bottom:12px}
+ padding:14px 16px 16px;margin-bottom:14px} .user header{display:flex;flex-wrap:wrap;
+ gap:4px 12px;align-items:center;margin-bottom:12px}
 .took{color:var(--soft);font-size:.86rem;display:flex;flex-wrap:wrap;gap:4px 7px;
- align-items:center} .took b{color:var(--ink);font-weight:600} .took img{width:26px;
- height:26px}
-.flow{display:grid;grid-template-columns:minmax(0,3fr) 22px minmax(0,5fr);gap:16px}
- .flow h4{margin-bottom:7px}
-.arrow{align-self:center;height:2px;background:var(--soft);position:relative}
-.arrow:after{content:"";position:absolute;right:0;top:-4px;width:8px;height:8px;
- border:solid var(--soft);border-width:2px 2px 0 0;transform:rotate(45deg)}
-.strip{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:8px}
- .strip.next{grid-template-columns:repeat(5,minmax(0,1fr));counter-reset:place}
+ align-items:center} .took b{color:var(--ink);font-weight:600}
+.took img{width:26px;height:26px} .flow{display:grid;
+ grid-template-columns:minmax(0,3fr) 22px minmax(0,5fr);gap:16px}
+.flow h4{margin-bottom:7px} .arrow{align-self:center;height:2px;background:var(--soft);
+ position:relative} .arrow:after{content:"";position:absolute;right:0;top:-4px;
+ width:8px;height:8px;border:solid var(--soft);border-width:2px 2px 0 0;
+ transform:rotate(45deg)} .strip{display:grid;
+ grid-template-columns:repeat(3,minmax(0,1fr));gap:8px}
+.strip.next{grid-template-columns:repeat(5,minmax(0,1fr));counter-reset:place}
 .tile{display:flex;flex-direction:column;gap:3px;padding:8px;border-radius:9px;
- background:var(--wash);font-size:.74rem;line-height:1.3;min-width:0;
- position:relative}
+ background:var(--wash);font-size:.74rem;line-height:1.3;min-width:0;position:relative}
 .tile .id{margin-top:auto;font-size:.7rem} .tile .name{display:-webkit-box;
  -webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
 .next .tile{counter-increment:place} .next .tile:before{content:counter(place);
- position:absolute;top:6px;right:9px;color:var(--soft);font-size:.72rem;
- font-weight:600}
+ position:absolute;top:6px;right:9px;color:var(--soft);font-size:.72rem;font-weight:600}
 .tile.hit{background:var(--hitwash);box-shadow:0 0 0 2px var(--limit)}
- .tile.hit:before{color:var(--limit)!important}
-.strip.bare{grid-template-columns:minmax(0,1fr);gap:5px} .bare .tile{
- flex-direction:row;justify-content:space-between;gap:10px;padding:5px 10px;
+.tile.hit:before{color:var(--limit)!important}
+.strip.bare{grid-template-columns:minmax(0,1fr);gap:5px}
+.bare .tile{flex-direction:row;justify-content:space-between;gap:10px;padding:5px 10px;
  font-size:.82rem} .bare .id{margin:0;flex:none} .next.bare .tile{padding-left:32px}
- .next.bare .tile:before{right:auto;left:10px}
+.next.bare .tile:before{right:auto;left:10px}
 '''
 
-# %% ../../nbs/09_evaluate/05_page.ipynb #382deead
+# %% ../../nbs/09_evaluate/05_page.ipynb #3f8e61f8
 _style_tree = '''
 .tree{background:var(--card);border:1px solid var(--line);border-radius:12px;
- overflow:hidden} .first+.first{border-top:1px solid var(--line)} .first[open]{
- padding-bottom:12px}
-summary{display:grid;grid-template-columns:12px 62px minmax(0,1fr) 120px;gap:10px;
- align-items:center;padding:8px 16px;cursor:pointer;list-style:none}
- summary::-webkit-details-marker{display:none} summary:hover{background:var(--wash)}
+ overflow:hidden} .first+.first{border-top:1px solid var(--line)}
+.first[open]{padding-bottom:12px} summary{display:grid;
+ grid-template-columns:12px 62px minmax(0,1fr) 120px;gap:10px;align-items:center;
+ padding:8px 16px;cursor:pointer;list-style:none}
+summary::-webkit-details-marker{display:none} summary:hover{background:var(--wash)}
 summary:before{content:"";width:7px;height:7px;border:solid var(--soft);
- border-width:0 2px 2px 0;transform:rotate(-45deg)} [open]>summary:before{
- transform:rotate(45deg)}
-summary .id{font-size:1.05rem;font-weight:600;color:var(--ink)} summary .id i{
- width:13px;height:13px}
-.peek{display:flex;flex-wrap:wrap;gap:5px;height:34px;overflow:hidden;font-size:.8rem;
- color:var(--soft);align-items:center} .peek img{width:34px;height:34px}
- [open]>summary .peek{visibility:hidden}
+ border-width:0 2px 2px 0;transform:rotate(-45deg)}
+[open]>summary:before{transform:rotate(45deg)}
+summary .id{font-size:1.05rem;font-weight:600;color:var(--ink)}
+summary .id i{width:13px;height:13px} .peek{display:flex;flex-wrap:wrap;gap:5px;
+ height:34px;overflow:hidden;font-size:.8rem;color:var(--soft);align-items:center}
+.peek img{width:34px;height:34px} [open]>summary .peek{visibility:hidden}
 .peek span{background:var(--wash);border-radius:20px;padding:2px 11px;max-width:100%;
  white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .count{font-size:.8rem;color:var(--soft);text-align:right} .count .bar{margin-top:3px}
@@ -253,81 +239,74 @@ summary .id{font-size:1.05rem;font-weight:600;color:var(--ink)} summary .id i{
 # %% ../../nbs/09_evaluate/05_page.ipynb #fe930c80
 _style_panels = '''
 .second{display:grid;grid-template-columns:84px minmax(0,1fr);gap:10px;
- padding:8px 16px 2px 38px} .second h4{padding-top:11px} .second h4 small{
- display:block;padding-left:14px} .second .more{padding-inline:0} .first>.leaves{
- padding:8px 16px 2px 38px}
-.leaves{display:flex;flex-wrap:wrap;gap:6px} .leaf{display:flex;flex-direction:column;
- align-items:center;gap:1px;max-width:100%} .leaf .id{font-size:.68rem;max-width:60px}
- .leaf .id i{display:none}
+ padding:8px 16px 2px 38px} .second h4{padding-top:11px}
+.second h4 small{display:block;padding-left:14px} .second .more{padding-inline:0}
+.first>.leaves{padding:8px 16px 2px 38px} .leaves{display:flex;flex-wrap:wrap;gap:6px}
+.leaf{display:flex;flex-direction:column;align-items:center;gap:1px;max-width:100%}
+.leaf .id{font-size:.68rem;max-width:60px} .leaf .id i{display:none}
 .leaf>span:first-child{background:var(--wash);border-radius:20px;padding:3px 11px;
  font-size:.8rem;max-width:min(38ch,100%);white-space:nowrap;overflow:hidden;
- text-overflow:ellipsis}
-.leaf.chip{flex:0 0 min(100%,340px);flex-direction:row;gap:6px} .chip .id{
- max-width:none;white-space:nowrap} .leaf.chip>span:first-child{min-width:0}
- .second:has(.chip) h4{padding-top:4px}
-.warnings li{background:var(--alarmwash);color:var(--alarm);border-radius:9px;
- padding:9px 14px;margin-bottom:8px} .warnings li:before{content:"▲ ";font-size:.8em}
- .warnings code{background:none;padding:0}
-.calm:before{content:"✓ "} .calm{color:var(--limit)}
-.level{display:grid;grid-template-columns:84px minmax(0,5fr) minmax(0,7fr);gap:18px;
- align-items:center;padding:10px 0;border-bottom:1px solid var(--line)}
- .level h4 small{display:block}
-.usage{font-size:.82rem;color:var(--soft)} .usage b{color:var(--ink)} .usage .bar{
- margin:4px 0} .spread{width:100%;height:40px;display:block} .spread rect{
- fill:var(--main);opacity:.7}
-'''
+ text-overflow:ellipsis} .leaf.chip{flex:0 0 min(100%,340px);flex-direction:row;gap:6px}
+.chip .id{max-width:none;white-space:nowrap} .leaf.chip>span:first-child{min-width:0}
+.second:has(.chip) h4{padding-top:4px} .warnings li{background:var(--alarmwash);
+ color:var(--alarm);border-radius:9px;padding:9px 14px;margin-bottom:8px}
+.warnings li:before{content:"▲ ";font-size:.8em}
+.warnings code{background:none;padding:0} .calm:before{content:"✓ "}
+.calm{color:var(--limit)} .level{display:grid;
+ grid-template-columns:84px minmax(0,5fr) minmax(0,7fr);gap:18px;align-items:center;
+ padding:10px 0;border-bottom:1px solid var(--line)} .level h4 small{display:block}
+.usage{font-size:.82rem;color:var(--soft)} .usage b{color:var(--ink)}
+.usage .bar{margin:4px 0} .spread{width:100%;height:40px;display:block}
+.spread rect{fill:var(--main);opacity:.7} '''
 
-# %% ../../nbs/09_evaluate/05_page.ipynb #07c3bf81
+# %% ../../nbs/09_evaluate/05_page.ipynb #bdb792af
 _style_numbers = '''
 .curves{display:grid;
- grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:14px} .curve{
- background:var(--card);border:1px solid var(--line);border-radius:12px;
- padding:11px 14px 8px}
-.curve figcaption{display:flex;justify-content:space-between;gap:10px;
- font-size:.88rem;margin-bottom:4px} .curve svg{display:block;width:100%}
- .curve polyline{fill:none;stroke:var(--main);stroke-width:1.8;stroke-linejoin:round}
-.curve circle{fill:var(--main)} .curve line{stroke:var(--line)} .curve text{
- fill:var(--soft);font-size:10px} .curve .end{text-anchor:end}
+ grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:14px}
+.curve{background:var(--card);border:1px solid var(--line);border-radius:12px;
+ padding:11px 14px 8px} .curve figcaption{display:flex;justify-content:space-between;
+ gap:10px;font-size:.88rem;margin-bottom:4px} .curve svg{display:block;width:100%}
+.curve polyline{fill:none;stroke:var(--main);stroke-width:1.8;stroke-linejoin:round}
+.curve circle{fill:var(--main)} .curve line{stroke:var(--line)}
+.curve text{fill:var(--soft);font-size:10px} .curve .end{text-anchor:end}
 table{width:100%;border-collapse:separate;border-spacing:0;background:var(--card);
- border:1px solid var(--line);border-radius:12px} th,td{text-align:left;
- padding:10px 14px;vertical-align:top}
-thead th{color:var(--soft);font-size:.8rem;font-weight:600} tbody>tr>*{
- border-top:1px solid var(--line)} td b{font-weight:600} td .bar{margin:4px 0 1px;
- max-width:120px} td small{display:block} .limit>*{color:var(--limit)}
-.config{display:grid;
+ border:1px solid var(--line);border-radius:12px}
+th,td{text-align:left;padding:10px 14px;vertical-align:top}
+thead th{color:var(--soft);font-size:.8rem;font-weight:600}
+tbody>tr>*{border-top:1px solid var(--line)} td b{font-weight:600}
+td .bar{margin:4px 0 1px;max-width:120px} td small{display:block}
+.limit>*{color:var(--limit)} .config{display:grid;
  grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr));gap:4px 26px;
  font-size:.86rem} .config div{display:flex;justify-content:space-between;gap:14px;
- border-bottom:1px solid var(--line);padding:3px 0} .config dt{color:var(--soft);
- flex:none} .config dd{text-align:right}
+ border-bottom:1px solid var(--line);padding:3px 0}
+.config dt{color:var(--soft);flex:none} .config dd{text-align:right}
 '''
 
 # %% ../../nbs/09_evaluate/05_page.ipynb #88268a10
 _style_narrow = '''
-@media (max-width:760px){.wrap{padding-inline:14px} .top{padding-block:28px 14px} nav{
- position:static} nav a{padding:.3rem 0} nav .wrap{padding-block:5px} .panel{
- padding-top:26px} .facts{grid-template-columns:repeat(2,minmax(0,1fr))}
- .flow{grid-template-columns:minmax(0,1fr);gap:10px} .arrow{width:20px;
- transform:rotate(90deg);margin:10px auto}
- .user{padding:12px} .strip,.strip.next{gap:6px} .next:not(.bare) .tile{
- padding:22px 5px 6px;font-size:.66rem;align-items:center;text-align:center}
- .next:not(.bare) .tile:before{top:4px;right:7px} .next:not(.bare) .name{
- -webkit-line-clamp:3} .next .tile .id{font-size:.62rem}
- .strip:not(.next) .tile{align-items:flex-start}
- summary{grid-template-columns:10px 50px minmax(0,1fr) 68px;padding:8px 12px} .peek{
- height:28px} .peek img{width:28px;height:28px}
- .second{grid-template-columns:minmax(0,1fr);gap:4px;padding:8px 12px 2px}
- .first>.leaves{padding-inline:12px} .second h4{padding-top:0;display:flex;gap:10px}
- .second h4 small{padding:0}
- .level{grid-template-columns:minmax(0,1fr);gap:6px}
- thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
- table,tbody,td{display:block} tbody tr{display:grid;grid-template-columns:1fr 1fr;
- padding:6px 0}
- tbody tr+tr{border-top:1px solid var(--line)} tbody>tr>*{border:0;padding:5px 14px}
- tbody th{grid-column:1/-1} td:before{content:attr(data-label);display:block;
- color:var(--soft);font-size:.75rem} .none{display:none}}
-@media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
-@media print{nav{display:none} .user,.curve,.level{break-inside:avoid} body{
- background:#fff}}
+@media (max-width:760px){ .wrap{padding-inline:14px} .top{padding-block:28px 14px}
+nav{position:static} nav a{padding:.3rem 0} nav .wrap{padding-block:5px}
+.panel{padding-top:26px} .facts{grid-template-columns:repeat(2,minmax(0,1fr))}
+.flow{grid-template-columns:minmax(0,1fr);gap:10px}
+.arrow{width:20px;transform:rotate(90deg);margin:10px auto} .user{padding:12px}
+.strip,.strip.next{gap:6px} .next:not(.bare) .tile{padding:22px 5px 6px;
+ font-size:.66rem;align-items:center;text-align:center}
+.next:not(.bare) .tile:before{top:4px;right:7px}
+.next:not(.bare) .name{-webkit-line-clamp:3} .next .tile .id{font-size:.62rem}
+.strip:not(.next) .tile{align-items:flex-start}
+summary{grid-template-columns:10px 50px minmax(0,1fr) 68px;padding:8px 12px}
+.peek{height:28px} .peek img{width:28px;height:28px}
+.second{grid-template-columns:minmax(0,1fr);gap:4px;padding:8px 12px 2px}
+.first>.leaves{padding-inline:12px} .second h4{padding-top:0;display:flex;gap:10px}
+.second h4 small{padding:0} .level{grid-template-columns:minmax(0,1fr);gap:6px}
+thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+table,tbody,td{display:block} tbody tr{display:grid;grid-template-columns:1fr 1fr;
+ padding:6px 0} tbody tr+tr{border-top:1px solid var(--line)}
+tbody>tr>*{border:0;padding:5px 14px} tbody th{grid-column:1/-1}
+td:before{content:attr(data-label);display:block;color:var(--soft);font-size:.75rem}
+.none{display:none}} @media (prefers-reduced-motion:reduce){ html{scroll-behavior:auto}}
+@media print{ nav{display:none} .user,.curve,.level{break-inside:avoid}
+body{background:#fff}}
 '''
 _style = (_style_colours + _style_layout + _style_items + _style_tree + _style_panels
           + _style_numbers + _style_narrow)
