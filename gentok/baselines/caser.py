@@ -31,6 +31,7 @@ class CaserConfig(SequenceConfig):
         super().__post_init__()
         _at_least(1, vertical=self.vertical, horizontal=self.horizontal)
 
+# %% ../../nbs/10_baselines/03_caser.ipynb #b6ae0e07
 class Caser(WindowModel):
     "Convolutions over the latest items, and the user (Tang and Wang 2018)"
     kind, settings = 'Caser', CaserConfig
@@ -55,6 +56,7 @@ class Caser(WindowModel):
             if not isinstance(m, nn.Embedding): continue
             nn.init.normal_(m.weight, std=1/m.embedding_dim)
     def output(self)->Tensor: # n 2d, or n d if tied
+        "What states are compared with"
         return self.items.weight if self.config.tied else self.answers.weight
 
     def states(self, examples:Examples)->Tensor: # b 2d, or b d if tied

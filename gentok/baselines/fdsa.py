@@ -42,6 +42,7 @@ class FDSAConfig(SequenceConfig):
         super().__post_init__()
         _check_heads(self)
 
+# %% ../../nbs/10_baselines/08_fdsa.ipynb #20f615db
 class FDSA(CausalModel):
     "Items and what they say, in two stacks (Zhang et al. 2019)"
     kind, settings = 'FDSA', FDSAConfig

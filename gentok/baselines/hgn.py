@@ -42,7 +42,9 @@ class HGN(WindowModel):
         for m in self.modules():
             if not isinstance(m, nn.Embedding): continue
             nn.init.normal_(m.weight, std=1/m.embedding_dim)
-    def output(self)->Tensor: return self.answers.weight # n d
+    def output(self)->Tensor: # n d
+        "What states are compared with: the second table"
+        return self.answers.weight
 
     def states(self, examples:Examples)->Tensor: # b d
         "Behind every window, for its user"

@@ -47,7 +47,7 @@ class _HSTULayer(nn.Module):
         read = (weight @ v).transpose(1, 2).reshape(b*n, -1)[cell]
         return x + self.out(self.drop(u*norm(read)))
 
-# %% ../../nbs/10_baselines/07_hstu.ipynb #c4cdcea5
+# %% ../../nbs/10_baselines/07_hstu.ipynb #9e3098c6
 @dataclass(frozen=True, kw_only=True)
 class HSTUConfig(SequenceConfig):
     "What an HSTU is made of and how it is trained; ValueError for a wrong setting"
@@ -91,7 +91,7 @@ class HSTU(CausalModel):
         for layer in self.layers: x = layer(x, cell, shape)
         return F.normalize(x, dim=1)
 
-# %% ../../nbs/10_baselines/07_hstu.ipynb #7aca86a7
+# %% ../../nbs/10_baselines/07_hstu.ipynb #4e57fcd6
 def _time_buckets(times:Tensor # ... t: seconds, one for each item
                  )->Tensor: # ... t t
     "The bucket between the time of what comes after item i and that of item j"

@@ -37,6 +37,7 @@ class LightGCNConfig(PairConfig):
         super().__post_init__()
         _at_least(0, layers=self.layers)
 
+# %% ../../nbs/10_baselines/11_lightgcn.ipynb #0c9d9c87
 class LightGCN(PairModel):
     "Vectors smoothed along the graph of users and items (He et al. 2020)"
     kind, settings = 'LightGCN', LightGCNConfig

@@ -65,8 +65,17 @@ class PairModel(SequenceModel):
     def states(self, examples:Examples)->Tensor: # b d
         "The users"
         return self.vectors()[0][examples.users.to(self.items.weight.device)]
-    def output(self)->Tensor: return self.vectors()[1] # n d
-    def item_vectors(self)->Tensor: return self.vectors()[1] # n d
+    def output(self)->Tensor: # n d
+        "What users are compared with"
+        return self.vectors()[1]
+    def item_vectors(self)->Tensor: # n d
+        "What `embed` gives"
+        return self.vectors()[1]
+    def loss(self, examples:Examples)->Tensor: # one number
+        "BPR against a drawn item, and the lengths of the vectors"
+        device, wrong = self.items.weight.device, self._wrong_items(examples.users)
+        drawn = [rows.to(device) for rows in (examples.users, examples.targets, wrong)]
+        return self._pairwise(*drawn) + self.config.reg*self._lengths(*drawn)
     def _left_out(self, valid): return _reaching_back(valid, self._pairs)
     def _answerer(self)->Callable:
         users, items = self.vectors()
@@ -101,15 +110,7 @@ def _lengths(self:PairModel, users:Tensor, *items:Tensor # b each: rows
     squares = squares + sum(self.items(rows).square().sum() for rows in items)
     return squares/(2*len(users))
 
-# %% ../../nbs/10_baselines/10_mf.ipynb #2326b12c
-@patch
-def loss(self:PairModel, examples:Examples)->Tensor: # one number
-    "BPR against a drawn item, and the lengths of the vectors"
-    device, wrong = self.items.weight.device, self._wrong_items(examples.users)
-    drawn = [rows.to(device) for rows in (examples.users, examples.targets, wrong)]
-    return self._pairwise(*drawn) + self.config.reg*self._lengths(*drawn)
-
-# %% ../../nbs/10_baselines/10_mf.ipynb #da385ff5
+# %% ../../nbs/10_baselines/10_mf.ipynb #b86ce583
 @dataclass(frozen=True, kw_only=True)
 class MFConfig(PairConfig):
     "What an MF is made of and how it is trained; ValueError for a wrong setting"

@@ -37,6 +37,7 @@ class S3RecConfig(SequenceConfig):
         _check_heads(self)
         _at_least(0, pretrain_epochs=self.pretrain_epochs)
 
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #779ecaa1
 class S3Rec(CausalModel):
     "A causal transformer that was pre-trained on four questions (Zhou et al. 2020)"
     kind, settings = 'S3Rec', S3RecConfig
@@ -70,10 +71,10 @@ class S3Rec(CausalModel):
         place, items, cell, shape = _rectangle(examples, tokens, device)
         return self._read(self.items(items), place, cell, shape, causal=True)
 
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #46e2fae4
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #1969e5fd
 _tasks = dict(aap=.2, mip=1., map=1., sp=.5) # weight of each question in the sum
 
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #5ee50159
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #5aeef2da
 class _Drawn(NamedTuple):
     "What is drawn for a batch of rows"
     hidden: Tensor # t: bool
@@ -101,7 +102,7 @@ def _draw_questions(lengths:Tensor, # b
     others = stream[(begin[row] + place - first[row]).clamp(0, len(stream) - 1)]
     return _Drawn(hidden, wrong, segment, others)
 
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #3e5e5973
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #f122e74b
 def _twice_sigmoid(right:Tensor, wrong:Tensor)->Tensor: # ..., one number
     "The published loss of a right and a wrong logit, summed"
     return -F.logsigmoid(right.sigmoid() - wrong.sigmoid()).sum()
@@ -139,7 +140,7 @@ def _questions(model:S3Rec, rows:Examples, drawn:_Drawn)->dict: # name -> one nu
         map=_attribute_questions(model, task['map'](h[hidden]), items[hidden]),
         sp=_twice_sigmoid((context*own).sum(1), (context*other).sum(1)))
 
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #d0102ea3
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #05971398
 @patch
 def loss(self:S3Rec, examples:Examples)->Tensor: # one number
     "Of the next items; while it is pre-trained, of the four questions"

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import Dataset
 from ..data.splits import Examples, Split
-from ..embed.collaborative import Asked, CausalModel, SequenceConfig, SequenceModel
-from ..embed.collaborative import _Tokens, _tokens_of
+from ..embed.collaborative import Asked, SequenceModel, _Tokens
 from ..evaluate.full_ranking import most_popular, summarise
 from ..search.beam import _as_examples
 
@@ -43,7 +42,7 @@ class WindowModel(SequenceModel):
         targets = examples.targets.to(self.items.weight.device)
         return Asked(self.states(self._latest(examples)), targets)
 
-# %% ../../nbs/10_baselines/00_sequence_model.ipynb #a35403b2
+# %% ../../nbs/10_baselines/00_sequence_model.ipynb #d47a39df
 class _PostFeedForward(nn.Module):
     "Each token by itself, normalised behind the sum"
     def __init__(self, dim:int, dropout:float, inner:int|None=None): # None: 4 dim
@@ -77,7 +76,7 @@ class _PostBlock(nn.Module):
         seen = seen.transpose(1, 2).reshape(b*n, -1)[cell]
         return self.think(self.norm(x + self.drop(self.out(seen))))
 
-# %% ../../nbs/10_baselines/00_sequence_model.ipynb #a5a4142e
+# %% ../../nbs/10_baselines/00_sequence_model.ipynb #5ca09c36
 def _rectangle(examples:Examples, tokens:_Tokens, device)->tuple:
     "Of some tokens: places t, item rows t, cells t, and the rectangle (b, n)"
     at = tokens.at.clamp(max=len(examples.items) - 1) # a target that nobody knows
@@ -85,7 +84,7 @@ def _rectangle(examples:Examples, tokens:_Tokens, device)->tuple:
     n = int(examples.lengths.max())
     return place, items, row*n + place, (examples.n, n)
 
-# %% ../../nbs/10_baselines/00_sequence_model.ipynb #499b5886
+# %% ../../nbs/10_baselines/00_sequence_model.ipynb #355f1673
 def _influence(model:SequenceModel, history:Tensor # t: rows
               )->Tensor: # t t: after i+1 items, item j exchanged; share of the spread
     "How far the scores move when one item of a history is another"
@@ -104,7 +103,7 @@ def _influence(model:SequenceModel, history:Tensor # t: rows
         for j in range(i + 1): moved[i, j] = (next(scores) - one).std()/one.std()
     return moved
 
-# %% ../../nbs/10_baselines/00_sequence_model.ipynb #355f1673
+# %% ../../nbs/10_baselines/00_sequence_model.ipynb #4e4b9cab
 def _draw_rival(model:SequenceModel, shop:Dataset, split:Split)->dict: # name -> NDCG@10
     "What a model reads, and what it reaches in a shop whose truth is known"
     from gentok.figures import axes, palette

@@ -100,10 +100,16 @@ class SequenceModel(nn.Module):
         for m in self.modules():
             if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=.02)
             if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
-    def output(self)->Tensor: return self.items.weight # n d: what states are compared with
-    def item_vectors(self)->Tensor: return self.items.weight # n d: what `embed` gives
+    def output(self)->Tensor: # n d
+        "What states are compared with"
+        return self.items.weight
+    def item_vectors(self)->Tensor: # n d
+        "What `embed` gives"
+        return self.items.weight
     def _left_out(self, valid:Examples)->bool|Examples: return False # of validation's lists
-    def rows(self, train:Examples)->Examples: return train # what an epoch goes through
+    def rows(self, train:Examples)->Examples:
+        "What an epoch goes through"
+        return train
     @classmethod
     def _given_from(cls, sizes:dict, tensors:dict)->dict: return sizes # `given`, of what is on disk
     def fresh(self)->'SequenceModel': # untrained
