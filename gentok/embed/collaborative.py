@@ -378,7 +378,8 @@ def identity(self:SequenceModel, rows:Examples, valid:Examples)->dict: # plain J
     given = {k: told(v) for k, v in self.given.items()}
     users = (rows.users, valid.users) if 'n_users' in given else ()
     digest = _tensor_digest(rows.items, rows.start, rows.stop, valid.start, valid.stop, *users)
-    return dict(model=self.kind, n_items=self.n_items, **settings, **given, data=f'{rows.n:,} {self.unit} ({digest})')
+    return dict(model=self.kind, n_items=self.n_items, **settings,
+                data=f'{rows.n:,} {self.unit} ({digest})', **given)
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #dd00fe32
 @patch
