@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import tyro
-from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructFieldSpec
+from tyro.conf import (DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional,
+    UseAppendAction, arg)
+from tyro.constructors import (ConstructorRegistry, PrimitiveConstructorSpec,
+    StructConstructorSpec, StructFieldSpec)
 
 import gentok
 from .store.names import _among, _nearest_name
@@ -39,12 +41,14 @@ def _number(kind:type, # int or float
     try:
         if math.isfinite(value := kind(text)): return value
     except (ValueError, OverflowError): pass
-    raise ValueError(f'{text[:60]!r} is no {"whole" if kind is int else "finite"} number; write it like {kind(3)}.')
+    raise ValueError(f'{text[:60]!r} is no {"whole" if kind is int else "finite"} '
+                     f'number; write it like {kind(3)}.')
 
 def _folder(text:str)->Path:
     "A folder whose name can be said on one line"
     if not re.search(r'[\x00-\x1f\x7f\x85\u2028\u2029]', text): return Path(text)
-    raise ValueError(f'{text[:60]!r} has a line break or another control character; choose another folder.')
+    raise ValueError(f'{text[:60]!r} has a line break or another control character; '
+                     'choose another folder.')
 
 def _at_least_one(text:str)->int:
     "A whole number above zero"
@@ -54,7 +58,9 @@ def _at_least_one(text:str)->int:
 def _whole_numbers(text:str)->tuple:
     "Whole numbers with commas between, or none"
     try: return tuple(int(n) for n in text.split(',') if n and text != 'none')
-    except ValueError: raise ValueError(f'{text[:60]!r} is no line of whole numbers; write it like 8,3.') from None
+    except ValueError:
+        raise ValueError(
+            f'{text[:60]!r} is no line of whole numbers; write it like 8,3.') from None
 
 # %% ../nbs/12_cli.ipynb #cdd4233f
 def _csv_words(text:str)->list[str]:
@@ -66,10 +72,13 @@ def _csv_words(text:str)->list[str]:
 def _spec(metavar:str, read:Callable, # str -> value
          write:Callable=str)->PrimitiveConstructorSpec:
     "How tyro reads and shows one word"
-    return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]), lambda x: True, lambda x: [write(x)])
+    return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]),
+                                    lambda x: True, lambda x: [write(x)])
 
-_kinds = {int: _spec('N', partial(_number, int)), float: _spec('X', partial(_number, float)),
-         tuple: _spec('N,N', _whole_numbers, lambda numbers: ','.join(map(str, numbers)) or 'none')}
+_kinds = {int: _spec('N', partial(_number, int)),
+          float: _spec('X', partial(_number, float)),
+         tuple: _spec('N,N', _whole_numbers,
+                      lambda numbers: ','.join(map(str, numbers)) or 'none')}
 _unset = arg(help_behavior_hint='')  # a default of None is not shown
 _Count = Annotated[int, _spec('N', _at_least_one)]
 _Switch = Annotated[bool, FlagCreatePairsOff, _unset]
@@ -86,16 +95,21 @@ class _Offer(NamedTuple):
     "Which fields of a configuration a command offers"
     config: object # a frozen dataclass: the defaults
     only: tuple|None = None # names of fields; None: all
-    called: dict = {} # field -> option, where it has another name than the field; both are understood
+    # field -> option, where it has another name than the field; both are understood
+    called: dict = {}
 
     @property
     def names(self)->dict: # field -> its name on the command line
         called = dict(text='text_encoder', **self.called)
-        offered = (f.name for f in fields(self.config) if self.only is None or f.name in self.only)
+        offered = (f.name for f in fields(self.config) if self.only is None
+                   or f.name in self.only)
         return {name: called.get(name, name) for name in offered}
 
 # %% ../nbs/12_cli.ipynb #6c558340
-def _meanings(config)->dict: # field -> the comment behind it, or behind that of the class it comes from
+def _meanings(config
+              # field -> the comment behind it, or behind that of the class it comes
+              # from
+             )->dict:
     "What a configuration's fields mean"
     from fastcore.docments import docments
     classes = [c for c in reversed(type(config).__mro__) if is_dataclass(c)]
@@ -113,20 +127,25 @@ def _rules(offer:_Offer|None)->ConstructorRegistry:
             also = [f'--{f.name}'] if f.name in offer.called else []
             kind = Annotated[f.type, arg(name=offer.names[f.name], aliases=also)]
             if f.type in _kinds: kind = Annotated[kind, _kinds[f.type]]
-            return StructFieldSpec(f.name, kind, getattr(offer.config, f.name), means.get(f.name))
-        return StructConstructorSpec(changed, tuple(option(f) for f in fields(offer.config) if f.name in offer.names))
+            return StructFieldSpec(f.name, kind, getattr(offer.config, f.name),
+                                   means.get(f.name))
+        return StructConstructorSpec(changed,
+                                     tuple(option(f) for f in fields(offer.config)
+                                           if f.name in offer.names))
     registry.struct_rule(rule)
     return registry
 
 # %% ../nbs/12_cli.ipynb #c6caabad
 def _as_typed(message:str, names:dict # field -> its name on the command line
             )->str:
-    "A message about a field as one about its option, with the nearest name where a choice was missed"
+    """A message about a field as one about its option, with the nearest name where a
+    choice was missed"""
     message = ' '.join(message.split())
     head = re.match(r"(\w+)(?==| is | = | '|,)", message)
     name = dict(K='codebook_size', **names).get(head[1]) if head and names else None
     if name: message = f'--{name.replace("_", "-")}{message[head.end():]}'
-    choice = re.search(r"'([^']+)'.*?(?:expected one of|choose(?: among| from)?) ([^.;]+)", message)
+    choice = re.search(
+        r"'([^']+)'.*?(?:expected one of|choose(?: among| from)?) ([^.;]+)", message)
     near = choice and _nearest_name(choice[1], re.findall(r"[\w+-]+", choice[2]))
     return f'{message.rstrip(".")}; perhaps you meant {near}.' if near else message
 
@@ -140,11 +159,16 @@ class _Reading:
     title: _Name = None # the column of an item's title
     image: _Name = None # the column of the path of an item's picture
     rating: _Name = None # the column of the rating
-    text: Annotated[list[str]|None, _spec('A,B', _csv_words), _unset] = None # columns that make a text, comma-separated
-    where: Annotated[str|None, _spec('SQL', str), _unset] = None # rows that are an interaction, such as "event = 'buy'"
-    min_rating: Annotated[float|None, _kinds[float], _unset] = None # the least rating that counts
-    core: Annotated[int|None, _kinds[int], _unset] = None # the least interactions of each user and item; 0 keeps all
-    max_users: Annotated[int|None, _spec('N', _at_least_one), _unset] = None # at most so many users
+    # columns that make a text, comma-separated
+    text: Annotated[list[str]|None, _spec('A,B', _csv_words), _unset] = None
+    # rows that are an interaction, such as "event = 'buy'"
+    where: Annotated[str|None, _spec('SQL', str), _unset] = None
+    # the least rating that counts
+    min_rating: Annotated[float|None, _kinds[float], _unset] = None
+    # the least interactions of each user and item; 0 keeps all
+    core: Annotated[int|None, _kinds[int], _unset] = None
+    # at most so many users
+    max_users: Annotated[int|None, _spec('N', _at_least_one), _unset] = None
     dedupe: _Switch = False # of a user's interactions with an item, keep the first
     strict: _Switch = False # items without metadata, or with two of it, are an error
 
@@ -152,18 +176,22 @@ class _Reading:
 def _load_data(data:Path|None, reading:_Reading): # Dataset, or None if no data is named
     "The data that was asked for, read as was asked"
     from gentok.data.formats import load
-    given = {name: value for name, value in vars(reading).items() if value is not None and value is not False}
+    given = {name: value for name, value in vars(reading).items() if value is not None
+             and value is not False}
     if data is not None: return load(data, **given)
     if given: raise ValueError(
-        f'--{next(iter(given)).replace("_", "-")} says how to read data, but no data is named; add the folder or file.')
+        f'--{next(iter(given)).replace("_", "-")} says how to read data, but no data '
+        'is named; add the folder or file.')
 
 # %% ../nbs/12_cli.ipynb #1dcb75e7
 def _check_names(config)->None: # of TIGER
-    "A `ValueError` if the configuration names a tokenizer or a policy that there is not"
+    """A `ValueError` if the configuration names a tokenizer or a policy that there is
+    not"""
     config.sketch()
     policies = 'suffix', 'reassign', 'none'
     if config.policy not in policies:
-        raise ValueError(f'policy {config.policy!r} is not known; choose among {", ".join(policies)}.')
+        raise ValueError(f'policy {config.policy!r} is not known; choose among '
+                         f'{", ".join(policies)}.')
 
 def _bounded(beams:int, n_items:int)->int:
     "No more beams than there are items, and 50 in any case"
@@ -172,11 +200,13 @@ def _bounded(beams:int, n_items:int)->int:
 # %% ../nbs/12_cli.ipynb #e0f32de5
 @contextmanager
 def _nothing_left(out:Path)->Iterator[None]:
-    "Inside, a refused request takes away the folders it made, if nothing but its mark is in them"
+    """Inside, a refused request takes away the folders it made, if nothing but its mark
+    is in them"""
     made = [p for p in (out, *out.parents) if not p.exists()]
     try: yield
     except (ValueError, KeyError, OSError):
-        found = {p.name for p in made[-1].rglob('*') if p.is_file()} if made else {'kept'}
+        found = ({p.name for p in made[-1].rglob('*') if p.is_file()} if made
+                 else {'kept'})
         if found <= {'run.json'}: shutil.rmtree(made[-1], ignore_errors=True)
         raise
 
@@ -195,7 +225,8 @@ class _OfData(_Words):
 @dataclass(kw_only=True)
 class _OfModel(_Words):
     "What a command of a model understands"
-    model: Annotated[str, _spec('DIR', str)] # a folder that gentok run left, or user/name on the hub
+    # a folder that gentok run left, or user/name on the hub
+    model: Annotated[str, _spec('DIR', str)]
 
 @dataclass(kw_only=True)
 class _Tokenize(_OfData):
@@ -207,9 +238,10 @@ class _Tokenize(_OfData):
 def _tokenizer_settings()->_Offer:
     "TIGER's settings that make identifiers"
     from gentok.papers.tiger import TigerConfig
-    return _Offer(TigerConfig(), ('seed', 'text', 'text_dim', 'tokenizer', 'levels', 'codebook_size',
-                                  'tokenizer_epochs',
-                                 'policy'), dict(tokenizer='method'))
+    return _Offer(TigerConfig(),
+                  ('seed', 'text', 'text_dim', 'tokenizer', 'levels', 'codebook_size',
+                   'tokenizer_epochs',
+                  'policy'), dict(tokenizer='method'))
 
 # %% ../nbs/12_cli.ipynb #594a6862
 def _tokenize(asked:_Tokenize)->dict:
@@ -233,17 +265,20 @@ def _write_identifiers(out:Path, ids:Sequence, # of the catalogue
     item_ids.save(out)
     names = {str(i): codes for i, codes in zip(ids, item_ids.table.tolist())}
     atomic_write(out/'identifiers.json', json.dumps(names))
-    record = dict(health._asdict(), items=len(item_ids), levels=item_ids.L, sizes=list(item_ids.sizes), out=str(out))
+    record = dict(health._asdict(), items=len(item_ids), levels=item_ids.L,
+                  sizes=list(item_ids.sizes), out=str(out))
     atomic_write(out/'health.json', json.dumps(record, indent=1))
     return record
 
 # %% ../nbs/12_cli.ipynb #352d58bd
 def _tokenize_text(r:dict)->str:
     "What became of a catalogue, on a few lines"
-    sizes, used = ' × '.join(map(str, r['sizes'])), ' '.join(f'{u:.0%}' for u in r['usage'])
+    sizes, used = ' × '.join(map(str, r['sizes'])), ' '.join(f'{u:.0%}'
+                                                             for u in r['usage'])
     return '\n'.join([f'{r["items"]:,} items, {r["levels"]} codes each, sizes {sizes}',
                       f'codes in use at each level {used}',
-                      f'collision rate {r["collision_rate"]:.1%} (items that shared all codes, before they were made unique)',
+                      f'collision rate {r["collision_rate"]:.1%} (items that shared '
+                      'all codes, before they were made unique)',
                       *r['warnings'], f'Written to {r["out"]}'])
 
 # %% ../nbs/12_cli.ipynb #91987ae4
@@ -270,7 +305,8 @@ def _run_method(asked:_Run)->dict:
     _check_names(asked.settings)
     dataset = _load_data(asked.data, asked.reading)
     _check_histories(dataset)
-    config = replace(asked.settings, beams=_bounded(asked.settings.beams, len(dataset.catalogue)))
+    config = replace(asked.settings,
+                     beams=_bounded(asked.settings.beams, len(dataset.catalogue)))
     method = type(config).__module__.rpartition('.')[2]
     with _nothing_left(asked.out), _locked(asked.out):
         _register_run(asked.out, method, asdict(config), dataset)
@@ -281,28 +317,37 @@ def _run_method(asked:_Run)->dict:
 # %% ../nbs/12_cli.ipynb #be2c92d8
 def _metrics_text(r:dict)->str:
     "The numbers of a run on a few lines"
-    rates = (f'collision rate {r["collision_rate"]:.1%} (items that shared all codes, before they were made unique), '
+    rates = (f'collision rate {r["collision_rate"]:.1%} (items that shared all codes, '
+             'before they were made unique), '
              f'invalid rate {r["invalid_rate"]:.1%} (answers that are no item)')
     ranked = 'those new to a user ranked' if 'repeats' in r else 'all ranked'
-    if 'repeats' in r: rates += f'\n{r["repeats"]:.1%} of the targets are in their history and count as misses'
+    if 'repeats' in r:
+        rates += (f'\n{r["repeats"]:.1%} of the targets are in their history and count '
+                  'as misses')
     return '\n'.join([f'{r["users"]:,} users, {r["items"]:,} items, {ranked}',
-                      *(f'{k:10} {r[k]:.4f}' for k in ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10')),
+                      *(f'{k:10} {r[k]:.4f}'
+                        for k in ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10')),
                       rates, *(f'Look at {r[k]}' for k in ('report',) if k in r)])
 
 # %% ../nbs/12_cli.ipynb #c0d1544c
 def _ids_in(texts:Sequence[str], # one for each `--history`, oldest first
            ids:Sequence # of the catalogue, of any type
           )->list: # rows
-    "Rows of the items that a user typed: each text is an id or a comma-separated line of them"
+    """Rows of the items that a user typed: each text is an id or a comma-separated line
+    of them"""
     rows = {str(i).strip(): row for row, i in enumerate(ids)}
     rows.update((str(i), row) for row, i in enumerate(ids))
-    names = [n for text in texts for n in ([text.strip()] if text.strip() in rows else _csv_words(text))]
+    names = [n for text in texts
+             for n in ([text.strip()] if text.strip() in rows else _csv_words(text))]
     if not names: raise ValueError(
-        'the history is empty, expected item ids like 12,7,99; recommend needs at least one.')
+        'the history is empty, expected item ids like 12,7,99; recommend needs at '
+        'least one.')
     odd = next((n for n in names if n not in rows), None)
     if odd is not None:
-        commas = ', and one with a comma stands in double quotes' if any(',' in name for name in rows) else ''
-        raise ValueError(f'item {odd[:60]!r} is not among the {len(ids):,} items of this model; '
+        commas = (', and one with a comma stands in double quotes'
+                  if any(',' in name for name in rows) else '')
+        raise ValueError(
+            f'item {odd[:60]!r} is not among the {len(ids):,} items of this model; '
                          f'ids look like {str(ids[0])!r}{commas}.')
     return [rows[n] for n in names]
 
@@ -311,7 +356,8 @@ def _ids_in(texts:Sequence[str], # one for each `--history`, oldest first
 class _Recommend(_OfModel):
     "What comes next after a history, or after each of many"
     # item ids, oldest first, comma-separated; an id with a comma in double quotes
-    history: UseAppendAction[list[Annotated[str, _spec('IDS', str)]]] = field(default_factory=list)
+    history: UseAppendAction[list[Annotated[str, _spec('IDS', str)]]] = field(
+        default_factory=list)
     histories: _File = None # many: columns user, item and time, or user and items
     out: _File = None # a .parquet for the answers to --histories
     k: Annotated[_Count, arg(aliases=['-k'])] = 10 # how many items
@@ -338,19 +384,25 @@ def _items_named(text:str|None, ids:Sequence # of the catalogue
 # %% ../nbs/12_cli.ipynb #2ee08c71
 def _recommend(asked:_Recommend)->dict:
     "What comes next after a history, or after each of many"
-    if asked.history and asked.histories: raise ValueError('both --history and --histories are given; leave out one.')
+    if asked.history and asked.histories:
+        raise ValueError('both --history and --histories are given; leave out one.')
     if not asked.history and not asked.histories: raise ValueError(
         'neither --history nor --histories is given; name items like --history 12,7,99.')
     if bool(asked.histories) != bool(asked.out): raise ValueError(
-        '--histories and --out belong together: the answers to many are written to a .parquet; give both.')
+        '--histories and --out belong together: the answers to many are written to a '
+        '.parquet; give both.')
     model = _recommender_at(asked.model)
     ids = model.catalogue.ids
-    how = dict(k=min(asked.k, len(ids)), beams=asked.beams, exact=asked.exact, unseen=asked.unseen)
-    how |= dict(allow=_items_named(asked.allow, ids), deny=_items_named(asked.deny, ids))
-    if asked.histories: return dict(out=str(model.recommend(asked.histories, out=asked.out, **how)))
+    how = dict(k=min(asked.k, len(ids)), beams=asked.beams, exact=asked.exact,
+               unseen=asked.unseen)
+    how |= dict(allow=_items_named(asked.allow, ids),
+                deny=_items_named(asked.deny, ids))
+    if asked.histories:
+        return dict(out=str(model.recommend(asked.histories, out=asked.out, **how)))
     history = [ids[row] for row in _ids_in(asked.history, ids)]
     found = model.recommend([history], unknown='error', **how)
-    return dict(items=[dict(id=row['id'], title=row['title'], log_prob=row['score'], probability=math.exp(row['score']))
+    return dict(items=[dict(id=row['id'], title=row['title'], log_prob=row['score'],
+                            probability=math.exp(row['score']))
                        for row in found.iter_rows(named=True)])
 
 # %% ../nbs/12_cli.ipynb #c2d7e095
@@ -367,18 +419,24 @@ def _recommend_text(r:dict)->str:
     if 'out' in r: return f'Written to {r["out"]}'
     ids = [' '.join(str(i['id']).split()) for i in r['items']]
     width = max([2, *map(len, ids)])
-    rows = [f'{i["probability"]:11.2%}  {name:>{width}}  {_one_line(i["title"])}' for i, name in zip(r['items'], ids)]
-    return '\n'.join([f'{"probability":>11}  {"id":>{width}}  title', *(rows or ['no item is left'])])
+    rows = [f'{i["probability"]:11.2%}  {name:>{width}}  {_one_line(i["title"])}'
+            for i, name in zip(r['items'], ids)]
+    return '\n'.join([f'{"probability":>11}  {"id":>{width}}  title',
+                      *(rows or ['no item is left'])])
 
 # %% ../nbs/12_cli.ipynb #83353b7f
 @dataclass(kw_only=True)
 class _Evaluate(_OfModel, _OfData):
     "Recall and NDCG on every user"
-    data: Positional[Annotated[Path, _spec('DATA', Path)]] # the data that the model was trained on
-    split: Annotated[str, _spec('valid|test', partial(_among, ('valid', 'test'), ''))] = 'test'
+    # the data that the model was trained on
+    data: Positional[Annotated[Path, _spec('DATA', Path)]]
+    split: Annotated[str, _spec('valid|test',
+                                partial(_among, ('valid', 'test'), ''))] = 'test'
     beams: _Count = 50 # beam size: prefixes kept at every level
     exact: _Switch = False # the true top ten instead of a beam search
-    unseen: _Switch = False # rank only items that a user has not had; a target that is in the history counts as a miss
+    # rank only items that a user has not had; a target that is in the history counts as
+    # a miss
+    unseen: _Switch = False
 
 # %% ../nbs/12_cli.ipynb #8b51b2f1
 def _evaluate_model(asked:_Evaluate)->dict:
@@ -389,11 +447,14 @@ def _evaluate_model(asked:_Evaluate)->dict:
     model = _recommender_at(asked.model)
     beams = _bounded(asked.beams, len(model))
     found = model.evaluate(dataset, asked.split, asked.unseen, beams, asked.exact)
-    how = dict(split=asked.split, beams=None if asked.exact else beams, exact=asked.exact)
+    how = dict(split=asked.split, beams=None if asked.exact else beams,
+               exact=asked.exact)
     if asked.unseen: how['unseen'] = True
     config = dict(seed=None) | model.about.get('run', {}).get('config', {}) | how
-    kept = _metrics_record(Evaluation(found, {}, None), model.fitted.item_ids, config, time.time() - start)
-    return dict(kept, **{name: found[name] for name in ('repeats', 'interval') if name in found})
+    kept = _metrics_record(Evaluation(found, {}, None), model.fitted.item_ids, config,
+                           time.time() - start)
+    return dict(kept, **{name: found[name] for name in ('repeats', 'interval')
+                         if name in found})
 
 # %% ../nbs/12_cli.ipynb #38607d59
 @dataclass(kw_only=True)
@@ -409,7 +470,8 @@ def _update(asked:_Update)->dict:
     if asked.items is None and asked.retire is None: raise ValueError(
         'neither new items nor --retire are given, expected one of them at least.')
     before = _recommender_at(asked.model)
-    after = before.update(asked.items or (), _items_named(asked.retire, before.catalogue.ids) or ())
+    after = before.update(asked.items or (),
+                          _items_named(asked.retire, before.catalogue.ids) or ())
     with _nothing_left(asked.out): after.save_pretrained(asked.out)
     gone = set(after.retired) - set(before.retired)
     n, new = len(after) - len(after.retired), len(after) - len(before)
@@ -417,7 +479,8 @@ def _update(asked:_Update)->dict:
 
 def _update_text(r:dict)->str:
     "What an update changed"
-    return f'{r["items"]:,} items, {r["new"]:,} of them new, {r["retired"]:,} retired\nWritten to {r["out"]}'
+    return (f'{r["items"]:,} items, {r["new"]:,} of them new, {r["retired"]:,} '
+            f'retired\nWritten to {r["out"]}')
 
 # %% ../nbs/12_cli.ipynb #b097caff
 @dataclass(kw_only=True)
@@ -429,8 +492,11 @@ def _push(asked:_Push)->dict:
     "The model to the hub"
     model = _recommender_at(asked.model)
     try: model.push_to_hub(asked.name)
-    except Exception as e: raise OSError(  # of whatever network library the hub's client uses
-        f'{asked.name} was not pushed ({e}); check the name, the network, and that hf auth login was done.') from e
+    except Exception as e: raise OSError(
+                                         # of whatever network library the hub's client
+                                         # uses
+        f'{asked.name} was not pushed ({e}); check the name, the network, and that hf '
+        'auth login was done.') from e
     return dict(name=asked.name)
 
 # %% ../nbs/12_cli.ipynb #bceec8a3
@@ -445,8 +511,10 @@ class _Demo(_Words):
 def _demo_settings()->_Offer:
     "TIGER with a budget of minutes on two cores"
     from gentok.papers.tiger import TigerConfig
-    return _Offer(TigerConfig('t5', 16, 64, 3e-3, dropout=.1, d_model=64, layers=2, codeword_init=0, ema_decay=0,
-                              patience=0, text_dim=64, tokenizer='rqvae', codebook_size=16, tokenizer_epochs=600))
+    return _Offer(TigerConfig('t5', 16, 64, 3e-3, dropout=.1, d_model=64, layers=2,
+                              codeword_init=0, ema_decay=0,
+                              patience=0, text_dim=64, tokenizer='rqvae',
+                              codebook_size=16, tokenizer_epochs=600))
 
 # %% ../nbs/12_cli.ipynb #0b0cc1a0
 def _demo(asked:_Demo)->dict: # what `--json` prints
@@ -457,37 +525,47 @@ def _demo(asked:_Demo)->dict: # what `--json` prints
     from gentok.store.runs import _locked
     _check_names(asked.settings)
     config = replace(asked.settings, beams=_bounded(asked.settings.beams, asked.items))
-    shop = toyshop(n_items=asked.items, n_users=asked.users, domains=('tiles',), seed=config.seed)[0]
+    shop = toyshop(n_items=asked.items, n_users=asked.users, domains=('tiles',),
+                   seed=config.seed)[0]
     with _nothing_left(asked.out), _locked(asked.out):
         print(f'{shop}\n1 of 2: identifiers that mean something', file=sys.stderr)
         ours = run(shop, config, asked.out/'semantic')
         print('2 of 2: the same with random identifiers', file=sys.stderr)
-        control = run(shop, replace(config, tokenizer='random'), asked.out/'random').metrics
+        control = run(shop, replace(config, tokenizer='random'),
+                      asked.out/'random').metrics
         rows = [dict(name='Random identifiers', **_pick_metrics(control))]
         whole = Run('TIGER', shop.in_canonical_order(), config, asked.out)
         limit = _write_result(ours._replace(out=asked.out), whole, rows)[-1]
     return dict(ours.metrics, random=_pick_metrics(control), limit=_pick_metrics(limit),
-                share_of_limit=ours.metrics['ndcg@10']/limit['ndcg@10'], report=str(asked.out/'report.html'))
+                share_of_limit=ours.metrics['ndcg@10']/limit['ndcg@10'],
+                report=str(asked.out/'report.html'))
 
 # %% ../nbs/12_cli.ipynb #f267899a
 def _demo_text(r:dict)->str:
     "The demo's numbers as a small table"
-    rows = {'semantic identifiers': r, 'random identifiers': r['random'], 'Bayes limit': r['limit']}
-    lines = [f'{name:22}{m["recall@10"]:9.4f}{m["ndcg@10"]:9.4f}' for name, m in rows.items()]
+    rows = {'semantic identifiers': r, 'random identifiers': r['random'],
+            'Bayes limit': r['limit']}
+    lines = [f'{name:22}{m["recall@10"]:9.4f}{m["ndcg@10"]:9.4f}'
+             for name, m in rows.items()]
     verdict = 'beat' if r['ndcg@10'] > r['random']['ndcg@10'] else 'did not beat'
     share = f'reach {r["share_of_limit"]:.0%} of the limit in NDCG@10'
-    rates = (f'{r["collision_rate"]:.1%} of the items shared their codes before they were made unique; '
+    rates = (f'{r["collision_rate"]:.1%} of the items shared their codes before they '
+             'were made unique; '
              f'invalid {r["invalid_rate"]:.1%}.')
     return '\n'.join([f'{"":22}Recall@10  NDCG@10', *lines,
-                      f'Semantic identifiers {verdict} random ones and {share}.', rates, f'Look at {r["report"]}'])
+                      f'Semantic identifiers {verdict} random ones and {share}.', rates,
+                      f'Look at {r["report"]}'])
 
 # %% ../nbs/12_cli.ipynb #9eb9eadb
 @dataclass(kw_only=True)
 class _Bench(_OfData):
     "Every row of the speed table, ours against a named peer"
-    data: Annotated[Path|None, _spec('DATA', Path), _unset] = None # a folder or a file; without it, a toy shop
+    # a folder or a file; without it, a toy shop
+    data: Annotated[Path|None, _spec('DATA', Path), _unset] = None
     # which of these
-    rows: Annotated[str, _spec('A,B', str)] = 'free,trie,exact,training,codes,rqvae,influence,memory,large,load'
+    rows: Annotated[str,
+                    _spec('A,B',
+                          str)] = 'free,trie,exact,training,codes,rqvae,influence,memory,large,load'
     users: _Count = 128 # test users that are searched
     repeats: _Count = 5 # runs of each
     epochs: _Count = 1 # of training before the search
@@ -499,13 +577,16 @@ def _run_bench(asked:_Bench)->dict: # what `--json` prints
     from gentok.bench import bench, _machine
     def say(line): print(line, file=sys.stderr, flush=True)
     data, names = _load_data(asked.data, asked.reading), tuple(asked.rows.split(','))
-    rows = bench(data, names, asked.users, asked.repeats, asked.epochs, asked.vectors, say)
-    found = {r.name: dict(r._asdict(), ratio=r.ratio, reached=r.ratio >= r.mark) for r in rows}
+    rows = bench(data, names, asked.users, asked.repeats, asked.epochs, asked.vectors,
+                 say)
+    found = {r.name: dict(r._asdict(), ratio=r.ratio, reached=r.ratio >= r.mark)
+             for r in rows}
     return dict(machine=_machine(), rows=found)
 
 def _bench_text(r:dict)->str:
     "A line for each row: the ratio and its mark"
-    return '\n'.join(f'{name:28}{row["ratio"]:6.1f}x of {row["peer"]} (mark {row["mark"]:g})'
+    return '\n'.join(
+        f'{name:28}{row["ratio"]:6.1f}x of {row["peer"]} (mark {row["mark"]:g})'
                      for name, row in r['rows'].items())
 
 # %% ../nbs/12_cli.ipynb #df32f9aa
@@ -518,39 +599,47 @@ class _Command(NamedTuple):
     settings: Callable|None = None # -> Offer
 
 _commands = dict(
-    demo=_Command(_Demo, _demo, _demo_text, 'gentok demo --out demo_out', _demo_settings),
-    methods=_Command(_Methods, lambda asked: dict(gentok.methods), _table, 'gentok methods'),
+    demo=_Command(_Demo, _demo, _demo_text, 'gentok demo --out demo_out',
+                  _demo_settings),
+    methods=_Command(_Methods, lambda asked: dict(gentok.methods), _table,
+                     'gentok methods'),
     tokenize=_Command(_Tokenize, _tokenize, _tokenize_text,
                      'gentok tokenize data/Office_Products --method rqvae --out out/ids', _tokenizer_settings),
     run=_Command(_Run, _run_method, _metrics_text,
-                'gentok run tiger data/Office_Products --out out/tiger --epochs 20', _method_settings),
+                'gentok run tiger data/Office_Products --out out/tiger --epochs 20',
+                _method_settings),
     recommend=_Command(_Recommend, _recommend, _recommend_text,
                       'gentok recommend --model out/tiger --history 12,7,99 -k 10'),
     evaluate=_Command(_Evaluate, _evaluate_model, _metrics_text,
                      'gentok evaluate --model out/tiger data/Office_Products --exact'),
     update=_Command(_Update, _update, _update_text,
-                   'gentok update --model out/tiger new.csv --retire 12,7 --out out/tiger_may'),
+                   'gentok update --model out/tiger new.csv --retire 12,7 --out '
+                   'out/tiger_may'),
     push=_Command(_Push, _push, lambda r: f'Pushed; it is read as --model {r["name"]}',
                  'gentok push --model out/tiger user/name'),
-    bench=_Command(_Bench, _run_bench, _bench_text, 'gentok bench --data data/Office_Products'))
+    bench=_Command(_Bench, _run_bench, _bench_text,
+                   'gentok bench --data data/Office_Products'))
 
 # %% ../nbs/12_cli.ipynb #109d3b67
 def _overview(usage:str, about:str, rows:dict, more:str)->str:
     "The help of what has commands, or methods, below it"
     lines = _table(rows).splitlines()
-    return '\n'.join([f'usage: {usage}', '', f'{about}.', '', *(f'  {line}' for line in lines), '', more])
+    return '\n'.join([f'usage: {usage}', '', f'{about}.', '',
+                      *(f'  {line}' for line in lines), '', more])
 
 def _help_of(words:Sequence[str])->str:
     "What is answered without a look at any command's words, or ''"
     asks = ['-h'], ['--help']
     if words[:1] == ['--version']: return f'gentok {gentok.__version__}'
     if words[:1] in asks: return _overview(
-        'gentok [-h] [--version] COMMAND ...', 'Item tokenization for generative recommendation',
+        'gentok [-h] [--version] COMMAND ...',
+        'Item tokenization for generative recommendation',
         {name: c.words.__doc__ for name, c in _commands.items()},
         'gentok COMMAND --help shows what a command understands.')
     if words[:1] == ['run'] and words[1:2] in asks: return _overview(
         'gentok run METHOD [-h] [OPTIONS] DATA', _Run.__doc__, gentok.methods,
-        f'gentok run METHOD --help lists every setting of a method.\n\nexample:\n  {_commands["run"].example}')
+        'gentok run METHOD --help lists every setting of a method.\n\nexample:\n  '
+        f'{_commands["run"].example}')
     return ''
 
 # %% ../nbs/12_cli.ipynb #de1d237c
@@ -561,7 +650,8 @@ def _sentence(box:str, # as tyro prints it
     if m := re.search(r'Error parsing (\S+): (.*)', text):
         return f'{m[1].split("/")[0]} {m[2]}' if m[1].startswith('-') else m[2]
     if m := re.search(r"Missing value for argument '[(']*(-[\w-]+)", text):
-        return f'{m[1]} has no value; one that looks like an option is written {m[1]}=-p001.'
+        return (f'{m[1]} has no value; one that looks like an option is written '
+                f'{m[1]}=-p001.')
     absent = re.findall(r'^ {5,6}(--[\w-]+|[A-Z]+)(?: |$)', text, re.M)
     if absent: return f'{" and ".join(absent)} must be given; see {prog} --help.'
     return ' '.join(word for word in text.split() if not set(word) <= set('─-+╭╮╰╯'))
@@ -582,46 +672,60 @@ def _environment(**changes)->Iterator[None]: # name=value; None: not set
 # %% ../nbs/12_cli.ipynb #df22f044
 def _attached(words:Sequence[str], options:Sequence[str] # of the command
             )->list[str]:
-    "`--history -p001` as `--history=-p001`, unless the second word is an option of the command"
+    """`--history -p001` as `--history=-p001`, unless the second word is an option of
+    the command"""
     joined = []
     for word in words:
-        takes = joined and joined[-1] in ('--history', '--allow', '--deny', '--retire') and word.startswith('-')
+        takes = (joined and joined[-1] in ('--history', '--allow', '--deny', '--retire')
+                 and word.startswith('-'))
         if takes and word.partition('=')[0] not in options: joined[-1] += f'={word}'
         else: joined.append(word)
     return joined
 
 # %% ../nbs/12_cli.ipynb #5907f568
 def _parse(prog:str, command:_Command, words:Sequence[str], offer:_Offer|None=None):
-    "The words as the command's dataclass; ValueError with one sentence for a slip; SystemExit after its help"
+    """The words as the command's dataclass; ValueError with one sentence for a slip;
+    SystemExit after its help"""
     about = f'{command.words.__doc__}.\n\nexample:\n  {command.example}'
-    ask = partial(tyro.cli, command.words, prog=prog, description=about, registry=_rules(offer),
+    ask = partial(tyro.cli, command.words, prog=prog, description=about,
+                  registry=_rules(offer),
                   return_unknown_args=True, config=(DisallowNone,))
-    options = {'--', '-h', '--help', '-k', *(f'--{f.name.replace("_", "-")}' for f in fields(command.words))}
+    options = {'--', '-h', '--help', '-k',
+               *(f'--{f.name.replace("_", "-")}' for f in fields(command.words))}
     words, box = _attached(words, options), io.StringIO()
-    wide = {} if {'-h', '--help'} & set(words) else dict(COLUMNS='100000')  # no word of a box is broken
+    # no word of a box is broken
+    wide = {} if {'-h', '--help'} & set(words) else dict(COLUMNS='100000')
     try:
         with _environment(**wide), redirect_stderr(box): asked, odd = ask(args=words)
     except SystemExit as e:
         if not e.code: raise
-        odd = box.getvalue().partition('Unrecognized options:')[2].strip('│| \n').split()[:1]
+        odd = box.getvalue().partition('Unrecognized options:')[2].strip(
+            '│| \n').split()[:1]
         if not odd: raise ValueError(_sentence(box.getvalue(), prog)) from None
     if not odd: return asked
     with redirect_stdout(io.StringIO()) as shown, _environment(COLUMNS='100000'):
         try: ask(args=['--help'])
         except SystemExit: known = re.findall(r'--[a-z][\w-]*', shown.getvalue())
     word = next((w for w in odd if w.startswith('-')), odd[0]).partition('=')[0]
-    near = _nearest_name(word, known) if word.startswith('-') and word not in known else ''
-    raise ValueError(f'{word[:60]} is not known; {f"perhaps you meant {near}" if near else f"see {prog} --help"}.')
+    near = (_nearest_name(word, known) if word.startswith('-') and word not in known
+            else '')
+    raise ValueError(f'{word[:60]} is not known; '
+                     f'{f"perhaps you meant {near}" if near else f"see {prog} --help"}.')
 
 # %% ../nbs/12_cli.ipynb #d210039a
-def _called(words:Sequence[str])->tuple: # how it is called, Command, words behind, Offer or None
+def _called(words:Sequence[str]
+           )->tuple: # how it is called, Command, words behind, Offer or None
     "Which command is meant; ValueError with the nearest name for one that there is not"
-    if not words: raise ValueError(f'no command is given, expected {" or ".join(_commands)}; see gentok --help.')
+    if not words:
+        raise ValueError(f'no command is given, expected {" or ".join(_commands)}; see '
+                         'gentok --help.')
     name, *rest = words
     command = _commands[_among(_commands, 'command ', name)]
-    if name != 'run': return f'gentok {name}', command, rest, command.settings and command.settings()
+    if name != 'run':
+        return f'gentok {name}', command, rest, command.settings and command.settings()
     if not rest or rest[0].startswith('-'): raise ValueError(
-        f'no method is given behind run, expected {" or ".join(gentok.methods)}; write it like gentok run tiger.')
+        f'no method is given behind run, expected {" or ".join(gentok.methods)}; write '
+        'it like gentok run tiger.')
     return f'gentok run {rest[0]}', command, rest[1:], _method_settings(rest[0])
 
 # %% ../nbs/12_cli.ipynb #2903e5b8
@@ -632,7 +736,8 @@ def _processes(command:str)->int:
 
 def _alone(command:str): # a context
     "Inside, a command that is not split knows nothing of other processes"
-    return _environment(**{} if _processes(command) > 1 else dict.fromkeys(('WORLD_SIZE', 'RANK', 'LOCAL_RANK')))
+    return _environment(**{} if _processes(command) > 1
+                        else dict.fromkeys(('WORLD_SIZE', 'RANK', 'LOCAL_RANK')))
 
 # %% ../nbs/12_cli.ipynb #d756a512
 def _say(text:str='', stream=None, # None: standard output
@@ -655,7 +760,9 @@ def _terminable()->Iterator[None]:
         if main_one: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 # %% ../nbs/12_cli.ipynb #e7b5d6b1
-def main(argv:Sequence[str]|None=None # without the program's name; None reads the command line
+def main(
+         # without the program's name; None reads the command line
+         argv:Sequence[str]|None=None
         )->int: # exit code
     "The entry point `gentok`"
     words = list(sys.argv[1:] if argv is None else argv)
@@ -663,7 +770,8 @@ def main(argv:Sequence[str]|None=None # without the program's name; None reads t
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     if answer := _help_of(words): return _say(answer) or 0
     with warnings.catch_warnings(), _alone(words[0] if words else ''), _terminable():
-        warnings.showwarning = lambda message, *rest, **kw: _say(f'note: {message}', sys.stderr)
+        warnings.showwarning = lambda message, *rest, **kw: _say(f'note: {message}',
+                                                                 sys.stderr)
         return _obey(words)
 
 # %% ../nbs/12_cli.ipynb #937f337a
@@ -677,13 +785,15 @@ def _obey(words:Sequence[str])->int: # exit code
         asked = _parse(prog, command, rest, offer)
         result = command.work(asked)
     except SystemExit as e: return _say(end='') or e.code or 0  # after its help
-    except BrokenPipeError: return _say(end='') or _say(stream=sys.stderr, end='') or (141 if asked else 0)
+    except BrokenPipeError:
+        return _say(end='') or _say(stream=sys.stderr, end='') or (141 if asked else 0)
     except (ValueError, KeyError, OSError) as e:
         if os.environ.get('GENTOK_DEBUG'): raise
         said = e.args[0] if isinstance(e, KeyError) and e.args else e
         return _say(f'{who}: {_as_typed(str(said), names)}', sys.stderr) or 2
     except KeyboardInterrupt as e:
-        resumed = '; the same command goes on from here' if words[0] in ('run', 'tokenize', 'demo') else ''
+        resumed = ('; the same command goes on from here'
+                   if words[0] in ('run', 'tokenize', 'demo') else '')
         _say(f'{who}: stopped{resumed}.', sys.stderr)
         return 143 if isinstance(e, _Terminated) else 130
     if several:
@@ -694,4 +804,5 @@ def _obey(words:Sequence[str])->int: # exit code
     return 0
 
 # %% ../nbs/12_cli.ipynb #6de81de3
-if __name__ == '__main__' and __spec__: sys.exit(main())  # as a module; a notebook has no spec
+if __name__ == '__main__' and __spec__:
+    sys.exit(main()) # as a module; a notebook has no spec

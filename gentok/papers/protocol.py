@@ -188,7 +188,8 @@ def _load_items(out:str|Path # written by `save_fitted`
     items = read_json(path, dict, ids=list, titles=list, domain=(str, type(None)))
     kinds = {type(i) for i in items['ids']}
     if kinds not in ({str}, {int}) or {type(t) for t in items['titles']} - {str}:
-        raise ValueError(f'{path} has ids or titles that are no text, expected all text '
+        raise ValueError(
+            f'{path} has ids or titles that are no text, expected all text '
                          '(or whole numbers as ids); put back a copy of the file.')
     return Catalogue(items['ids'], items['titles'], None, items['domain'],
                      items['titles'])
