@@ -45,8 +45,9 @@ class ItemTable(EmbeddingTable):
         if not isinstance(images, ItemImages):
             images = ItemImages([(images, row) for row in range(len(text))])
         self.text, self.images = text, images
-    def __getitem__(self, index:slice|int|Sequence|Tensor
-                   )->'ItemTable': # k: rows, or n: bool
+    def __getitem__(self,
+                    index:slice|int|Sequence|Tensor # k: rows, or n: bool
+                   )->'ItemTable':
         rows = _row_positions(index, len(self)).tolist()
         return ItemTable(super().__getitem__(rows), [self.text[r] for r in rows],
                          self.images.pick(rows))

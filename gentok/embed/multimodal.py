@@ -298,8 +298,9 @@ class LightEncoder(ItemEncoder):
             self.output = None if config.tied else _small_rows(words.size, config)
 
     embedding = property(lambda self: self.text.embed.weight) # v d
-    head = property(lambda self: self.embedding if self.output is None
-                    else self.output) # v d
+    @property
+    def head(self)->Tensor: # v d
+        return self.embedding if self.output is None else self.output
 
     def forward(self,
                 tokens:Tensor, # b t: long

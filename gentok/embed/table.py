@@ -96,8 +96,9 @@ class EmbeddingTable:
     def __iter__(self)->Iterator: return zip(self._ids, self._matrix)
     def __repr__(self)->str:
         return f'EmbeddingTable({len(self):,} items, d={self.dim}, {self.source!r})'
-    def __getitem__(self, index:slice|int|Sequence|Tensor
-                   )->'EmbeddingTable': # k: rows, or n: bool
+    def __getitem__(self,
+                    index:slice|int|Sequence|Tensor # k: rows, or n: bool
+                   )->'EmbeddingTable':
         rows = _row_positions(index, len(self))
         kept = self._matrix.index_select(0, rows.to(self._matrix.device))
         return EmbeddingTable([self._ids[r] for r in rows.tolist()], kept, self.source)
