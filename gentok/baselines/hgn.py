@@ -23,6 +23,7 @@ class HGNConfig(SequenceConfig):
     dropout: float = 0. # of the window's vectors; the paper has none
     batch_size: int = 512 # windows
 
+# %% ../../nbs/10_baselines/04_hgn.ipynb #311de25e
 class HGN(WindowModel):
     "Gates over the latest items, and the user (Ma, Kang and Liu 2019)"
     kind, settings = 'HGN', HGNConfig

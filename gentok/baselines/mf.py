@@ -49,6 +49,7 @@ class PairConfig(SequenceConfig):
         if self.dropout: raise ValueError(
             f'dropout is {self.dropout}; give 0, and change reg instead.')
 
+# %% ../../nbs/10_baselines/10_mf.ipynb #2326b12c
 class PairModel(SequenceModel):
     "Knows who took what, not when; a subclass may write `vectors`"
     settings, unit, least_user = PairConfig, 'pairs', 0
@@ -81,7 +82,7 @@ class PairModel(SequenceModel):
         users, items = self.vectors()
         return lambda examples: users[examples.users.to(users.device)] @ items.T
 
-# %% ../../nbs/10_baselines/10_mf.ipynb #7fc78ca2
+# %% ../../nbs/10_baselines/10_mf.ipynb #c62aac28
 @patch
 def _wrong_items(self:PairModel, users:Tensor # b
                 )->Tensor: # b: rows
@@ -110,7 +111,7 @@ def _lengths(self:PairModel, users:Tensor, *items:Tensor # b each: rows
     squares = squares + sum(self.items(rows).square().sum() for rows in items)
     return squares/(2*len(users))
 
-# %% ../../nbs/10_baselines/10_mf.ipynb #b86ce583
+# %% ../../nbs/10_baselines/10_mf.ipynb #54929748
 @dataclass(frozen=True, kw_only=True)
 class MFConfig(PairConfig):
     "What an MF is made of and how it is trained; ValueError for a wrong setting"

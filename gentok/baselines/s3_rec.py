@@ -26,6 +26,8 @@ from ..store.runs import _at_least, _join_groups, _optimizer_state, _progress
 from ..store.runs import _resume_fit
 
 # %% ../../nbs/10_baselines/09_s3_rec.ipynb #d144e92b
+_tasks = dict(aap=.2, mip=1., map=1., sp=.5) # weight of each question in the sum
+
 @dataclass(frozen=True, kw_only=True)
 class S3RecConfig(SequenceConfig):
     "What an S3Rec is made of and how it is trained; ValueError for a wrong setting"
@@ -71,10 +73,7 @@ class S3Rec(CausalModel):
         place, items, cell, shape = _rectangle(examples, tokens, device)
         return self._read(self.items(items), place, cell, shape, causal=True)
 
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #1969e5fd
-_tasks = dict(aap=.2, mip=1., map=1., sp=.5) # weight of each question in the sum
-
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #5aeef2da
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #5ee50159
 class _Drawn(NamedTuple):
     "What is drawn for a batch of rows"
     hidden: Tensor # t: bool
@@ -102,7 +101,7 @@ def _draw_questions(lengths:Tensor, # b
     others = stream[(begin[row] + place - first[row]).clamp(0, len(stream) - 1)]
     return _Drawn(hidden, wrong, segment, others)
 
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #f122e74b
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #3e5e5973
 def _twice_sigmoid(right:Tensor, wrong:Tensor)->Tensor: # ..., one number
     "The published loss of a right and a wrong logit, summed"
     return -F.logsigmoid(right.sigmoid() - wrong.sigmoid()).sum()
@@ -140,7 +139,7 @@ def _questions(model:S3Rec, rows:Examples, drawn:_Drawn)->dict: # name -> one nu
         map=_attribute_questions(model, task['map'](h[hidden]), items[hidden]),
         sp=_twice_sigmoid((context*own).sum(1), (context*other).sum(1)))
 
-# %% ../../nbs/10_baselines/09_s3_rec.ipynb #05971398
+# %% ../../nbs/10_baselines/09_s3_rec.ipynb #3aaddcb7
 @patch
 def loss(self:S3Rec, examples:Examples)->Tensor: # one number
     "Of the next items; while it is pre-trained, of the four questions"
