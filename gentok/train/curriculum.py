@@ -100,7 +100,6 @@ def draw(self:_Mixed, number:int # of the epoch
     edges = self.probabilities.cumsum(0).numpy()
     return torch.from_numpy(np.searchsorted(edges[:-1]/edges[-1], u, side='right'))
 
-# %% ../../nbs/08_train/03_curriculum.ipynb #f077f09f
 class MixedSequences(_Mixed, Sequences):
     "Examples by tokenizers drawn anew each epoch; ValueError for unlike tables"
     kind = Sequences # what a single tokenizer writes
