@@ -387,7 +387,7 @@ def _recommend(asked:_Recommend)->dict:
     if asked.history and asked.histories:
         raise ValueError('both --history and --histories are given; leave out one.')
     if not asked.history and not asked.histories: raise ValueError(
-        'neither --history nor --histories is given; name items like --history 12,7,99.')
+        'neither --history nor --histories is given; name items: --history 12,7,99.')
     if bool(asked.histories) != bool(asked.out): raise ValueError(
         '--histories and --out belong together: the answers to many are written to a '
         '.parquet; give both.')

@@ -66,16 +66,12 @@ class PairModel(SequenceModel):
     def states(self, examples:Examples)->Tensor: # b d
         "The users"
         return self.vectors()[0][examples.users.to(self.items.weight.device)]
-    def output(self)->Tensor: # n d
-        "What users are compared with"
-        return self.vectors()[1]
-    def item_vectors(self)->Tensor: # n d
-        "What `embed` gives"
-        return self.vectors()[1]
+    def output(self)->Tensor: return self.vectors()[1] # n d: what users meet
+    def item_vectors(self)->Tensor: return self.vectors()[1] # n d: of `embed`
     def loss(self, examples:Examples)->Tensor: # one number
         "BPR against a drawn item, and the lengths of the vectors"
         device, wrong = self.items.weight.device, self._wrong_items(examples.users)
-        drawn = [rows.to(device) for rows in (examples.users, examples.targets, wrong)]
+        drawn = [x.to(device) for x in (examples.users, examples.targets, wrong)]
         return self._pairwise(*drawn) + self.config.reg*self._lengths(*drawn)
     def _left_out(self, valid): return _reaching_back(valid, self._pairs)
     def _answerer(self)->Callable:

@@ -104,7 +104,7 @@ def _check_protocol(protocol:Protocol)->None:
             f'{name} is {value:,}, expected at most {most:,}.')
     for name in ('dropout', 'label_smoothing', 'ema_decay'):
         if not 0 <= (value := getattr(protocol, name)) < 1: raise ValueError(
-            f'{name} is {value}, expected 0 or more and less than 1; 0 switches it off.')
+            f'{name} is {value}, expected 0 or more and less than 1; 0 means none.')
     protocol.training() # refuses what no trainer could use
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #1e76e0fd
