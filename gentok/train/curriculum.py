@@ -89,7 +89,9 @@ class _Mixed:
     def weight(self, index:Tensor)->int: # b: e + i N
         "How many targets the loss of these examples is a mean of"
         return super().weight(index % self.examples.n)
-    def __repr__(self): return f'Mixed{super().__repr__()[:-1]}, {self.n} tokenizers)'
+    def __repr__(self):
+        said = super().__repr__()[:-1].removeprefix('Mixed')
+        return f'Mixed{said}, {self.n} tokenizers)'
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #dbb70666
 @patch
