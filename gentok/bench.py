@@ -76,9 +76,10 @@ class BenchmarkRow(NamedTuple):
         speed = (f'{statistics.median(self.ours):,.1f} against '
                  f'{statistics.median(self.theirs):,.1f} {self.unit}/s of ')
         verdict = 'reached' if self.ratio >= self.mark else 'below its mark'
+        said = self.peer, self.note
         return (f'{self.name:28} {self.ratio:6.1f}x  ({min(self.ratios):.1f} to '
                 f'{max(self.ratios):.1f}; mark {self.mark:g} {verdict})  '
-                f'{speed if self.unit else ""}{self.peer}{"; " if self.note else ""}{self.note}')
+                f'{speed if self.unit else ""}{"; ".join(filter(None, said))}')
 
 # %% ../nbs/13_bench.ipynb #cf01506a
 def _timed(work:Callable)->tuple: # seconds, result
@@ -471,7 +472,8 @@ def _memory_job(kind:str, n:int, seed:int=0)->int: # bytes beyond the input
 def _memory_row(kind:str, n:int, most:float # bytes
               )->BenchmarkRow:
     "What each vector, or each user, adds to the worst moment"
-    command, what = 'from gentok.bench import _memory_job; print(_memory_job({!r}, {}))', dict(tokenize='vector', evaluate='user')[kind]
+    command = 'from gentok.bench import _memory_job; print(_memory_job({!r}, {}))'
+    what = dict(tokenize='vector', evaluate='user')[kind]
     small, large = (int(subprocess.run([sys.executable, '-c', command.format(kind, m)],
                                        capture_output=True, text=True,
                                        check=True).stdout) for m in (n, 10*n))

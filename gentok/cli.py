@@ -563,9 +563,8 @@ class _Bench(_OfData):
     # a folder or a file; without it, a toy shop
     data: Annotated[Path|None, _spec('DATA', Path), _unset] = None
     # which of these
-    rows: Annotated[str,
-                    _spec('A,B',
-                          str)] = 'free,trie,exact,training,codes,rqvae,influence,memory,large,load'
+    rows: Annotated[str, _spec('A,B', str)] = (
+        'free,trie,exact,training,codes,rqvae,influence,memory,large,load')
     users: _Count = 128 # test users that are searched
     repeats: _Count = 5 # runs of each
     epochs: _Count = 1 # of training before the search
@@ -604,7 +603,9 @@ _commands = dict(
     methods=_Command(_Methods, lambda asked: dict(gentok.methods), _table,
                      'gentok methods'),
     tokenize=_Command(_Tokenize, _tokenize, _tokenize_text,
-                     'gentok tokenize data/Office_Products --method rqvae --out out/ids', _tokenizer_settings),
+                     'gentok tokenize data/Office_Products --method rqvae '
+                     '--out out/ids',
+                     _tokenizer_settings),
     run=_Command(_Run, _run_method, _metrics_text,
                 'gentok run tiger data/Office_Products --out out/tiger --epochs 20',
                 _method_settings),
@@ -709,8 +710,8 @@ def _parse(prog:str, command:_Command, words:Sequence[str], offer:_Offer|None=No
     word = next((w for w in odd if w.startswith('-')), odd[0]).partition('=')[0]
     near = (_nearest_name(word, known) if word.startswith('-') and word not in known
             else '')
-    raise ValueError(f'{word[:60]} is not known; '
-                     f'{f"perhaps you meant {near}" if near else f"see {prog} --help"}.')
+    hint = f'perhaps you meant {near}' if near else f'see {prog} --help'
+    raise ValueError(f'{word[:60]} is not known; {hint}.')
 
 # %% ../nbs/12_cli.ipynb #d210039a
 def _called(words:Sequence[str]
@@ -777,7 +778,8 @@ def main(
 # %% ../nbs/12_cli.ipynb #937f337a
 def _obey(words:Sequence[str])->int: # exit code
     "Do what a command says and print what became of it"
-    who, names, asked = f'gentok {words[0]}' if words and words[0] in _commands else 'gentok', {}, None
+    names, asked = {}, None
+    who = f'gentok {words[0]}' if words and words[0] in _commands else 'gentok'
     several = _processes(words[0] if words else '') > 1
     try:
         prog, command, rest, offer = _called(words)

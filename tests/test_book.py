@@ -24,7 +24,7 @@ trees = {name: ast.parse(f.read_text(encoding='utf-8')) for name, f in modules.i
 core = ('store', 'data', 'quantize', 'ids', 'evaluate')
 allowed = {'torch', 'numpy', 'sklearn', 'threadpoolctl', 'scipy', 'safetensors', 'PIL', 'tqdm', 'fastcore', 'gentok', 'polars'}
 allowed_inside = allowed | {'matplotlib'}
-columns = 120
+columns = 88
 
 def none(troubles):
     "Fails with the whole list, not with the first."

@@ -25,7 +25,9 @@ def _normalised(pairs:Tensor, # m 2: user, item
     degree = torch.bincount(at[0], minlength=n_users + n_items).to(like.dtype)
     weight = (degree[at[0]]*degree[at[1]]).rsqrt()
     size = (n_users + n_items,)*2
-    return torch.sparse_coo_tensor(torch.stack(at), weight, size).coalesce()
+    graph = torch.sparse_coo_tensor(torch.stack(at), weight, size,
+                                    check_invariants=False)
+    return graph.coalesce()
 
 # %% ../../nbs/10_baselines/11_lightgcn.ipynb #6acc4d37
 @dataclass(frozen=True, kw_only=True)

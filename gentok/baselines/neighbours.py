@@ -17,12 +17,13 @@ from ..search.beam import Ranked, _as_examples
 
 # %% ../../nbs/10_baselines/01_neighbours.ipynb #2731ee4c
 class Neighbours:
-    "Items whose vectors lie nearest, by cosine, to what was taken last; ValueError for a memory outside of 0 to 1"
+    "The items nearest, by cosine, to what was taken last; ValueError for the memory"
     def __init__(self, table:EmbeddingTable|Tensor, # n d: of the whole catalogue
-                 memory:float=0. # weight of an item against the one taken after it; 0: only the last one counts
+                 memory:float=0. # weight of an item against the one taken after it
                 ):
         if not 0 <= memory <= 1: raise ValueError(
-            f'memory is {memory}, expected 0 to 1; 0 looks at the last item alone, 1 at all of them alike.')
+            f'memory is {memory}, expected 0 to 1; 0 looks at the last item alone, 1 '
+            'at all of them alike.')
         matrix = table.matrix if isinstance(table, EmbeddingTable) else table
         self.vectors, self.memory = F.normalize(matrix.float(), dim=1), memory
 
@@ -30,25 +31,29 @@ class Neighbours:
               )->Tensor: # b n: cosine; -inf for what it was made of
         "How near every item of the catalogue lies"
         examples = _as_examples(histories, len(self.vectors))
-        rows = (examples.lengths if self.memory else torch.ones_like(examples.stop)).clamp(min=1)
+        rows = (examples.lengths if self.memory else 0*examples.stop).clamp(min=1)
         user = torch.arange(examples.n).repeat_interleave(rows)
-        age = torch.arange(len(user)) - (rows.cumsum(0) - rows)[user]  # 0 for the last item
+        age = torch.arange(len(user)) - (rows.cumsum(0) - rows)[user] # 0: the last item
         items = examples.items[examples.stop[user] - 1 - age]
         weight = (self.memory**age.double()).float()[:, None]
-        profile = torch.zeros(examples.n, self.vectors.shape[1]).index_add_(0, user, weight*self.vectors[items])
-        return (F.normalize(profile, dim=1) @ self.vectors.T).index_put_((user, items), torch.tensor(-math.inf))
+        profile = torch.zeros(examples.n, self.vectors.shape[1])
+        profile.index_add_(0, user, weight*self.vectors[items])
+        scores = F.normalize(profile, dim=1) @ self.vectors.T
+        return scores.index_put_((user, items), torch.tensor(-math.inf))
 
     def recommend(self, histories, # as in `scores`
                   k:int=10, batch_size:int=512 # items for each; users at once
                  )->Ranked: # scores are cosines
         "The k nearest items; of equals the lower row first"
-        examples, n = _as_examples(histories, len(self.vectors)), min(k, len(self.vectors))
-        items, scores = torch.full((examples.n, k), -1), torch.full((examples.n, k), -math.inf)
+        examples = _as_examples(histories, len(self.vectors))
+        scores, n = torch.full((examples.n, k), -math.inf), min(k, len(self.vectors))
+        items = torch.full_like(scores, -1, dtype=torch.long)
         for first in range(0, examples.n, batch_size):
             part = slice(first, first + batch_size)
-            best = self.scores(examples.select(part)).sort(dim=1, descending=True, stable=True)
-            scores[part, :n] = best.values[:, :n]
-            items[part, :n] = best.indices[:, :n].masked_fill(best.values[:, :n] == -math.inf, -1)
+            found = self.scores(examples.select(part))
+            best = found.sort(dim=1, descending=True, stable=True)
+            scores[part, :n], items[part, :n] = best.values[:, :n], best.indices[:, :n]
+        items[scores == -math.inf] = -1
         return Ranked(items, scores, torch.zeros(examples.n))
     def __repr__(self)->str:
         n, d = self.vectors.shape

@@ -22,20 +22,23 @@ from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from ..data.dataset import Catalogue
 from ..store.files import read_folder, _tensor_digest, write_folder
 from ..fast.memory import _kept_memory
-from ..store.runs import _at_least, _copies, _optimizer_state, _join_groups, _progress, _seeded, _resume_fit
+from ..store.runs import (_at_least, _copies, _optimizer_state, _join_groups,
+    _progress, _seeded, _resume_fit)
 from ..store.tracking import _run_log
 from ..data.splits import Examples
 from .table import EmbeddingTable
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #a619851f
 def _whole_sequences(examples:Examples, # windows of training, any number for each user
-                    max_length:int # the latest positions that are kept
-                   )->Examples: # one window for each user; its last target is the last of training
-    "The examples of each user as one long one"
+                     max_length:int # the latest positions that are kept
+                    )->Examples: # one for each user
+    "The examples of each user as one long one; its last target is the last of all"
     users, which = examples.users.unique(return_inverse=True)
-    start = torch.full_like(users, len(examples.items)).scatter_reduce(0, which, examples.start, 'amin')
+    last = torch.full_like(users, len(examples.items))
+    start = last.scatter_reduce(0, which, examples.start, 'amin')
     stop = torch.zeros_like(users).scatter_reduce(0, which, examples.stop, 'amax')
-    return Examples(examples.items, torch.maximum(start, stop - max_length), stop, users, examples.skipped)
+    return Examples(examples.items, torch.maximum(start, stop - max_length), stop,
+                    users, examples.skipped)
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #e4471a14
 class _Tokens(NamedTuple):
@@ -62,7 +65,7 @@ class SequenceConfig:
     batch_size: int = 128 # rows of training: users, or examples
     lr: float = 1e-3
     weight_decay: float = 0.
-    patience: int = 5 # epochs without a better validation before stopping; 0 never stops
+    patience: int = 5 # epochs without a better validation before it stops; 0: never
     seed: int = 0 # of the weights, the order of users and the dropout
     def __post_init__(self):
         _at_least(1, dim=self.dim, max_length=self.max_length, epochs=self.epochs,
@@ -77,14 +80,15 @@ class SequenceConfig:
 class SequenceModel(nn.Module):
     "Scores every item behind a history; a subclass writes `states` and `ask`"
     kind, settings = 'SequenceModel', SequenceConfig # on disk; what it is told
-    unit, least_user = 'rows', -1 # what an epoch counts; the first user that may be asked for
+    unit, least_user = 'rows', -1 # what an epoch counts; the first user to ask for
     def __init__(self, n_items:int, # of the catalogue
                  config:SequenceConfig=SequenceConfig(),
                  **given): # what else it is made for: `n_users`, tables
         super().__init__()
-        _at_least(1, n_items=n_items, **{k: v for k, v in given.items() if isinstance(v, int)})
+        counts = {k: v for k, v in given.items() if isinstance(v, int)}
+        _at_least(1, n_items=n_items, **counts)
         self.config, self.n_items, self.given, self.history = config, n_items, given, []
-        self.register_parameter('bias', None) # n: added to the scores, where a model has one
+        self.register_parameter('bias', None) # n: added to the scores, if there is one
         with _seeded(config.seed):
             self.items = nn.Embedding(n_items, config.dim)
             self._build(**given)
@@ -93,25 +97,25 @@ class SequenceModel(nn.Module):
     def _start(self):
         "The first weights: a normal of .02, as in BERT"
         for m in self.modules():
-            if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=.02)
+            if isinstance(m, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(m.weight, std=.02)
             if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
-    def output(self)->Tensor: # n d
-        "What states are compared with"
-        return self.items.weight
-    def item_vectors(self)->Tensor: # n d
-        "What `embed` gives"
-        return self.items.weight
-    def _left_out(self, valid:Examples)->bool|Examples: return False # of validation's lists
+    def output(self)->Tensor: return self.items.weight # n d: what states meet
+    def item_vectors(self)->Tensor: return self.items.weight # n d: what `embed` gives
+    def _left_out(self, valid:Examples)->bool|Examples: # of validation's lists
+        return False
     def rows(self, train:Examples)->Examples:
         "What an epoch goes through"
         return train
     @classmethod
-    def _given_from(cls, sizes:dict, tensors:dict)->dict: return sizes # `given`, of what is on disk
+    def _given_from(cls, sizes:dict, tensors:dict)->dict: # `given`, of what is on disk
+        return sizes
     def fresh(self)->'SequenceModel': # untrained
         "The same model before its first step"
         return type(self)(self.n_items, config=self.config, **self.given)
     def __repr__(self)->str:
-        return f'{self.kind}({self.n_items:,} items, d={self.config.dim}, {len(self.history)} epochs)'
+        return (f'{self.kind}({self.n_items:,} items, d={self.config.dim}, '
+                f'{len(self.history)} epochs)')
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #8afb0d72
 class Asked(NamedTuple):
@@ -141,7 +145,7 @@ class CausalModel(SequenceModel):
 # %% ../../nbs/02_embed/05_collaborative.ipynb #d852abb3
 @dataclass(frozen=True, kw_only=True)
 class SASRecConfig(SequenceConfig):
-    "What a SASRec is made of, and how it is trained; ValueError for a setting out of its range"
+    "What a SASRec is made of, and its training; ValueError for a wrong setting"
     blocks: int = 2
     heads: int = 2
     def __post_init__(self):
@@ -153,7 +157,8 @@ def _check_heads(config)->None: # with dim, blocks and heads
     "ValueError for blocks that cannot be"
     _at_least(1, blocks=config.blocks, heads=config.heads)
     if config.dim % config.heads: raise ValueError(
-        f'dim is {config.dim} and heads {config.heads}; give a width that the heads can share evenly.')
+        f'dim is {config.dim} and heads {config.heads}; give a width that the heads '
+        'can share evenly.')
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #839a56f5
 class _CausalBlock(nn.Module):
@@ -171,8 +176,9 @@ class _CausalBlock(nn.Module):
                )->Tensor: # t d
         "One layer of SASRec (Kang and McAuley 2018, section III.B)"
         b, n = shape
-        laid = x.new_zeros(b*n, 3*x.shape[1]).index_copy(0, cell, self.qkv(self.before(x)))
-        q, k, v = laid.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4) # b h n d/h each
+        laid = x.new_zeros(b*n, 3*x.shape[1])
+        laid = laid.index_copy(0, cell, self.qkv(self.before(x)))
+        q, k, v = laid.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4) # b h n d/h
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.drop(self.out(seen.transpose(1, 2).reshape(b*n, -1)[cell]))
         return x + self.drop(self.think(self.between(x)))
@@ -187,30 +193,35 @@ class SASRec(CausalModel):
     def _build(self):
         c = self.config
         self.places = nn.Embedding(c.max_length, c.dim)
-        self.blocks = nn.ModuleList(_CausalBlock(c.dim, c.heads, c.dropout) for _ in range(c.blocks))
+        self.blocks = nn.ModuleList(_CausalBlock(c.dim, c.heads, c.dropout)
+                                    for _ in range(c.blocks))
         self.norm, self.drop = nn.LayerNorm(c.dim), nn.Dropout(c.dropout)
 
     def encode(self, examples:Examples, tokens:_Tokens)->Tensor: # t d
         "The state after every item of every history"
-        row, place, at = (t.to(self.items.weight.device) for t in (*tokens[:2], examples.items[tokens.at]))
+        row, place, at = (t.to(self.items.weight.device)
+                          for t in (*tokens[:2], examples.items[tokens.at]))
         b, n = examples.n, int(examples.lengths.max())
         x = self.drop(math.sqrt(self.config.dim)*self.items(at) + self.places(place))
         for block in self.blocks: x = block(x, row*n + place, (b, n))
         return self.norm(x)
     def __repr__(self)->str:
-        return f'SASRec({self.n_items:,} items, d={self.config.dim}, {self.config.blocks} blocks, {len(self.history)} epochs)'
+        return (f'SASRec({self.n_items:,} items, d={self.config.dim}, '
+                f'{self.config.blocks} blocks, {len(self.history)} epochs)')
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #47f3e685
 @patch
-def scores(self:SequenceModel, asked:Examples|Tensor # histories; or q d: states behind some
+def scores(self:SequenceModel,
+           asked:Examples|Tensor # histories; or q d: states behind some
           )->Tensor: # b n, in the catalogue's order; of states: with a gradient
     "How well every item of the catalogue would follow"
     if isinstance(asked, Tensor): return self._compared(asked, self.output())
-    with self._answering() as answer: return answer(self._latest(_check_rows(asked, self)))
+    with self._answering() as answer:
+        return answer(self._latest(_check_rows(asked, self)))
 
 @patch
 def loss(self:SequenceModel, examples:Examples)->Tensor: # one number
-    "Cross-entropy of the next item over all items, mean over questions (Klenitskiy and Vasilev 2023)"
+    "Mean cross-entropy of the next item over all (Klenitskiy and Vasilev 2023)"
     asked = self.ask(examples)
     return F.cross_entropy(self.scores(asked.states), asked.targets)
 
@@ -254,13 +265,14 @@ class TopItems(NamedTuple):
 @patch
 def recommend(self:SequenceModel, examples:Examples, # their targets are not looked at
               k:int=10, batch_size:int=512,
-              unseen:bool|Examples=False # leave out the histories; Examples: these longer ones
+              unseen:bool|Examples=False # leave out the histories, or these longer ones
              )->TopItems:
-    "The k items of the whole catalogue that fit best; of equals the lower row first; ValueError for histories that it cannot read"
+    "The k best, of equals the lower row first; ValueError for unreadable histories"
     _check_rows(examples, self)
     _at_least(1, k=k, batch_size=batch_size)
     whole, n = _same_users(examples, unseen), min(k, self.n_items)
-    items, scores = torch.full((examples.n, k), -1), torch.full((examples.n, k), -math.inf)
+    items = torch.full((examples.n, k), -1)
+    scores = torch.full((examples.n, k), -math.inf)
     with self._answering() as answer:
         for first in range(0, examples.n, batch_size):
             part = slice(first, first + batch_size)
@@ -268,7 +280,8 @@ def recommend(self:SequenceModel, examples:Examples, # their targets are not loo
             if whole is not None: found[_histories_at(whole.select(part))] = -math.inf
             best = _best(found, n)
             items[part, :n], scores[part, :n] = best.indices, best.values
-    return TopItems(items.masked_fill(scores == -math.inf, -1), scores, torch.zeros(examples.n))
+    return TopItems(items.masked_fill(scores == -math.inf, -1), scores,
+                    torch.zeros(examples.n))
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #3ed0f526
 class _Best(NamedTuple):
@@ -297,25 +310,29 @@ def _histories_at(examples:Examples)->tuple[Tensor, Tensor]: # t, t
 def _same_users(examples:Examples, unseen:bool|Examples)->Examples|None:
     "The histories that are left out; ValueError for those of other users"
     whole = (examples if unseen else None) if isinstance(unseen, bool) else unseen
-    if whole is not None and not torch.equal(whole.users, examples.users): raise ValueError(
-        f'unseen holds {whole.n:,} histories, not those of the {examples.n:,} examples in their order; '
-        'make both by leave_one_out of one data set.')
+    if whole is not None and not torch.equal(whole.users, examples.users):
+        raise ValueError(
+            f'unseen holds {whole.n:,} histories, not those of the {examples.n:,} '
+            'examples in their order; make both by leave_one_out of one data set.')
     return whole
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #9da3def5
 def _check_rows(examples:Examples, model:SequenceModel)->Examples:
-    "The examples; ValueError for histories that are empty, or of another catalogue or other users"
+    "ValueError for histories that are empty, of another catalogue or other users"
     if examples.n and int(examples.lengths.min()) < 1:
-        raise ValueError(f'the history of example {int(examples.lengths.argmin())} is empty; give at least one item.')
+        raise ValueError(f'the history of example {int(examples.lengths.argmin())} is '
+                         'empty; give at least one item.')
     n_items, n_users = model.n_items, model.given.get('n_users')
-    low, high = (int(v) for v in examples.items.aminmax()) if len(examples.items) else (0, 0)
+    low, high = ((int(v) for v in examples.items.aminmax()) if len(examples.items)
+                 else (0, 0))
     if low < 0 or high >= n_items: raise ValueError(
         f'histories hold rows {low:,} to {high:,} and the model has {n_items:,} items; '
         'give histories of the catalogue that it was made for.')
-    low, high = (int(v) for v in examples.users.aminmax()) if n_users and examples.n else (0, 0)
+    low, high = ((int(v) for v in examples.users.aminmax()) if n_users and examples.n
+                 else (0, 0))
     if low < model.least_user or high >= (n_users or 1): raise ValueError(
-        f'the examples are of users {low:,} to {high:,} and the model knows {n_users:,}; '
-        'give examples of the data that it was made for.')
+        f'the examples are of users {low:,} to {high:,} and the model knows '
+        f'{n_users:,}; give examples of the data that it was made for.')
     return examples
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #fe583dbf
@@ -342,42 +359,50 @@ def _mean_gain(items:Tensor, # b k: ranked, best first
               targets:Tensor # b
              )->float:
     "NDCG@k with one right item for each list"
-    place = torch.arange(items.shape[1])
-    return ((items == targets[:, None])/torch.log2(place + 2.)).sum(1).double().mean().item()
+    gain = (items == targets[:, None])/torch.log2(torch.arange(items.shape[1]) + 2.)
+    return gain.sum(1).double().mean().item()
 
 @patch
 def optimizer_of(self:SequenceModel)->torch.optim.Optimizer:
     "AdamW with the settings' rate and decay"
-    return torch.optim.AdamW(self.parameters(), self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+    return torch.optim.AdamW(self.parameters(), self.config.lr,
+                             weight_decay=self.config.weight_decay, fused=True)
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #40000626
 @patch
 def _begin(self:SequenceModel, train:Examples, out:str|Path|None)->None:
-    "The weights before the first epoch: the seed's; users without an example have zeros"
+    "The seed's weights; users without an example have zeros"
     self.load_state_dict(self.fresh().state_dict())
     if 'n_users' not in self.given: return
-    unmet = torch.ones(self.given['n_users'], dtype=torch.bool).index_fill(0, train.users, False)
+    unmet = torch.ones(self.given['n_users'], dtype=torch.bool)
+    unmet = unmet.index_fill(0, train.users, False)
     with torch.no_grad(): self.users.weight[unmet] = 0.
 
 @patch
 def _make_epoch(self:SequenceModel, rows:Examples, valid:Examples,
-                optimizer:torch.optim.Optimizer, epoch:int)->dict: # a record of `history`
-    "Train an epoch and rank the validation users; ValueError for a loss that is no number"
+                optimizer:torch.optim.Optimizer, epoch:int
+               )->dict: # a record of `history`
+    "Train an epoch and rank the validation users; ValueError for a loss of no number"
     loss = self.train_epoch(rows, optimizer, epoch)
     if not math.isfinite(loss): raise ValueError(
         f'the loss is {loss} in epoch {epoch}; lower lr (now {self.config.lr}).')
-    gain = _mean_gain(self.recommend(valid, unseen=self._left_out(valid)).items, valid.targets)
+    best = self.recommend(valid, unseen=self._left_out(valid)).items
+    gain = _mean_gain(best, valid.targets)
     return {'epoch': epoch, 'loss': loss, 'ndcg@10': gain}
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #e1cb94ce
 @patch
 def identity(self:SequenceModel, rows:Examples, valid:Examples)->dict: # plain JSON
     "All that the numbers of a run depend on"
-    settings = {k: v for k, v in asdict(self.config).items() if k not in ('epochs', 'patience')}
-    def told(v): return v if isinstance(v, int) else _tensor_digest(*(v if isinstance(v, tuple) else [v]))
+    settings = {k: v for k, v in asdict(self.config).items()
+                if k not in ('epochs', 'patience')}
+    def told(v):
+        if isinstance(v, int): return v
+        return _tensor_digest(*(v if isinstance(v, tuple) else [v]))
     given = {k: told(v) for k, v in self.given.items()}
     users = (rows.users, valid.users) if 'n_users' in given else ()
-    digest = _tensor_digest(rows.items, rows.start, rows.stop, valid.start, valid.stop, *users)
+    digest = _tensor_digest(rows.items, rows.start, rows.stop, valid.start, valid.stop,
+                            *users)
     return dict(model=self.kind, n_items=self.n_items, **settings,
                 data=f'{rows.n:,} {self.unit} ({digest})', **given)
 
@@ -396,16 +421,19 @@ def finished(self:SequenceModel)->bool:
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #a0bd3163
 @patch
-def fit(self:SequenceModel, train:Examples, # every prefix of the training part, `leave_one_out(…).train`
+def fit(self:SequenceModel,
+        train:Examples, # every prefix of the training part, `leave_one_out(…).train`
         valid:Examples, # ranked after every epoch
         out:str|Path|None=None # checkpoints go there; an interrupted fit goes on
        )->SequenceModel: # with the weights of the best epoch
-    "Train until validation NDCG@10 has stopped rising; ValueError without examples, or for a loss that is no number"
+    "Train until validation NDCG@10 stops rising; ValueError without examples"
     for name, part in dict(training=train, validation=valid).items():
-        if not part.n: raise ValueError(f'there are no {name} examples; give histories of three items and more.')
+        if not part.n: raise ValueError(
+            f'there are no {name} examples; give histories of three items and more.')
         _check_rows(part, self)
     rows, optimizer = self.rows(train), self.optimizer_of()
-    who, folder = self.identity(rows, valid), None if out is None else Path(out)/'training'
+    who = self.identity(rows, valid)
+    folder = None if out is None else Path(out)/'training'
     found = newest_checkpoint(folder) if folder else None
     if found: best = _resume_fit(self, optimizer, found, who, self.config.epochs, out)
     else: self._begin(train, out); self.history, best = [], {}
@@ -416,17 +444,22 @@ def fit(self:SequenceModel, train:Examples, # every prefix of the training part,
             self.history.append(self._make_epoch(rows, valid, optimizer, epoch))
             log(self.history[-1])
             if self.best_epoch() == epoch: best = _copies(self.state_dict())
-            if folder: save_checkpoint(folder, Checkpoint(epoch, _join_groups(model=self.state_dict(),
-                optimizer=_optimizer_state(self, optimizer), best=best), dict(identity=who, history=self.history)))
+            if folder:
+                tensors = _join_groups(model=self.state_dict(), best=best,
+                                       optimizer=_optimizer_state(self, optimizer))
+                state = dict(identity=who, history=self.history)
+                save_checkpoint(folder, Checkpoint(epoch, tensors, state))
     self.load_state_dict(best)
     return self.eval()
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #14c3b979
 @patch
 def embed(self:SequenceModel, catalogue:Catalogue)->EmbeddingTable: # n d
-    "The item vectors under the catalogue's ids; ValueError for a catalogue of another size"
+    """The item vectors under the catalogue's ids; ValueError for a catalogue of another
+    size"""
     if len(catalogue) != self.n_items: raise ValueError(
-        f'the catalogue has {len(catalogue):,} items and the model {self.n_items:,}; give the catalogue that it was trained on.')
+        f'the catalogue has {len(catalogue):,} items and the model {self.n_items:,}; '
+        'give the catalogue that it was trained on.')
     with torch.no_grad(): vectors = self.item_vectors().detach().cpu().clone()
     return EmbeddingTable(catalogue.ids, vectors, self.kind.lower())
 
@@ -434,16 +467,20 @@ def embed(self:SequenceModel, catalogue:Catalogue)->EmbeddingTable: # n d
 @patch
 def save_pretrained(self:SequenceModel, folder:str|Path): # made if missing
     "Write `config.json` and `model.safetensors`"
-    config = dict(kind=self.kind, n_items=self.n_items, settings=asdict(self.config), history=self.history)
+    config = dict(kind=self.kind, n_items=self.n_items, settings=asdict(self.config),
+                  history=self.history)
     sizes = {k: v for k, v in self.given.items() if isinstance(v, int)}
-    write_folder(folder, config | (dict(sizes=sizes) if sizes else {}), self.state_dict())
+    write_folder(folder, config | (dict(sizes=sizes) if sizes else {}),
+                 self.state_dict())
 
 @patch(cls_method=True)
-def from_pretrained(cls:SequenceModel, folder:str|Path)->SequenceModel: # written by `save_pretrained`
+def from_pretrained(cls:SequenceModel, folder:str|Path
+                   )->SequenceModel: # written by `save_pretrained`
     "Read a saved model; ValueError if the folder holds something else"
     config, tensors = read_folder(folder)
     if config.get('kind') != cls.kind: raise ValueError(
-        f'{folder} holds {config.get("kind", "something else")!r}, expected a {cls.kind}; give a folder that save_pretrained wrote.')
+        f'{folder} holds {config.get("kind", "something else")!r}, expected a '
+        f'{cls.kind}; give a folder that save_pretrained wrote.')
     given = cls._given_from(config.get('sizes', {}), tensors)
     model = cls(config['n_items'], config=cls.settings(**config['settings']), **given)
     model.load_state_dict(tensors)
