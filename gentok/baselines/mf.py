@@ -66,8 +66,10 @@ class PairModel(SequenceModel):
     def states(self, examples:Examples)->Tensor: # b d
         "The users"
         return self.vectors()[0][examples.users.to(self.items.weight.device)]
-    def output(self)->Tensor: return self.vectors()[1] # n d: what users meet
-    def item_vectors(self)->Tensor: return self.vectors()[1] # n d: of `embed`
+    def output(self)->Tensor: # n d
+        "What users are compared with"
+        return self.vectors()[1]
+    item_vectors = output
     def loss(self, examples:Examples)->Tensor: # one number
         "BPR against a drawn item, and the lengths of the vectors"
         device, wrong = self.items.weight.device, self._wrong_items(examples.users)

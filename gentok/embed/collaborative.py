@@ -85,8 +85,7 @@ class SequenceModel(nn.Module):
                  config:SequenceConfig=SequenceConfig(),
                  **given): # what else it is made for: `n_users`, tables
         super().__init__()
-        counts = {k: v for k, v in given.items() if isinstance(v, int)}
-        _at_least(1, n_items=n_items, **counts)
+        _at_least(1, n_items=n_items, n_users=given.get('n_users', 1))
         self.config, self.n_items, self.given, self.history = config, n_items, given, []
         self.register_parameter('bias', None) # n: added to the scores, if there is one
         with _seeded(config.seed):
@@ -100,8 +99,10 @@ class SequenceModel(nn.Module):
             if isinstance(m, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(m.weight, std=.02)
             if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
-    def output(self)->Tensor: return self.items.weight # n d: what states meet
-    def item_vectors(self)->Tensor: return self.items.weight # n d: what `embed` gives
+    def output(self)->Tensor: # n d
+        "What states are compared with"
+        return self.items.weight
+    item_vectors = output # what `embed` gives
     def _left_out(self, valid:Examples)->bool|Examples: # of validation's lists
         return False
     def rows(self, train:Examples)->Examples:
