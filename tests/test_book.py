@@ -558,6 +558,9 @@ def test_a_reader_sees_the_pages(tmp_path):
                 cut = page.ask("[...document.querySelectorAll('details')].forEach(d => d.open = true) || [...document.querySelectorAll('pre.sourceCode')].filter("
                                f"p => p.scrollWidth > p.clientWidth + 1 && Math.max(...p.innerText.split('\\n').map(l => l.length)) <= {looks.columns}).length")
                 if width == 1280 and cut: troubles.append(f'{name}: {cut} blocks of at most {looks.columns} columns are cut')
+                tops = page.ask("[...document.querySelectorAll('main img, main svg, main .shelf')].map(e => e.getBoundingClientRect())"
+                                ".filter(r => r.height > 20).map(r => r.top)")
+                if width == 1280 and not name.startswith('api/') and not min(tops, default=901) < 900: troubles.append(f'{name}: no picture in its first 900 pixels')
                 ground = page.ask('getComputedStyle(document.body).backgroundColor')
                 if (ground == 'rgb(255, 255, 255)') == dark: troubles.append(f'{name}: the ground is {ground} where dark is {dark}')
         troubles += page.errors + [f'asks {r}' for r in page.requests]
