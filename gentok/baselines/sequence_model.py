@@ -108,9 +108,10 @@ def _draw_rival(model:SequenceModel, shop:Dataset, split:Split)->dict: # name ->
     "What a model reads, and what it reaches in a shop whose truth is known"
     from gentok.figures import axes, palette
     left, right = axes('', 'item that is exchanged', 'items read', n=2, w=2.6, h=2.3)
-    longest = split.test.histories()[int(split.test.lengths.argmax())][-10:]
-    left.imshow(_influence(model, longest), cmap='Blues', vmin=0,
-                extent=(.5, 10.5, 10.5, .5))
+    long = [h[-10:] for h in split.test.histories() if len(h) >= 10][:20]
+    moved = torch.stack([_influence(model, h) for h in long]).mean(0)
+    left.imshow(moved, cmap='Blues', vmin=0, extent=(.5, 10.5, 10.5, .5))
+    left.set(xticks=[1, 5, 10], yticks=[1, 5, 10])
     left.grid(False)
     test, n = split.test, model.n_items
     def ndcg(ranked): return summarise(ranked, test.targets).metrics['ndcg@10']
