@@ -213,6 +213,20 @@ def test_flat_by_plain_loops(losses, window, change):
     found = etegrec._flat_since([dict(reconstruction=x, quantisation=0.) for x in losses], window, change)
     assert found == wanted
 
+def test_what_learning_together_leaves_belongs_to_the_recommender(tmp_path, monkeypatch):
+    "A first stage that validation ends early gives its epochs to the second"
+    plan = replace(small, epochs=16, cycle=2, fine_tune_epochs=0, patience=1, lr=1e-12,
+                   tokenizer_lr=1e-12)
+    budgets, init = {}, Trainer.__init__
+    def watched(self, model, data, config, out=None, *rest, **more):
+        budgets[str(out).rpartition('/')[2]] = config.epochs
+        init(self, model, data, config, out, *rest, **more)
+    monkeypatch.setattr(Trainer, '__init__', watched)
+    curve = run(shop(), plan, tmp_path).fitted.result.curve
+    together = [row for row in curve if row.get('stage') != 'alone']
+    assert budgets['together'] == 12 and len(together) == 6 # one better, then two not
+    assert budgets['tuning'] == 10
+
 @both
 def test_rivals_have_the_same_recommender_start_and_budget(backbone, tmp_path, monkeypatch):
     plan, begun = replace(small, backbone=backbone, epochs=4, fine_tune_epochs=1), {}

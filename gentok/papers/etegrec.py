@@ -52,7 +52,7 @@ class EtegrecConfig(RQVAETigerConfig):
     text: str = 'sasrec' # behaviour; or a text encoder, as for TIGER
     tokenizer_epochs: int = 3000 # of the tokenizer alone, before: until it is flat
     cycle: int = 4 # C: one epoch of the tokenizer, then C - 1 of the recommender
-    fine_tune_epochs: int = 0 # of `epochs`, the tokenizer frozen; 0: a quarter
+    fine_tune_epochs: int = 0 # of `epochs`, the tokenizer frozen; 0: what is left
     fine_tune_lr: float = 5e-4 # learning rate of those
     tokenizer_lr: float = 1e-4 # learning rate of the tokenizer while both learn
     alignment_warmup: int = 4 # epochs at the start in which neither alignment counts
@@ -258,8 +258,9 @@ def _train_jointly(split:Split, prepared:TokenizedCatalogue, config:EtegrecConfi
     def judge(pair, process, processes):
         return Validation(Trie(refresh.item_ids),
                           split.valid)(pair.recommender['model'], process, processes)
-    plan = replace(config.training(), epochs=config.joint_epochs,
-                   validate_every=config.cycle)
+    plan = config.training()
+    plan = replace(plan, epochs=config.joint_epochs, validate_every=config.cycle,
+                   patience=2*plan.patience) # identifiers change: validation is noisy
     trainer = Trainer(together, data, plan, out, judge, callback=callback)
     result = trainer.fit()
     return trainer.bare.eval(), refresh.make(trainer.bare), result
@@ -319,7 +320,7 @@ class EtegrecResult(NamedTuple):
     pair: JointModel
 
 def _tune_recommender(split:Split, pair:JointModel, item_ids:ItemIds,
-                      config:EtegrecConfig,
+                      config:EtegrecConfig, # its `fine_tune_epochs` are what is left
                       out:Path)->FittedRecommender:
     """The recommender alone: on from what it has learnt, or a new one for as many
     epochs in all"""
@@ -345,7 +346,9 @@ def run(dataset:Dataset, config:EtegrecConfig=EtegrecConfig(),
     prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config, out),
                                   out)
     pair, item_ids, result = _train_jointly(split, prepared, config, out/'together')
-    fitted = _tune_recommender(split, pair, item_ids, config, out)
+    left = config.fine_tune_epochs or config.epochs - len(result.curve)
+    fitted = _tune_recommender(split, pair, item_ids,
+                               replace(config, fine_tune_epochs=left), out)
     later = [dict(row, epoch=result.curve[-1]['epoch'] + row['epoch'], stage='alone')
              for row in fitted.result.curve]
     way = fitted.result._replace(curve=result.curve + later)
