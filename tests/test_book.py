@@ -246,6 +246,18 @@ def test_backticked_names_exist(): none(name_troubles())
 def test_outputs_name_no_path_of_this_machine():
     none([f'{p.name}: {root}' for p in book if str(root) in p.path.read_text(encoding='utf-8')])
 
+def test_no_page_loses_its_assertions():
+    "What a page once checked is still checked, there or where it went (assertions.txt)"
+    now = {p.name.removesuffix('.ipynb'): sum(looks.count_checks(c.body)
+                                              for c in p.cells if c.kind == 'code')
+           for p in book}
+    told = (root/'tests'/'assertions.txt').read_text(encoding='utf-8').splitlines()
+    for line in told:
+        least, *names = line.split()
+        found = sum(now.get(name, 0) for name in names)
+        assert found >= int(least), f'{", ".join(names)}: {found} of {least} assertions'
+    assert len(told) > 80
+
 def test_links_and_images_exist(): none(link_troubles())
 
 # ---------------------------------------------------------------- the checks themselves can fail
