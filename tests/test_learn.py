@@ -88,3 +88,42 @@ def test_the_figure_of_prefixes_answers(tmp_path):
         assert page.ask(said).startswith(f'{page.ask(lit)} of ')
         assert page.errors == [] and page.requests == []
     finally: page.close()
+
+collapse = next(p for p in pages() if p.name == '03_quantize/02_revival.ipynb')
+knob = "document.querySelector('#collapse [type=range]')"
+told = "document.querySelector('#collapse output').textContent"
+
+def test_the_film_of_a_collapse_stands_still_without_scripts(tmp_path):
+    text = drawn(collapse, tmp_path).read_text(encoding='utf-8')
+    assert text.count('<script>') == text.count('</script>') == 1
+    still = text[text.index('id="collapse"'):text.index('<script>')]
+    rings, dots = still.count('class="e dead"'), still.count('class="e')
+    used = int(still.partition('step 400: ')[2].partition(' of 64')[0])
+    assert dots == 128 and 'class="controls" hidden' in still
+    assert rings == (64 - used) + (64 - int(still.partition('revival, ')[2].split()[0]))
+
+def test_the_film_of_a_collapse_answers(tmp_path):
+    import headless
+    if not headless.browser(): pytest.skip('Chromium is not installed')
+    path, page = drawn(collapse, tmp_path), headless.Page(tmp_path/'profile')
+    def slide(n):
+        page.ask(f"(r => {{ r.value = {n}; r.dispatchEvent(new Event('input')) }})"
+                 f"({knob})")
+        rings = page.ask("[...document.querySelectorAll('#collapse svg')].map("
+                         "s => s.querySelectorAll('.dead').length).join(' ')")
+        return [int(n) for n in rings.split()], page.ask(told)
+    try:
+        page.open(path, 1280)
+        assert not page.ask("document.querySelector('#collapse .controls').hidden")
+        (without, with_it), said = slide(0)
+        assert (without, with_it) == (0, 0) and said.startswith('step 0: 64 of 64')
+        (without, with_it), said = slide(20)
+        assert without > 32 and with_it <= 1
+        assert said == (f'step 400: {64 - without} of 64 codes in use without revival, '
+                        f'{64 - with_it} with it')
+        page.ask("document.querySelector('#collapse button').click()")
+        assert page.ask("document.querySelector('#collapse button').textContent"
+                        ) == 'stop'
+        page.ask("document.querySelector('#collapse button').click()")
+        assert page.errors == [] and page.requests == []
+    finally: page.close()
