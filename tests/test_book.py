@@ -246,6 +246,23 @@ def test_backticked_names_exist(): none(name_troubles())
 def test_outputs_name_no_path_of_this_machine():
     none([f'{p.name}: {root}' for p in book if str(root) in p.path.read_text(encoding='utf-8')])
 
+def test_pictures_that_are_html_have_their_caption(tmp_path):
+    "A shelf is a figure with a figcaption, in the staged book and in the preview"
+    page = next(p for p in book if p.name == '05_ids/01_item_ids.ipynb')
+    text = '#| hero\n#| fig-cap: "Two tiles: $a_1$ and *b*."\n#| fig-alt: A \"b\"\nshelf()'
+    shelf = [dict(output_type='display_data', metadata={},
+                  data={'text/html': '<img alt="t" src="data:,">', 'text/plain': 'x'})]
+    raw = dict(cell_type='code', source=text, outputs=shelf, metadata={})
+    looks.prepare(nb := dict(cells=[raw]), page, 'https://github.com/g/g')
+    staged = nb['cells'][0]
+    assert 'fig-cap' not in ''.join(staged['source'])
+    said = ''.join(staged['outputs'][0]['data']['text/markdown'])
+    assert said.count('<figure') == said.count('</figure>') == 1
+    assert '\n\nTwo tiles: $a_1$ and *b*.\n\n' in said
+    seen = preview.shown(staged, preview.Markdown(), preview.Figures(tmp_path/'p.html'))
+    assert re.search(r'<figcaption>\s*<p>Two tiles: <math.*<em>b</em>\.</p>\s*'
+                     r'</figcaption></figure>', seen, flags=re.S)
+
 def test_no_page_loses_its_assertions():
     "What a page once checked is still checked, there or where it went (assertions.txt)"
     now = {p.name.removesuffix('.ipynb'): sum(looks.count_checks(c.body)

@@ -246,12 +246,26 @@ def table_of(text:str) -> str:
 def tame(raw:dict):
     "Outputs without warnings; HTML as a raw block (for text/html Quarto asks a CDN for jquery), dicts as tables, one format a picture."
     raw['outputs'] = [o for o in raw.get('outputs', []) if o.get('name') != 'stderr']
+    last, drawn = None, any(k.startswith('image/') for o in raw['outputs'] for k in o.get('data', {}))
     for data in (o['data'] for o in raw['outputs'] if o.get('data')):
         if page := ''.join(data.pop('text/html', '')):
             page = re.sub(r'<style scoped>.*?</style>\s*| border="1"| style="text-align: right;"', '', page, flags=re.S)
             data['text/markdown'] = raw_html(f'<div class="wide">{page}</div>').splitlines(True)
+            last = data
         elif table := table_of(''.join(data.get('text/plain', ''))): data['text/markdown'] = table.splitlines(True)
         if 'image/png' in data: data.pop('image/jpeg', None)
+    if last and not drawn: caption_html(raw, last)
+
+def caption_html(raw:dict, data:dict):
+    "The caption of pictures that are HTML becomes a figcaption; Quarto would make a paragraph of it."
+    cell = Cell('code', source(raw))
+    if not (caption := cell.options.get('fig-cap', '').strip('"')): return
+    page = ''.join(data['text/markdown']).removeprefix('```{=html}\n').removesuffix('\n```')
+    alt = html.escape(cell.options.get('fig-alt', '').strip('"'), quote=True)
+    named = f' role="group" aria-label="{alt}"' if alt else ''
+    parts = raw_html(f'<figure{named}>{page}<figcaption>'), caption, raw_html('</figcaption></figure>')
+    data['text/markdown'] = '\n\n'.join(parts).splitlines(True)
+    put(raw, '\n'.join(line for line in source(raw).splitlines() if not re.match(r'#\|\s*fig-(cap|alt)\b', line)))
 
 # ---------------------------------------------------------------- pages
 
