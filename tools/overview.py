@@ -2,7 +2,7 @@
 
 What a card says is read from its page: title, sentence, first picture; of a paper the paragraph that begins with **Here.**
 """
-import html, json, re
+import json, re
 from pathlib import Path
 
 import yaml
