@@ -27,7 +27,7 @@ from ..embed.items import _items_of
 from ..embed.text import TextEncoder
 from ..baselines.neighbours import Neighbours
 from ..baselines.run import FittedSequenceModel, fit_rival
-from ..baselines.run import _kinds, _name_of, _title_of
+from ..baselines.run import _kinds, _title_of
 from ..evaluate.full_ranking import Evaluation, Validation, searcher
 from ..evaluate.full_ranking import most_popular, summarise, _judge
 from ..evaluate.report import html_report
