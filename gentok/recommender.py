@@ -264,6 +264,14 @@ def _may(self:Recommender, allow:Iterable|str|Path|None=None,
     return may
 
 @patch
+def _ids(self:Recommender)->ItemIds:
+    "The identifiers; ValueError for a method that has none"
+    if self.fitted.item_ids is not None: return self.fitted.item_ids
+    method = self.about.get('run', {}).get('method', 'this method')
+    raise ValueError(f'{method} ranks the items themselves and has no codes; fit a '
+                     'method that has, such as tiger.')
+
+@patch
 def trie(self:Recommender, allow:Iterable|str|Path|None=None,
          deny:Iterable|str|Path|None=None)->Trie:
     "The trie of what may be recommended; ValueError for a method without codes"
@@ -377,14 +385,6 @@ def codes(self:Recommender, id # original id
          )->tuple[int, ...]: # L
     "The identifier of an item; KeyError for an unknown id, ValueError without codes"
     return tuple(self._ids().codes(self.rows_of([id]))[0].tolist())
-
-@patch
-def _ids(self:Recommender)->ItemIds:
-    "The identifiers; ValueError for a method that has none"
-    if self.fitted.item_ids is not None: return self.fitted.item_ids
-    method = self.about.get('run', {}).get('method', 'this method')
-    raise ValueError(f'{method} ranks the items themselves and has no codes; fit a '
-                     'method that has, such as tiger.')
 
 @patch
 def items(self:Recommender, codes:Sequence[int]): # L -> id
