@@ -117,7 +117,7 @@ def near(self:FittedSequenceModel, row:int, k:int # items
 def known(self:FittedSequenceModel, examples:Examples,
           users:Sequence # id of each; None: nobody
          )->Examples:
-    "The examples with the users' positions; ValueError where a model needs to know them"
+    "The examples with the users' positions; ValueError for one that a model must know"
     if 'n_users' not in self.model.given: return examples
     at = [-1 if u is None else self.users.get(str(u), -1) for u in users]
     least = self.model.least_user
@@ -178,9 +178,10 @@ def _words(dataset:Dataset, out:Path|None # of the run
 
 def _given(kind:type, dataset:Dataset, out:Path|None)->dict: # name -> value
     "What a model is made for, besides the items"
-    makes = dict(n_users=lambda: len(dataset.histories),
-                 table=lambda: _words(dataset, out), tables=lambda: _words(dataset, out))
-    return {name: makes[name]() for name in signature(kind).parameters if name in makes}
+    words = partial(_words, dataset, out)
+    makes = dict(n_users=lambda: len(dataset.histories), table=words, tables=words)
+    takes = signature(kind).parameters
+    return {name: make() for name, make in makes.items() if name in takes}
 
 # %% ../../nbs/10_baselines/12_run.ipynb #1c93813b
 def _share(model:SequenceModel, part:Examples, whole:Examples # rows of a batch
@@ -221,4 +222,5 @@ def fit_rival(split:Split, dataset:Dataset, # the split is of this data set
     steps = len(model.history)*-(-model.rows(split.train).n//config.batch_size)
     best = max(r['ndcg@10'] for r in model.history)
     result = TrainResult(model.history, best, model.best_epoch(), steps, model.seconds)
-    return FittedSequenceModel(model, {str(u): at for at, u in enumerate(users)}, result)
+    places = {str(user): at for at, user in enumerate(users)}
+    return FittedSequenceModel(model, places, result)
