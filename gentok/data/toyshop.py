@@ -256,18 +256,18 @@ def _habit(delta:int, # steps along the circle of values
 # %% ../../nbs/01_data/01_toyshop.ipynb #1ada81c9
 def _group_moves(groups:np.ndarray, # g×3: shape, colour, pattern of each group
                 q:list, # 3 arrays: popularity of each trait's values
-                homes:np.ndarray # m×3: the values that each taste loves
-               )->np.ndarray: # m×g×g: chance of the next group, by taste
+                homes:np.ndarray # s×3: the values that each taste loves
+               )->np.ndarray: # s×g×g: chance of the next group, by taste
     "`A` of the equation above: from group to group, one matrix per taste"
     def moves(delta, home):
         habits = [_habit(*a) for a in zip(delta, _habit_strength, home, q)]
         A = np.prod([M[np.ix_(v, v)] for M, v in zip(habits, groups.T)], axis=0)
         return A/A.sum(1, keepdims=True)
-    return np.stack([moves(*m) for m in zip(_steps.values(), homes)])
+    return np.stack([moves(*s) for s in zip(_steps.values(), homes)])
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #1fd0b34c
-def _stationary(A:np.ndarray # m×g×g: rows sum to 1
-              )->np.ndarray: # m×g
+def _stationary(A:np.ndarray # s×g×g: rows sum to 1
+              )->np.ndarray: # s×g
     "Where each chain is after a thousand steps, wherever it began"
     pi = np.linalg.matrix_power(A, 1024)[:, 0]
     return pi/pi.sum(-1, keepdims=True)
@@ -275,10 +275,10 @@ def _stationary(A:np.ndarray # m×g×g: rows sum to 1
 # %% ../../nbs/01_data/01_toyshop.ipynb #9f6e5561
 class Truth(NamedTuple):
     "The process that made the histories"
-    prior: Tensor # m: how common each taste is
-    homes: Tensor # m×3: the shape, colour and pattern that each taste loves, long
-    start: Tensor # m×g: first group, by taste
-    moves: Tensor # m×g×g: next group, by taste
+    prior: Tensor # s: how common each taste is
+    homes: Tensor # s×3: the shape, colour and pattern that each taste loves, long
+    start: Tensor # s×g: first group, by taste
+    moves: Tensor # s×g×g: next group, by taste
     group: Tensor # n: group of each item, long
     weight: Tensor # n: share of the item within its group
     values: Tensor # n×4: trait values of each item, long
@@ -306,7 +306,7 @@ def _write_truth(values:np.ndarray, # n×4
     return Truth(*map(torch.from_numpy, parts))
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #6519cd37
-def _draw_rows(p:np.ndarray, # r×c: rows sum to 1
+def _draw_rows(p:np.ndarray, # rows×columns; rows sum to 1
                row:np.ndarray, # u: which row each user draws from
                rng:np.random.Generator
               )->np.ndarray: # u: columns
@@ -396,12 +396,12 @@ def _padded(histories:Iterable, # b of 1-d rows
 @patch
 def posterior(self:Truth,
               histories:Iterable # b histories: rows in time order; may be empty
-             )->Tensor: # b m: chance of each taste, float64
+             )->Tensor: # b s: chance of each taste, float64
     "What histories say about the tastes of their users, by Bayes' rule"
     rows = _padded(histories, len(self.group))
     g, seen = self.group[rows.clamp(0)], rows >= 0
-    first = self.start.log()[:, g[:, 0]]*seen[:, 0] # m b
-    later = (self.moves.log()[:, g[:, :-1], g[:, 1:]]*seen[:, 1:]).sum(-1) # m b
+    first = self.start.log()[:, g[:, 0]]*seen[:, 0] # s b
+    later = (self.moves.log()[:, g[:, :-1], g[:, 1:]]*seen[:, 1:]).sum(-1) # s b
     return (self.prior.log()[:, None] + first + later).softmax(0).T
 
 # %% ../../nbs/01_data/01_toyshop.ipynb #e5bda724
@@ -411,10 +411,10 @@ def predictive(self:Truth,
               )->Tensor: # b n: chance of each item to come next, float64
     "The exact distribution of the next item"
     histories = list(histories)
-    belief = self.posterior(histories) # b m
+    belief = self.posterior(histories) # b s
     empty = torch.tensor([len(h) == 0 for h in histories])
     last = self.group[torch.tensor([int(h[-1]) if len(h) else 0 for h in histories])]
-    ahead = torch.einsum('bm,mbg->bg', belief, self.moves[:, last])
+    ahead = torch.einsum('bs,sbg->bg', belief, self.moves[:, last])
     ahead = torch.where(empty[:, None], belief @ self.start, ahead) # b g
     return ahead[:, self.group]*self.weight
 

@@ -151,7 +151,7 @@ def _concat_domains(tables:dict[str, EmbeddingTable] # domain -> items; one widt
 
 class _Domains(NamedTuple):
     "Which domain each item is from"
-    names: tuple # m: in alphabetical order
+    names: tuple # in alphabetical order
     number: Tensor # n: position of each item's domain among the names
 
 # %% ../../nbs/02_embed/01_table.ipynb #f3bbf619

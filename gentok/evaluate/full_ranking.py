@@ -78,11 +78,11 @@ def _seen_by(examples:Examples, # their histories
     return _Seen(torch.cat([keys, end]), counts, n_items)
 
 # %% ../../nbs/09_evaluate/06_full_ranking.ipynb #06719dd5
-def _without(ranked:Ranked, # b m: the best of all items
+def _without(ranked:Ranked, # b k: the best of all items
              seen:_Seen, users:Tensor, # b: position in `seen` of each list's user
              k:int)->Ranked: # b k
     "The first k of every list that its user has not had"
-    old = seen.has(users[:, None], ranked.items)  # b m
+    old = seen.has(users[:, None], ranked.items)  # b k
     order = old.long().argsort(dim=1, stable=True)[:, :k]
     items, scores, old = (x.gather(1, order)
                           for x in (ranked.items, ranked.scores, old))

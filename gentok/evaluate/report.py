@@ -105,7 +105,7 @@ def _tree(shelf:_Shelf, codes:Tensor, # n×L
     return f'<div class="tree">{"".join(cells)}{tail}</div>'
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #47e8e43d
-def _level_row(level:int, # counted from 0
+def _level_row(level:int, # counted from 1
                codes:Tensor, # n: the items' codes at this level
                size:int|None=None, # K, where it is known
                note:str='')->str:
@@ -118,7 +118,7 @@ def _level_row(level:int, # counted from 0
                    for i, v in enumerate((counts[::every]/counts[0]).tolist()) if v > 0)
     says = (f'items per code, most used first: from {int(counts[0]):,} down to '
             f'{int(counts[-1]):,}')
-    return (f'<div class="level"><h4>level {level+1}<small>{_esc(note)}</small></h4>'
+    return (f'<div class="level"><h4>level {level}<small>{_esc(note)}</small></h4>'
             f'<div class="usage"><span><b>{used:,}</b> of {size:,} codes in use</span>'
             f'<span class="bar"><i style="width:{100*used/size:.1f}%"></i></span>'
             f'<span>perplexity {perplexity:,.1f}</span></div><svg class="spread" '
@@ -152,7 +152,7 @@ def _health_panel(report, # a health report, or None
     for l, own in enumerate(codes.T):
         size = max(sizes[l], int(own.max()) + 1) if l < len(sizes) else None
         note = 'makes identifiers unique' if sizes and size is None else ''
-        levels += _level_row(l, own, size, note)
+        levels += _level_row(l + 1, own, size, note)
     for k, v in named.items():
         if isinstance(v, (int, float)) and not isinstance(v, bool): facts += _fact(k, v)
     calm = '<p class="calm">no warnings</p>' if report is not None else ''

@@ -43,7 +43,7 @@ class ItemAndCodeMetrics(NamedTuple):
                 f'theirs, and a hit stands for {self.hit:.1f} items')
 
 # %% ../../nbs/09_evaluate/07_spaces.ipynb #ea02cee7
-def _check_numbers(lists:Tensor, targets:Tensor, number:Tensor)->None: # b m, b, n
+def _check_numbers(lists:Tensor, targets:Tensor, number:Tensor)->None: # b k, b, n
     "A `ValueError` for a target or an identifier that does not exist"
     tops = dict(targets=(targets, len(number)), lists=(lists, int(number.max()) + 1))
     for name, (x, top) in tops.items():
@@ -51,7 +51,7 @@ def _check_numbers(lists:Tensor, targets:Tensor, number:Tensor)->None: # b m, b,
             f'{name} hold {int(x.max())}, expected numbers below {top}; '
             'targets are rows of the catalogue, lists are groups as in `number`.')
 
-def item_and_code_metrics(lists:Tensor, # b m: identifiers by number, best first, or -1
+def item_and_code_metrics(lists:Tensor, # b k: identifiers by number, best first, or -1
                           targets:Tensor, # b: the row that each user took
                           number:Tensor, # n: of each item's identifier, from 0
                           ks:tuple=(5, 10))->ItemAndCodeMetrics:

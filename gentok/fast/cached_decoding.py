@@ -141,18 +141,18 @@ def encode(self:CachedDecoder,
     return _Encoded(*(list(part) for part in zip(*kept)), mask)
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #07acbab0
-def _near_scores(q:Tensor, # b m h d
+def _near_scores(q:Tensor, # b p h d
                 # per position before, and the position itself: keys and values, 2 of b
-                # m h d
+                # p h d
                 past:list,
                 bias:Tensor # h s
-               )->Tensor: # b m h s
+               )->Tensor: # b p h s
     "How well one position's query meets the few keys up to it"
     return torch.stack([(q*k).sum(-1) for k, _ in past], -1).add_(bias)
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #8f1acdbe
-def _near_values(weights:Tensor, # b m h s
-                past:list)->Tensor: # b m h d
+def _near_values(weights:Tensor, # b p h s
+                past:list)->Tensor: # b p h d
     "The few values, weighted"
     out = past[0][1]*weights[..., :1]
     for s, (_, v) in enumerate(past[1:], 1):
@@ -160,7 +160,7 @@ def _near_values(weights:Tensor, # b m h s
     return out
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #d143d864
-def _self_attention_step(q:Tensor, past:list, bias:Tensor)->Tensor: # b m (h d)
+def _self_attention_step(q:Tensor, past:list, bias:Tensor)->Tensor: # b p (h d)
     "Self-attention of one position to the few before it"
     if len(past) == 1: return past[0][1].flatten(2)  # nothing to choose from
     return _near_values(_near_scores(q, past, bias).softmax(-1), past).flatten(2)
@@ -168,11 +168,11 @@ def _self_attention_step(q:Tensor, past:list, bias:Tensor)->Tensor: # b m (h d)
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #118ad1f6
 @patch
 def look(self:CachedDecoder, i:int, # layer
-         x:Tensor, # b m d
-         q:Tensor, # b m h d: queries of this position
+         x:Tensor, # b p d
+         q:Tensor, # b p h d: queries of this position
          past:list, # as in `_near_scores`
          bias:Tensor, # h s
-         encoded:_Encoded)->Tensor: # b m d
+         encoded:_Encoded)->Tensor: # b p d
     "What layer i takes from its own prefix, and then from the history"
     layer, masks = self.decoder[i], () if encoded.mask is None else (encoded.mask,)
     x = x + F.linear(_self_attention_step(q, past, bias), layer.out)
@@ -183,15 +183,15 @@ def look(self:CachedDecoder, i:int, # layer
 
 # %% ../../nbs/12_fast/03_cached_decoding.ipynb #c57c2218
 @patch
-def write(self:CachedDecoder, tokens:Tensor, # b m: the last token of each prefix
+def write(self:CachedDecoder, tokens:Tensor, # b p: the last token of each prefix
           encoded:_Encoded, # of the b users
-          # per position before: keys and values of every layer, b m layers 2 h d
+          # per position before: keys and values of every layer, b p layers 2 h d
           past:list
-         )->tuple: # states b m d, and this position's keys and values
-    "One more position of m prefixes per user"
-    (b, m), x = tokens.shape, self.embedding[tokens]
+         )->tuple: # states b p d, and this position's keys and values
+    "One more position of p prefixes per user"
+    (b, p), x = tokens.shape, self.embedding[tokens]
     bias = self.bias(True, len(past) + 1)[:, -1]  # h s
-    here = x.new_empty(b, m, len(self.decoder), 2, self.heads, self.config.d_kv)
+    here = x.new_empty(b, p, len(self.decoder), 2, self.heads, self.config.d_kv)
     for i, layer in enumerate(self.decoder):
         made = self.project(True, i, x, tokens).unflatten(-1, (3, self.heads, -1))
         q, here[:, :, i] = made[:, :, 0], made[:, :, 1:]
@@ -202,10 +202,10 @@ def write(self:CachedDecoder, tokens:Tensor, # b m: the last token of each prefi
 
 @patch
 def decode(self:CachedDecoder,
-           tokens:Tensor, # b m t: for each user, m prefixes of t tokens
+           tokens:Tensor, # b p t: for each user, p prefixes of t tokens
            encoded:_Encoded, # of the b users
            cache:list|None=None # what an earlier call returned for the positions before
-          )->tuple: # states b m t d, and the cache with these positions added
+          )->tuple: # states b p t d, and the cache with these positions added
     "The decoder on many prefixes per user, position by position"
     states, past = [], list(cache or [])
     for token in tokens.unbind(2):

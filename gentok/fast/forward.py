@@ -85,7 +85,7 @@ class _RMSNorm(Function):
         return _rms_norm_backward(g, *ctx.saved_tensors), None
 
 # %% ../../nbs/12_fast/02_forward.ipynb #58782532
-def _add_product_(total:Tensor, a:Tensor, b:Tensor)->Tensor: # n m, n k, k m
+def _add_product_(total:Tensor, a:Tensor, b:Tensor)->Tensor: # n d, n k, k d
     "total + ab, in place and in total's precision"
     return total.addmm_(a, b) if a.dtype == total.dtype else total.add_(torch.mm(a, b))
 
@@ -224,10 +224,10 @@ class _Look(Function):
 class _Gather(Function):
     "Every row takes from the states of its own sequence; for all heads at once"
     @staticmethod
-    def forward(ctx, asked:Tensor, # m (h D): what the decoder's rows ask for
-                states:Tensor, # n D: of the encoder
+    def forward(ctx, asked:Tensor, # t (h D): what the decoder's rows ask for
+                states:Tensor, # t D: of the encoder
                 pairs:list, # of a group of the decoder and one of the encoder
-                drop:_Dropout)->Tensor: # m (h D)
+                drop:_Dropout)->Tensor: # t (h D)
         "States are their own keys and values"
         D, found, kept = states.shape[1], torch.empty_like(asked), []
         for mine, theirs in pairs:
@@ -255,11 +255,11 @@ class _Gather(Function):
         return to_asked, to_states, None, None
 
 # %% ../../nbs/12_fast/02_forward.ipynb #76035661
-def _ask_states(y:Tensor, states:Tensor, # m D: of the decoder; n D: of the encoder
+def _ask_states(y:Tensor, states:Tensor, # t D: of the decoder; t D: of the encoder
                carry:Tensor, fetch:Tensor, # h D D: one matrix for each head
-               pairs:list, drop:_Dropout)->Tensor: # m D
+               pairs:list, drop:_Dropout)->Tensor: # t D
     "Cross-attention that makes no keys and no values"
-    asked = F.linear(y, carry.flatten(0, 1))  # m (h D)
+    asked = F.linear(y, carry.flatten(0, 1))  # t (h D)
     found = _Gather.apply(asked, states.to(asked.dtype), pairs, drop)
     return torch.mm(found, fetch.flatten(0, 1).to(asked.dtype))
 

@@ -70,7 +70,7 @@ def extra_repr(self:LinearCodebook)->str: # shown by `repr`
 
 # %% ../../nbs/03_quantize/03_linear_codebook.ipynb #e7b06749
 @patch
-def _move(self:LinearCodebook, e:Tensor, where:Tensor): # m d; k: bool, m of them
+def _move(self:LinearCodebook, e:Tensor, where:Tensor): # n d; k: bool, n of them
     "All codewords: a new E, and W the identity; some: new rows of E, as W sees them"
     if where.all():
         self.E.copy_(e)

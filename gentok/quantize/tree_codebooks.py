@@ -18,7 +18,7 @@ from .linear_codebook import LinearCodebook
 
 # %% ../../nbs/03_quantize/06_tree_codebooks.ipynb #563c0b1d
 def _books_of(root:Codebook,
-              leaf:Codebook|Iterable[Codebook], # of levels 1..; or one for each
+              leaf:Codebook|Iterable[Codebook], # of levels 2..; or one for each
               L:int # levels
              )->tuple[list, tuple]: # the codebooks; which of them codes each level
     "Root and leaves in order, and their levels; ValueError if they do not fit"
@@ -37,8 +37,8 @@ def _books_of(root:Codebook,
 class TreeCodebooks(nn.Module):
     "A root and a leaf codebook (UTGRec, section 2.2.2); ValueError for wrong settings"
     def __init__(self,
-                 root:Codebook, # of level 0
-                 leaf:Codebook|Iterable[Codebook], # of levels 1..; or one for each
+                 root:Codebook, # of level 1
+                 leaf:Codebook|Iterable[Codebook], # of levels 2..; or one for each
                  L:int=3, # levels
                  warmup:int=0, # optimiser steps without quantisation; UTGRec: 300
                  loss:str='mean' # over elements (code) | 'norm': d times that (paper)
@@ -78,7 +78,7 @@ def checked(self:TreeCodebooks, r:Tensor)->Tensor: # b l d
 
 @patch
 def by_book(self:TreeCodebooks, x:Tensor # b l ...
-           )->list: # b m ... for each codebook: its levels
+           )->list: # b l ... for each codebook: its levels
     "The levels of each codebook, side by side"
     return list(x.split([self.blocks.count(b) for b in range(len(self.books))], 1))
 

@@ -18,7 +18,7 @@ from .tokenizer import Tokenizer
 
 # %% ../../nbs/04_tokenize/11_epochs.ipynb #1b30d8fb
 class EpochTokenizers:
-    "Tokenizers that code each item in n ways (MTGRec); ValueError for none"
+    "Tokenizers that code each item in g ways (MTGRec); ValueError for none"
     def __init__(self, folders:Sequence # of saved tokenizers, the oldest first
                 ):
         if not folders:
@@ -27,12 +27,12 @@ class EpochTokenizers:
         self.folders = [Path(f) for f in folders]
 
     def __len__(self)->int: return len(self.folders)
-    def __getitem__(self, k:int)->Tokenizer:
-        return Tokenizer.from_pretrained(self.folders[k])
+    def __getitem__(self, a:int)->Tokenizer:
+        return Tokenizer.from_pretrained(self.folders[a])
     def __iter__(self)->Iterator[Tokenizer]:
         for folder in self.folders: yield Tokenizer.from_pretrained(folder)
-    def encode(self, table:EmbeddingTable)->Tensor: # n m l
-        "The codes of m items, by each of the n tokenizers"
+    def encode(self, table:EmbeddingTable)->Tensor: # g n l
+        "The codes of n items, by each of the g tokenizers"
         return torch.stack([tokenizer.encode(table) for tokenizer in self])
     def __repr__(self):
         return (f'EpochTokenizers({len(self)}: {self.folders[0].name} to '
@@ -68,12 +68,12 @@ def last_epochs(tokenizer:Tokenizer, table:EmbeddingTable, n:int,
     return EpochTokenizers([kept[e] for e in wanted])
 
 # %% ../../nbs/04_tokenize/11_epochs.ipynb #eda7fa78
-def _changed(codes:Tensor # n m l: of m items, by n tokenizers
-            )->list: # a dict for each interval, 1 to n-1
+def _changed(codes:Tensor # g n l: of n items, by g tokenizers
+            )->list: # a dict for each interval, 1 to g-1
     "Share of items with another first code, or any, by interval (MTGRec, table 5)"
     rows = []
     for gap in range(1, len(codes)):
-        differ = codes[gap:] != codes[:-gap]  # n-gap m l
+        differ = codes[gap:] != codes[:-gap]  # g-gap n l
         first, some = (d.double().mean().item()
                        for d in (differ[..., 0], differ.any(-1)))
         rows.append({'interval': gap, 'first': first, 'any': some})
@@ -85,8 +85,8 @@ def independent_tokenizers(tokenizer:Tokenizer, table:EmbeddingTable, n:int,
                           )->EpochTokenizers:
     "The last epochs of n runs, each of its own seed (MTGRec, table 3, w/o relevant)"
     folders, seed = [], tokenizer.settings.get('config', {}).get('seed', 0)
-    for k in range(n):
-        run = last_epochs(_again(tokenizer, seed=seed + 1000*k), table, 1,
-                          Path(out)/f'start-{k}')
+    for a in range(n):
+        run = last_epochs(_again(tokenizer, seed=seed + 1000*a), table, 1,
+                          Path(out)/f'start-{a}')
         folders += run.folders
     return EpochTokenizers(folders)

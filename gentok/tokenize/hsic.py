@@ -105,9 +105,9 @@ def hsic(x:Tensor, # n d
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #d091455e
 class DomainHSIC(NamedTuple):
     "HSIC of every domain in a batch that has enough rows"
-    values:Tensor # m: with their gradients
-    domains:Tensor # m: which domain each belongs to
-    rows:Tensor # m: how many rows it had
+    values:Tensor # g: with their gradients
+    domains:Tensor # g: which domain each belongs to
+    rows:Tensor # g: how many rows it had
     skipped:tuple[int, ...] # domains in the batch with too few rows
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #77dde47d
@@ -130,10 +130,10 @@ def _domain_hsic(x:Tensor, # n d: what went in
                       present[enough], rows[enough], tuple(present[~enough].tolist()))
 
 # %% ../../nbs/04_tokenize/03_hsic.ipynb #a5dde1f0
-def calibration_loss(values:Tensor|Sequence, # m: HSIC of each domain, with gradient
+def calibration_loss(values:Tensor|Sequence, # g: HSIC of each domain, with gradient
                      beta:float=1., # weight of the mean (UniTok)
                      alpha:float=1., # weight of the variance; 1 in UniTok
-                     unbiased:bool=False # divide the variance by m - 1
+                     unbiased:bool=False # divide the variance by g - 1
                     )->Tensor: # one number
     "Variance across domains less beta times the mean; ValueError for too few domains"
     least = 2 if unbiased else 1

@@ -23,12 +23,12 @@ from ..embed.pretrained import _model_folder
 # %% ../../nbs/04_tokenize/13_latents.ipynb #1c1c2a1e
 def _to_patches(x:Tensor, # b k h w
                 q:int=1 # side of a patch
-               )->Tensor: # b p c: p = hw/q² patches, row by row, of c = kq² numbers
+               )->Tensor: # b p c: hw/q² patches, row by row, of Cq² numbers each
     "Cut pictures into patches; ValueError if they do not divide"
     if x.dim() != 4 or x.shape[2] % q or x.shape[3] % q: raise ValueError(
         f'pictures are {tuple(x.shape)} and patches {q} × {q}; give (b, channels, '
         f'height, width), both multiples of {q}.')
-    x = x.unflatten(2, (-1, q)).unflatten(4, (-1, q))  # b k rows q columns q
+    x = x.unflatten(2, (-1, q)).unflatten(4, (-1, q))  # b c rows q columns q
     return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #35958bd4
@@ -42,7 +42,7 @@ def _from_patches(x:Tensor, # b p c
     if rows*columns != p or x.shape[2] % q**2: raise ValueError(
         f'{p} patches of {x.shape[2]} numbers fill no {rows} × {columns} field, {q} × '
         f'{q} each; give columns, or another side.')
-    x = x.unflatten(1, (rows, columns)).unflatten(3, (-1, q, q))  # b rows columns k q q
+    x = x.unflatten(1, (rows, columns)).unflatten(3, (-1, q, q))  # b rows columns c q q
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 # %% ../../nbs/04_tokenize/13_latents.ipynb #5632542e

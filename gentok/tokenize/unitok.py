@@ -35,7 +35,7 @@ class ExpertsConfig:
     identity: str = 'prefix' # where the expert's number stands: 'prefix' | 'suffix'
     start: str = 'kmeans' # how an expert begins with its domain: 'kmeans' | 'mean'
     calibration: float = .03 # lambda, weight of the calibration (paper); 0: none
-    mean: float = 1. # beta: weight of the mean in it
+    mean: float = 1. # gamma: weight of the mean in it
     sigma: float|str|None = None # bandwidth, as in `hsic`; None: the median distance
     unbiased: bool = True # the paper's estimator is biased, by the rows of a domain
     fewest: int = 16 # rows of a domain in a batch for its HSIC to count
@@ -177,7 +177,7 @@ def balance(self:UniTok, table:EmbeddingTable # ids 'domain/id'
 def with_domain(self:UniTok,
                 name:str, # of the new domain
                 table:EmbeddingTable, # its items, n d
-                keep:EmbeddingTable # items whose identifiers must not change, m d
+                keep:EmbeddingTable # items whose identifiers must not change, n d
                )->'UniTok': # with one expert more; this one stays as it is
     "One expert more, and a row of the router for it; ValueError if there is one"
     e = self.experts

@@ -21,22 +21,22 @@ from .influence import influences
 from .loop import Callback, Trainer
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #f244b977
-def sampling_probabilities(influences:Sequence, # k stages: n, or n n as train, valid
-                           rates:Sequence[float], # k: at the end of each stage
+def sampling_probabilities(influences:Sequence, # s stages: g, or g g as train, valid
+                           rates:Sequence[float], # s: at the end of each stage
                            temperature:float=1., # tau; MTGRec's best were 1 and 3
                            total:str='mean' # of stages: 'mean' (code) | 'sum' (paper)
-                          )->Tensor: # n; float64
+                          )->Tensor: # g; float64
     "Softmax of each tokenizer's influence (MTGRec, sampling probability update)"
     stages = (torch.as_tensor(stage, dtype=torch.double) for stage in influences)
     I = torch.stack(list(stages))
-    if I.dim() == 3: I = I.mean(2)  # k n n -> k n
+    if I.dim() == 3: I = I.mean(2)  # s g g -> s g
     w = torch.as_tensor(rates, dtype=torch.double)
     _check_scores(I, w, temperature, total)
     if total == 'mean': w = w/w.sum()
     return (w @ I/temperature).softmax(0)
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #cedab66b
-def _check_scores(I:Tensor, w:Tensor, # k n, k
+def _check_scores(I:Tensor, w:Tensor, # s g, s
                   temperature:float, total:str)->None:
     "ValueError for what has no probabilities"
     if total not in ('mean', 'sum'):
@@ -60,7 +60,7 @@ def _check_scores(I:Tensor, w:Tensor, # k n, k
 class _Mixed:
     "What examples and whole users have in common where several tokenizers write them"
     def __init__(self, examples:Examples, # histories with their targets
-                 tables:Sequence[Tensor], # n of m+1 l: from `item_tokens`
+                 tables:Sequence[Tensor], # g of n+1 l: from `item_tokens`
                  batch_size:int=256, # as in `Sequences` or `UserSequences`
                  seed:int=0,
                  user_tokens:Tensor|None=None, # one token for every user
@@ -113,7 +113,7 @@ class MixedUserSequences(_Mixed, UserSequences):
 # %% ../../nbs/08_train/03_curriculum.ipynb #d93857bf
 @patch
 def alone(self:_Mixed, examples:Examples|None=None # others than its own
-         )->list: # n Sequences
+         )->list: # g Sequences
     "The examples as each tokenizer by itself writes them"
     parts = self.whole if examples is None else examples
     return [self.kind(parts, t, self.batch_size, self.seed, self.user_tokens)
@@ -150,9 +150,9 @@ class Curriculum(Callback):
 
 # %% ../../nbs/08_train/03_curriculum.ipynb #0a6bd784
 @patch
-def update(self:Curriculum, found:Tensor, # n: influences at the end of a stage
+def update(self:Curriculum, found:Tensor, # g: influences at the end of a stage
            rate:float # learning rate there
-          )->Tensor: # n: the probabilities from now on
+          )->Tensor: # g: the probabilities from now on
     "Take in what a stage has shown"
     influences = self.influences + [torch.as_tensor(found).tolist()]
     rates = self.rates + [float(rate)]

@@ -33,12 +33,12 @@ def _adam_direction(g:Tensor, # ...: gradient
     return m/(v + eps).sqrt()
 
 # %% ../../nbs/08_train/02_influence.ipynb #3783853a
-def adam_influence(train:Iterable[dict], # n: name -> mean gradient under tokenizer i
-                   valid:Sequence[dict], # n, or 1 with their mean: name -> gradient
+def adam_influence(train:Iterable[dict], # g: name -> mean gradient under a tokenizer
+                   valid:Sequence[dict], # g, or 1 with their mean: name -> gradient
                    moments:dict, # name -> (m, v)
                    **adam # betas, eps, and the steps done, as torch's AdamW has them
-                  )->Tensor: # n n, or n 1: loss gained per unit of rate; float64
-    "Gain under j by a step on the data of i (MTGRec, influence of a tokenizer)"
+                  )->Tensor: # g g, or g 1: loss gained per unit of rate; float64
+    "Gain under each by a step on each one's data (MTGRec, influence of a tokenizer)"
     rows = []
     for gradient in train:  # one at a time
         _check_names(gradient, valid, moments)
@@ -124,14 +124,14 @@ def _shared_out(n:int, # examples there are
 
 # %% ../../nbs/08_train/02_influence.ipynb #b07c8793
 def influences(trainer:Trainer, # with model and moments as they are
-               train:Sequence[Sequences], # n: the same examples by each tokenizer
-               valid:Sequence[Sequences], # n
+               train:Sequence[Sequences], # g: the same examples by each tokenizer
+               valid:Sequence[Sequences], # g
                sample:int|None=1024, # examples per tokenizer; None: all, as in MTGRec
                mean:bool=True, # over the validation tokenizers; False: the matrix
                seed:int=0, # of the sample, together with the step
                dropout:bool=False, # True: train mode
                corrected:bool=False # True: the moments bias-corrected, as in the paper
-              )->Tensor: # n, or n n: nats per unit of rate; float64
+              )->Tensor: # g, or g g: nats per unit of rate; float64
     "Influence of each tokenizer's data on validation; ValueError for unlike tokenizers"
     _check_paired(train, valid)
     n, total, step = len(train), valid[0].examples.n, trainer.progress.step
@@ -169,8 +169,8 @@ class RankAgreement(NamedTuple):
     high: float
 
 # %% ../../nbs/08_train/02_influence.ipynb #e1886a18
-def rank_agreement(estimates:Sequence[Tensor], # s times n: influences from samples
-                   reference:Tensor # n: from everything
+def rank_agreement(estimates:Sequence[Tensor], # g, for each sample: its influences
+                   reference:Tensor # g: from everything
                   )->RankAgreement:
     "Spearman's correlation with the reference; ValueError for fewer than two samples"
     found = np.array([stats.spearmanr(e, reference).statistic for e in estimates])
