@@ -150,7 +150,7 @@ def _filled(code:str) -> int: return sum(bool(line.strip()) for line in code.spl
 def _tests(code:str) -> str: return f'Tests ({n})' if (n := count_checks(code)) else 'Tests'
 
 def _said(node) -> str:
-    doc = (ast.get_docstring(node) or '').split('\n')[0]
+    doc = (ast.get_docstring(node) or '').split('\n')[0].replace('`', '')
     return ('class '*isinstance(node, ast.ClassDef)) + node.name + (f': {doc}' if doc else '')
 
 def pictures(raw:dict) -> list:

@@ -194,7 +194,9 @@ class Site:
         return _page.format(body=f'<div class="columns">{side}<main>{body}<nav class="turn">{turn}</nav></main><aside class="toc">{toc}</aside></div>', **frame)
 
 def opening(meta:dict) -> str:
-    said = f'<p class="description">{html.escape(str(meta["description"]))}</p>' if meta.get('description') else ''
+    said = html.escape(str(meta.get('description') or ''))
+    said = re.sub('`([^`]+)`', r'<code>\1</code>', said)
+    said = f'<p class="description">{said}</p>' if said else ''
     return f'<header id="title-block-header"><h1 class="title">{html.escape(str(meta["title"]))}</h1>{said}</header>'
 
 def build(proc:Path, spent:dict, top:Path=root, only:list|None=None) -> Path:
