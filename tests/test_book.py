@@ -1,5 +1,6 @@
 "The book keeps the rules of its house: one idea, one page, one module; every name, link and lesson where it belongs."
 import ast
+import json
 import re
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import budget
 import hero
 import looks
+import overview
 import page_vitals
 import preview
 import reference
@@ -262,6 +264,55 @@ def test_pictures_that_are_html_have_their_caption(tmp_path):
     seen = preview.shown(staged, preview.Markdown(), preview.Figures(tmp_path/'p.html'))
     assert re.search(r'<figcaption>\s*<p>Two tiles: <math.*<em>b</em>\.</p>\s*'
                      r'</figcaption></figure>', seen, flags=re.S)
+
+papers = [p for p in book if overview.said_here(p)]
+
+def test_papers_open_with_picture_claim_and_outcome():
+    "In that order; what came out is said by numbers that a cell of the book printed"
+    assert {'tiger', 'utgrec', 'mtgrec', 'etegrec', 'unitok'} <= {
+        p.module.rpartition('.')[2] for p in papers}
+    strength = next(p for p in book if p.name == '11_papers/07_strength.ipynb')
+    for page in papers:
+        text = page.markdown
+        assert 'hero' in {f for c in page.cells for f in c.flags}, page.name
+        order = [text.index(f'**{w}**') for w in ('The claim.', 'Here.', 'In:')]
+        assert order == sorted(order) and text.index('\n> ') < order[0], page.name
+        printed = (page.path.read_text(encoding='utf-8')
+                   + strength.path.read_text(encoding='utf-8'))
+        printed = printed.replace(f'**Here.** {overview.said_here(page)}', '')
+        for number in re.findall(r'(?<![\w.])\.\d{3,4}', overview.said_here(page)):
+            assert printed.count(number) > 1, f'{page.name}: {number}'
+
+def test_overviews_show_every_page_of_their_section(tmp_path):
+    proc, (paper, other) = tmp_path/'_proc', papers[:2]
+    def staged(page, *data):
+        front = '---\ntitle: T\ndescription: "A: sentence"\n---'
+        outs = [dict(output_type='display_data', data=d, metadata={}) for d in data]
+        cells = [dict(cell_type='raw', source=front.splitlines(True)),
+                 dict(cell_type='code', source=[], outputs=outs)]
+        (proc/page.name).parent.mkdir(parents=True, exist_ok=True)
+        (proc/page.name).write_text(json.dumps(dict(cells=cells)))
+    staged(paper, {'image/svg+xml': '<svg>light</svg>'}, {'image/svg+xml': '<svg>dark</svg>'})
+    html = looks.raw_html('<figure id="a"><img alt="t" src="data:,"><figcaption>')
+    staged(other, {'text/markdown': f'{html}\n\nsaid\n'})
+    plain = next(p for p in book if p.name == '05_ids/03_trie.ipynb')
+    staged(plain)
+    titles = {p.name: p.title for p in book}
+    contents = dict(papers=[paper.name, other.name],
+                    components=[dict(section='Identifiers', contents=[plain.name])])
+    found = overview.write(book, titles, contents, proc)
+    assert found['papers'] == ['overview/papers.qmd', paper.name, other.name]
+    text = (proc/'overview/papers.qmd').read_text()
+    assert text.count('::: {}') == 2 and overview.said_here(paper) in text
+    assert (proc/'overview/papers/papers-tiger-dark.svg').read_text() == '<svg>dark</svg>'
+    assert '<img alt="t"' in text and 'id="a"' not in text and 'figcaption' not in text
+    text = (proc/'overview/components.qmd').read_text()
+    assert '## Identifiers' in text and 'A: sentence' in text
+    home = dict(cells=[dict(cell_type='markdown', metadata={},
+                            source=['x\n', '\n', ':::: {.paper-cards}\n', '::::'])])
+    staged_home = overview.fill_home(home, [paper, other], titles, proc)
+    said = ''.join(staged_home['cells'][0]['source'])
+    assert said.count('::: {}') == 2 and f'[{paper.title}]({paper.name})' in said
 
 def test_no_page_loses_its_assertions():
     "What a page once checked is still checked, there or where it went (assertions.txt)"

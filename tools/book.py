@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-import looks, preview, reference
+import looks, overview, preview, reference
 from budget import measured, table
-from pages import copy_tree, labels, link_troubles, name_troubles, pages, root, sidebar_troubles, sidebars
+from pages import copy_tree, home, labels, link_troubles, name_troubles, pages, root, sidebar_troubles, sidebars
 
 # nbdev_proc_nbs would download and install a missing Quarto as root; staging does not need it
 _stage = 'import nbdev.quarto as q; q._ensure_quarto = lambda: None; q.nbdev_proc_nbs(n_workers=2)'
@@ -85,8 +85,11 @@ def stage(top:Path=root) -> Path:
             looks.finish(nb, page, repo, called[page.name])
             save(nb, path)
         config = yaml.safe_load((staged/'_quarto.yml').read_text(encoding='utf-8'))
-        for bar in config['website']['sidebar']:
-            if bar['id'] == 'api': bar['contents'] = made
+        bars = {bar['id']: bar for bar in config['website']['sidebar']}
+        bars['api']['contents'] = made
+        for name, contents in overview.write(book, called, {n: bar['contents'] for n, bar in bars.items()}, staged).items():
+            bars[name]['contents'] = contents
+        save(overview.fill_home(load(staged/home), book, called, staged), staged/home)
         (staged/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=200), encoding='utf-8')
         missing = [href for rows in sidebars(copy).values() for _, _, href in rows if href and not (staged/href).exists()]
         if missing: raise RuntimeError(f'The sidebars list pages that staging did not make: {", ".join(missing)}.')

@@ -136,8 +136,8 @@ def labels(top:Path=root) -> dict:
     return own | {name: text for name, text in given.items() if name in own}
 
 def made(page:str, target:str) -> bool:
-    "Whether a link from a page leads into the reference, which staging writes: `api/index.qmd`, seen from the page."
-    return os.path.normpath(os.path.join(os.path.dirname(page), target)).startswith('api/')
+    "Whether a link from a page leads to what staging writes, the reference and the overviews: `api/index.qmd`, seen from the page."
+    return os.path.normpath(os.path.join(os.path.dirname(page), target)).startswith(('api/', 'overview/'))
 
 home = 'index.ipynb'  # reached from every page by the site's name, so it stands in no sidebar
 

@@ -150,12 +150,14 @@ def palette(nbs:Path) -> str:
     return (f':root {{ color-scheme: light dark; {read("theme.scss")} }}\n'
             f'@media (prefers-color-scheme: dark) {{ :root {{ {read("theme-dark.scss")} }} }}\n')
 
+def written(proc:Path) -> list: return sorted(proc.glob('api/*.qmd')) + sorted(proc.glob('overview/*.qmd'))  # by staging
+
 class Site:
     "The frame around a page: the bar, the sidebar of its section, what comes before and after it."
     def __init__(self, top:Path, proc:Path):
         config = yaml.safe_load((proc/'_quarto.yml').read_text(encoding='utf-8'))['website']
         self.bar = [(e['text'], e['href']) for e in config['navbar']['left']]
-        self.called = labels(top) | {f'api/{p.name}': yaml.safe_load(p.read_text(encoding='utf-8').split('---')[1])['title'] for p in (proc/'api').glob('*.qmd')}
+        self.called = labels(top) | {f'{p.parent.name}/{p.name}': yaml.safe_load(p.read_text(encoding='utf-8').split('---')[1])['title'] for p in written(proc)}
         self.sections = {bar['title']: bar['contents'] for bar in config['sidebar']}
         self.order = {title: self.flat(contents) for title, contents in self.sections.items()}
 
@@ -203,7 +205,7 @@ def build(proc:Path, spent:dict, top:Path=root, only:list|None=None) -> Path:
     for path in (p for p in proc.rglob('*') if p.suffix in ('.svg', '.png', '.jpg', '.gif')):
         (out/path.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, out/path.relative_to(proc))
-    for name in [p.name for p in pages(top)] + sorted(f'api/{p.name}' for p in (proc/'api').glob('*.qmd')):
+    for name in [p.name for p in pages(top)] + [f'{p.parent.name}/{p.name}' for p in written(proc)]:
         if only and name not in only: continue
         start, to, turn = cpu_seconds(), out/here(name), Markdown()
         to.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ It needs no Quarto, so that the README is the same whoever makes it.
 import argparse, html, json, re, sys
 from pathlib import Path
 
-from pages import Cell, root
+from pages import Cell, root, sidebars
 
 _target = re.compile(r'(\]\(|(?:href|src)=["\'])(?![a-z]+:|#|/)')
 
@@ -28,7 +28,12 @@ def plain(text:str) -> str:
     text = re.sub(r'^!\[[^\]]*\]\([^)]*\)\{[^}]*\.tall[^}]*\}$\n?', '', text, flags=re.M)
     text = re.sub(r'(\]\([^)\s]*\))\{[^}]*\}', r'\1', text)
     text = re.sub(r'^\[([^\[\]]*)\]\{\.[\w-]+\}$', r'\1', text, flags=re.M)
+    text = re.sub(r'\(overview/(\w+)\.qmd\)', lambda m: f'({first_of(m[1])})', text)
     return re.sub(r'\n{3,}', '\n\n', re.sub(r'\[([^\]]*)\]\(api/[^)]*\)', r'\1', text))
+
+def first_of(bar:str) -> str:
+    "The first page of a section, where the site has an overview that a README cannot show."
+    return next(h for rows in (sidebars()[bar.title()],) for _, _, h in rows if h)
 
 def readme_text(top:Path=root) -> str:
     "What README.md should hold."
