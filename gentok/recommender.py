@@ -279,6 +279,7 @@ def trie(self:Recommender, allow:Iterable|str|Path|None=None,
     may, trie = self._may(allow, deny), self.fitted.trie
     return trie if may.all() else trie.only(may.nonzero()[:, 0])
 
+# %% ../nbs/12_recommender.ipynb #f389bac2
 @patch
 def known_histories(self:Recommender, users:Sequence, histories:list[list], # of ids
                     unknown:str, lost:dict # counts what is passed over

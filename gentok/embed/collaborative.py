@@ -105,8 +105,7 @@ class SequenceModel(nn.Module):
         "What states are compared with"
         return self.items.weight
     item_vectors = output # what `embed` gives
-    def _left_out(self, valid:Examples)->bool|Examples: # of validation's lists
-        return False
+    def _left_out(self, valid:Examples)->bool|Examples: return False # of validation
     def rows(self, train:Examples)->Examples:
         "What an epoch goes through"
         return train
