@@ -188,7 +188,7 @@ def _check_names(config)->None: # of TIGER
     """A `ValueError` if the configuration names a tokenizer or a policy that there is
     not"""
     config.sketch()
-    policies = 'suffix', 'reassign', 'none'
+    policies = 'suffix', 'reassign', 'sinkhorn', 'none'
     if config.policy not in policies:
         raise ValueError(f'policy {config.policy!r} is not known; choose among '
                          f'{", ".join(policies)}.')
