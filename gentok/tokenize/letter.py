@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collaborative_loss', 'diversity_loss', 'Clusters', 'constrained_kmeans', 'RegularizationConfig', 'Letter']
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #86808959
+# %% ../../nbs/04_tokenize/09_letter.ipynb #57a37eab
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,14 +24,14 @@ from ..store.runs import _at_least, _one_of
 from .rqvae import RQVAE, FitConfig, RQVAEConfig, _digest_of
 from .tokenizer import _as_table
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #a249b338
+# %% ../../nbs/04_tokenize/09_letter.ipynb #0382de66
 def collaborative_loss(z:Tensor, # b d: quantised vectors
                        behaviour:Tensor # b d: of the same items
                       )->Tensor: # one number
     "Finds each item's behaviour among those of the batch (LETTER, alignment loss)"
     return F.cross_entropy(z @ behaviour.T, torch.arange(len(z), device=z.device))
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #f2a250c5
+# %% ../../nbs/04_tokenize/09_letter.ipynb #6d3d5370
 def _to_width(y:Tensor, # n w
               width:int # d
              )->Tensor: # n d
@@ -41,7 +41,7 @@ def _to_width(y:Tensor, # n w
         y = (y.double() @ directions[:, -width:].flip(1)).to(y)
     return F.pad(y, (0, width - y.shape[1]))
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #0b28a8fd
+# %% ../../nbs/04_tokenize/09_letter.ipynb #013f96f6
 def diversity_loss(e:Tensor, # k d: the codewords of a level
                    codes:Tensor, # b: codes of a batch
                    partners:Tensor # b: another code of each code's group
@@ -51,7 +51,7 @@ def diversity_loss(e:Tensor, # k d: the codewords of a level
     logits = (e[codes] @ e.T).scatter(1, own, -torch.inf)  # b k
     return F.cross_entropy(logits, partners)
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #43c24523
+# %% ../../nbs/04_tokenize/09_letter.ipynb #e81985df
 def _bounded_assignment(distance:np.ndarray, # n k
                         least:int, most:int # members of a cluster
                        )->np.ndarray: # n: cluster of each row
@@ -65,7 +65,7 @@ def _bounded_assignment(distance:np.ndarray, # n k
     return np.concatenate([np.repeat(np.arange(K), least),
                            np.repeat(np.arange(K), most - least)])[taken]
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #14fadb9b
+# %% ../../nbs/04_tokenize/09_letter.ipynb #dc5930b5
 class Clusters(NamedTuple):
     "What `constrained_kmeans` finds"
     centres: Tensor # k d
@@ -92,9 +92,10 @@ def constrained_kmeans(x:Tensor, # n d
         if labels is not None and (found == labels).all(): break
         labels = found
         centres = np.stack([points[labels == k].mean(0) for k in range(K)])
-    return Clusters(torch.from_numpy(centres).to(x), torch.from_numpy(labels).to(x.device))
+    return Clusters(torch.from_numpy(centres).to(x),
+                    torch.from_numpy(labels).to(x.device))
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #a6d73e02
+# %% ../../nbs/04_tokenize/09_letter.ipynb #99b31252
 def _code_groups(e:Tensor, # k d: the codewords of a level
                  groups:int, # wanted: fewer where K is small
                  seed:int=0
@@ -117,7 +118,7 @@ def _partners(codes:Tensor, # b
     step = torch.randint(2**31, (len(codes),)).to(n.device) % (n - 1) + 1
     return order[first + (place[codes] - first + step) % n]
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #4d0a0772
+# %% ../../nbs/04_tokenize/09_letter.ipynb #86d60b24
 @dataclass(frozen=True)
 class RegularizationConfig:
     "What LETTER adds to an RQ-VAE's training; ValueError for a wrong setting"
@@ -132,7 +133,7 @@ class RegularizationConfig:
         _at_least(1, groups=self.groups)
         _one_of(('kmeans', 'constrained'), start=self.start)
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #01ba97af
+# %% ../../nbs/04_tokenize/09_letter.ipynb #cf7a6865
 class Letter(RQVAE):
     "An RQ-VAE that heeds behaviour and spreads its codes (LETTER, Wang et al. 2024)"
     def __init__(self,
@@ -161,7 +162,7 @@ class Letter(RQVAE):
         return cls(of_rqvae.config, of_rqvae.fit_config,
                    RegularizationConfig(**settings['regularization']))
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #fbd7d677
+# %% ../../nbs/04_tokenize/09_letter.ipynb #58c4e80e
 @patch
 def fit(self:Letter,
         table:EmbeddingTable|Tensor, # n d
@@ -185,7 +186,7 @@ def learn(self:Letter, x:Tensor, ids:list, out=None): # n d, n
         self.wanted = _to_width(rows, self.config.latent).to(x)
     RQVAE.learn(self, x, ids, out)
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #5c9f7118
+# %% ../../nbs/04_tokenize/09_letter.ipynb #a5d1dd28
 @patch
 def identity(self:Letter, x:Tensor, ids:list)->dict: # n d, n
     "What a run must agree in to be continued: an RQ-VAE's, and what is added"
@@ -207,7 +208,7 @@ def place(self:Letter, inputs:Tensor): # n w
         book.place(constrained_kmeans(r, book.K, least, most, self.config.seed + l)[0])
         r = r - book.decode(book.encode(r))
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #a9786eb6
+# %% ../../nbs/04_tokenize/09_letter.ipynb #f348f295
 @patch
 def train_epoch(self:Letter, x:Tensor, # n d
                 optimizer:torch.optim.Optimizer, epoch:int # from 1
@@ -223,7 +224,7 @@ def regroup(self:Letter):
     self.grouped = [_code_groups(book.weight, groups, seed) if book.K > 1 else None
                     for book in self.quantizer.codebooks]
 
-# %% ../../nbs/04_tokenize/09_letter.ipynb #aa9b55eb
+# %% ../../nbs/04_tokenize/09_letter.ipynb #2d027853
 @patch
 def losses(self:Letter, x:Tensor, rows:Tensor)->dict[str, Tensor]: # b w, b
     "Reconstruction and quantisation, and the weighted terms of LETTER"
