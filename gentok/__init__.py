@@ -8,6 +8,7 @@ _homes = dict(load='data.formats', report='data.formats', Catalogue='data.datase
 methods = dict(
     tiger='TIGER: residual codes of item texts, and a transformer that writes them (Rajput et al. 2023)',
     mtgrec='MTGRec: pre-trained on the codes of several tokenizers, tuned on one (Zheng et al. 2025)',
+    letter='LETTER: codes that heed behaviour and spread, and a loss with a temperature (Wang et al. 2024)',
     etegrec='ETEGRec: tokenizer and recommender learn together, by turns (Liu et al. 2025)',
     unitok='UniTok: one tokenizer with experts for several domains (2025)',
     utgrec='UTGRec: a tokenizer of words and pictures that is carried to other domains (Zheng et al. 2025)',

@@ -189,7 +189,7 @@ def _check_names(config)->None: # of any method
     not"""
     if not hasattr(config, 'sketch'): return # a method without codes
     config.sketch()
-    policies = 'suffix', 'reassign', 'none'
+    policies = 'suffix', 'reassign', 'sinkhorn', 'none'
     if config.policy not in policies:
         raise ValueError(f'policy {config.policy!r} is not known; choose among '
                          f'{", ".join(policies)}.')
