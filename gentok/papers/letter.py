@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LetterConfig', 'run']
 
-# %% ../../nbs/11_papers/10_letter.ipynb #7d6ba9b9
+# %% ../../nbs/11_papers/10_letter.ipynb #e04e709d
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..recommend.t5 import RecommenderConfig
 from ..store.runs import _at_least, _one_of
 from ..tokenize.letter import RegularizationConfig
 
-# %% ../../nbs/11_papers/10_letter.ipynb #d15d76ac
+# %% ../../nbs/11_papers/10_letter.ipynb #c894c344
 @dataclass(frozen=True)
 class LetterConfig(RQVAETigerConfig):
     "TIGER's settings, and what LETTER adds to the tokenizer and to the loss"
@@ -38,7 +38,7 @@ class LetterConfig(RQVAETigerConfig):
         if not self.temperature > 0: raise ValueError(
             f'temperature is {self.temperature}, expected more than 0; 1 is the '
             'ordinary cross-entropy.')
-        self.regularization  # says what is wrong with the others
+        self.sketch() # says what is wrong with the others
 
     @property
     def regularization(self)->RegularizationConfig: # of the tokenizer
@@ -49,7 +49,7 @@ class LetterConfig(RQVAETigerConfig):
         "The protocol's, whose loss is at the temperature"
         return replace(super().recommender(), temperature=self.temperature)
 
-# %% ../../nbs/11_papers/10_letter.ipynb #f3ce7e25
+# %% ../../nbs/11_papers/10_letter.ipynb #764cdfc9
 def run(dataset:Dataset, config:LetterConfig=LetterConfig(),
         # run again with the same folder after an interruption: it continues
         out:str|Path|None=None,
