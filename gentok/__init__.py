@@ -11,9 +11,11 @@ methods = dict(
     letter='LETTER: codes that heed behaviour and spread, and a loss with a temperature (Wang et al. 2024)',
     etegrec='ETEGRec: tokenizer and recommender learn together, by turns (Liu et al. 2025)',
     unitok='UniTok: one tokenizer with experts for several domains (2025)',
-    utgrec='UTGRec: a tokenizer of words and pictures that is carried to other domains (Zheng et al. 2025)',
+    utgrec='UTGRec: a tokenizer of words and pictures that is carried to other domains '
+           '(Zheng et al. 2025)',
     gru4rec='GRU4Rec: a recurrent network over whole items (Hidasi et al. 2016)',
-    caser='Caser: convolutions over the latest items, and the user (Tang and Wang 2018)',
+    caser='Caser: convolutions over the latest items, and the user '
+          '(Tang and Wang 2018)',
     hgn='HGN: gates over the latest items, and the user (Ma, Kang and Liu 2019)',
     bert4rec='BERT4Rec: a transformer that fills gaps (Sun et al. 2019)',
     sasrec='SASRec: a causal transformer over whole items (Kang and McAuley 2018)',
