@@ -80,6 +80,7 @@ class TigerConfig(Protocol):
         "The tokenizer that would be fitted; ValueError where there is none"
         return make_tokenizer(self)
 
+# %% ../../nbs/11_papers/01_tiger.ipynb #748fc4ec
 @dataclass(frozen=True)
 class RQVAETigerConfig(TigerConfig):
     "Identifiers by an RQ-VAE of 256 codes a level, as methods built on TIGER have"

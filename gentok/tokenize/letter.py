@@ -135,7 +135,7 @@ class RegularizationConfig:
 
 # %% ../../nbs/04_tokenize/09_letter.ipynb #cf7a6865
 class Letter(RQVAE):
-    "An RQ-VAE that heeds behaviour and spreads its codes (LETTER, Wang et al. 2024)"
+    "An RQ-VAE that heeds behaviour (LETTER, Wang et al. 2024); ValueError for EMA"
     def __init__(self,
                  config:RQVAEConfig=RQVAEConfig((2048, 1024, 512, 256, 128, 64),
                                                 levels=4), # what it is made of
