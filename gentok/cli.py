@@ -184,11 +184,12 @@ def _load_data(data:Path|None, reading:_Reading): # Dataset, or None if no data 
         'is named; add the folder or file.')
 
 # %% ../nbs/12_cli.ipynb #1dcb75e7
-def _check_names(config)->None: # of TIGER
+def _check_names(config)->None: # of any method
     """A `ValueError` if the configuration names a tokenizer or a policy that there is
     not"""
+    if not hasattr(config, 'sketch'): return # a method without codes
     config.sketch()
-    policies = 'suffix', 'reassign', 'none'
+    policies = 'suffix', 'reassign', 'sinkhorn', 'none'
     if config.policy not in policies:
         raise ValueError(f'policy {config.policy!r} is not known; choose among '
                          f'{", ".join(policies)}.')
@@ -300,14 +301,15 @@ def _run_method(asked:_Run)->dict:
     "A method from data to numbers"
     from gentok.data.formats import report
     from gentok.papers.protocol import _register_run
-    from gentok.recommender import _check_histories, fit
+    from gentok.recommender import _check_histories, _method_of, fit
     from gentok.store.runs import _locked
     _check_names(asked.settings)
     dataset = _load_data(asked.data, asked.reading)
     _check_histories(dataset)
-    config = replace(asked.settings,
-                     beams=_bounded(asked.settings.beams, len(dataset.catalogue)))
-    method = type(config).__module__.rpartition('.')[2]
+    config, n = asked.settings, len(dataset.catalogue)
+    if hasattr(config, 'beams'): config = replace(config,
+                                                  beams=_bounded(config.beams, n))
+    method = _method_of(config)
     with _nothing_left(asked.out), _locked(asked.out):
         _register_run(asked.out, method, asdict(config), dataset)
         print(report(dataset), file=sys.stderr)
@@ -315,18 +317,26 @@ def _run_method(asked:_Run)->dict:
     return dict(found.about['metrics'], report=str(asked.out/'report.html'))
 
 # %% ../nbs/12_cli.ipynb #be2c92d8
+_columns = 'recall@5', 'ndcg@5', 'recall@10', 'ndcg@10'
+
+def _rates_text(r:dict)->str:
+    "What is said of codes, if the items have any"
+    if r['collision_rate'] is None: return f'{r["parameters"]:,} weights, no codes'
+    return (f'collision rate {r["collision_rate"]:.1%} (items that shared all codes, '
+            'before they were made unique), '
+            f'invalid rate {r["invalid_rate"]:.1%} (answers that are no item)')
+
 def _metrics_text(r:dict)->str:
     "The numbers of a run on a few lines"
-    rates = (f'collision rate {r["collision_rate"]:.1%} (items that shared all codes, '
-             'before they were made unique), '
-             f'invalid rate {r["invalid_rate"]:.1%} (answers that are no item)')
+    rates, new = _rates_text(r), r.get('unseen', {})
     ranked = 'those new to a user ranked' if 'repeats' in r else 'all ranked'
-    if 'repeats' in r:
-        rates += (f'\n{r["repeats"]:.1%} of the targets are in their history and count '
-                  'as misses')
+    if new: ranked += '; behind it, those new to a user'
+    if 'repeats' in r or new:
+        rates += (f'\n{(new or r)["repeats"]:.1%} of the targets are in their history '
+                  f'and count as misses{" there" if new else ""}')
     return '\n'.join([f'{r["users"]:,} users, {r["items"]:,} items, {ranked}',
-                      *(f'{k:10} {r[k]:.4f}'
-                        for k in ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10')),
+                      *(f'{k:10} {r[k]:.4f}' + (f'  {new[k]:.4f}' if new else '')
+                        for k in _columns),
                       rates, *(f'Look at {r[k]}' for k in ('report',) if k in r)])
 
 # %% ../nbs/12_cli.ipynb #c0d1544c
@@ -447,11 +457,11 @@ def _evaluate_model(asked:_Evaluate)->dict:
     model = _recommender_at(asked.model)
     beams = _bounded(asked.beams, len(model))
     found = model.evaluate(dataset, asked.split, asked.unseen, beams, asked.exact)
-    how = dict(split=asked.split, beams=None if asked.exact else beams,
-               exact=asked.exact)
+    exact = asked.exact or model.fitted.ranks_all
+    how = dict(split=asked.split, beams=None if exact else beams, exact=exact)
     if asked.unseen: how['unseen'] = True
     config = dict(seed=None) | model.about.get('run', {}).get('config', {}) | how
-    kept = _metrics_record(Evaluation(found, {}, None), model.fitted.item_ids, config,
+    kept = _metrics_record(Evaluation(found, {}, None), model.fitted.facts, config,
                            time.time() - start)
     return dict(kept, **{name: found[name] for name in ('repeats', 'interval')
                          if name in found})

@@ -8,7 +8,7 @@ __all__ = ['toyshop', 'config_of', 'Recommender', 'fit']
 # %% ../nbs/12_recommender.ipynb #0f5fbabf
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,13 +30,14 @@ from .data.formats import load
 from .data.layouts import _aliases
 from .data.splits import leave_one_out
 from .data.toyshop import toyshop as toyshops
-from .evaluate import full_ranking
-from .evaluate.full_ranking import rank_unseen, searcher, _seen_by
+from .baselines.run import FittedSequenceModel, rival_of, _homes, _name_of
+from .evaluate.full_ranking import rank_unseen, _judge, _seen_by
 from .evaluate.significance import paired_t_test
 from .ids.collisions import extend
+from .ids.item_ids import ItemIds
 from .ids.trie import Trie
 from .papers.protocol import FittedRecommender, TokenizationPipeline, Result
-from .papers.protocol import _data_print, load_fitted, save_fitted
+from .papers.protocol import _data_print, load_fitted, run_rival, save_fitted
 from .search.beam import _as_examples
 from .store.files import atomic_write, read_json
 from .store.names import _among
@@ -52,7 +53,9 @@ def toyshop(n_items:int=100, n_users:int=2000, seed:int=0)->Dataset: # with `tru
 # %% ../nbs/12_recommender.ipynb #9934f432
 def config_of(method:str)->type: # a frozen dataclass
     "The settings of a method; ValueError with the nearest name if there is none"
-    module = import_module(f'gentok.papers.{_among(gentok.methods, "method ", method)}')
+    if _among(gentok.methods, 'method ', method) in _homes:
+        return rival_of(method).settings
+    module = import_module(f'gentok.papers.{method}')
     return getattr(module, f'{method.capitalize()}Config')
 
 # %% ../nbs/12_recommender.ipynb #fe4070f2
@@ -62,12 +65,22 @@ def _configured(config, # a dataclass
     for name in settings: _among(config.__dataclass_fields__, 'setting ', name)
     return replace(config, **settings)
 
+def _method_of(config)->str: # of `gentok.methods`
+    "The method that has these settings"
+    return _name_of(config) or type(config).__module__.rpartition('.')[2]
+
+def _runner_of(method:str, config)->Callable: # (dataset, config, out) -> Result
+    "What runs a method; ValueError for the settings of another classical model"
+    if method not in _homes: return import_module(f'gentok.papers.{method}').run
+    if _name_of(config) == method: return run_rival
+    raise ValueError(
+        f'{type(config).__name__} is not the settings of {method}, expected '
+        f'{config_of(method).__name__}; give no config to have the defaults.')
+
 # %% ../nbs/12_recommender.ipynb #edd178b6
-class Recommender(ModelHubMixin, library_name='gentok',
-                  tags=['generative-recommendation', 'semantic-ids'],
-                  pipeline_tag='other'):
+class Recommender(ModelHubMixin, library_name='gentok', pipeline_tag='other'):
     "A trained recommender with its items"
-    def __init__(self, fitted:FittedRecommender,
+    def __init__(self, fitted:FittedRecommender|FittedSequenceModel,
                  catalogue:Catalogue, # rows of its identifiers
                  pipeline:TokenizationPipeline|None=None, # for `update`
                  about:dict|None=None, # plain JSON: 'run' and 'metrics'
@@ -112,10 +125,11 @@ def fit(method:str, # of `gentok.methods`
         **settings)->'Recommender':
     "A method from a data set to a recommender, with its numbers on every test user"
     config = _configured(config or config_of(method)(), settings)
+    run = _runner_of(method, config)
     if isinstance(dataset, (str, Path)): dataset = load(dataset)
     _check_histories(dataset)
     with _locked(out) if out else nullcontext(), tracking(log_with, out):
-        result = import_module(f'gentok.papers.{method}').run(dataset, config, out)
+        result = run(dataset, config, out)
         recommender = Recommender.of(result, method, dataset)
         if out and process_state().is_main_process:
             atomic_write(Path(out)/'README.md', str(recommender.generate_model_card()))
@@ -138,13 +152,12 @@ def __repr__(self:Recommender)->str:
     known = f', trained to NDCG@10 {m["ndcg@10"]:.4f}' if 'ndcg@10' in m else ''
     return (f'Recommender({run.get("method", "?")} on '
             f'{run.get("data", {}).get("name", "?")}: '
-            f'{len(self) - len(self.retired):,} items, {self.fitted.item_ids.L} '
-            f'codes each{known})')
+            f'{len(self) - len(self.retired):,} items, {self.fitted.size}{known})')
 
 # %% ../nbs/12_recommender.ipynb #dd528114
 def _history_batches(source, # lists of ids; a frame or file as in `_frame_batches`
                      size:int # users
-                    )->Iterator[tuple[list, list]]: # users (or positions), histories
+                    )->Iterator[tuple]: # users, or a range of nobody's; histories
     "Histories of any form, a batch at a time"
     if isinstance(source, (str, Path)): source = _scan_file(Path(source))
     if isinstance(source, pl.DataFrame): source = source.lazy()
@@ -160,7 +173,7 @@ def _history_batches(source, # lists of ids; a frame or file as in `_frame_batch
             if not all(lines): raise ValueError(
                 f'history {part[lines.index(False)]!r} is no list of item ids; give a '
                 'list for each user, such as [[12, 7], [99]].')
-            yield list(range(at, at + len(part))), [list(h) for h in part]
+            yield range(at, at + len(part)), [list(h) for h in part]
             at += len(part)
 
 # %% ../nbs/12_recommender.ipynb #041f229d
@@ -188,7 +201,7 @@ def _scan_file(path:Path)->pl.LazyFrame:
 
 # %% ../nbs/12_recommender.ipynb #fda0e8f2
 def _frame_batches(frame:pl.LazyFrame, size:int
-                  )->Iterator[tuple[list, list]]: # as `_history_batches`
+                  )->Iterator[tuple]: # as `_history_batches`
     "With a list in each row, which is streamed; or a row for each item, sorted first"
     with _readable('the table of histories'): schema = frame.collect_schema()
     lower = {c.lower(): c for c in reversed(schema)}
@@ -211,7 +224,7 @@ def _frame_batches(frame:pl.LazyFrame, size:int
             for part in chunk.iter_slices(size):
                 places = range(at, at + part.height)
                 at += part.height
-                users = part[user].to_list() if user else list(places)
+                users = part[user].to_list() if user else places
                 yield users, [h if h is not None else [] for h in part[lists].to_list()]
 
 # %% ../nbs/12_recommender.ipynb #c7e64685
@@ -237,18 +250,38 @@ def rows_of(self:Recommender, ids:Iterable, # or a file with a column of items
 
 # %% ../nbs/12_recommender.ipynb #f42826df
 @patch
-def trie(self:Recommender, allow:Iterable|str|Path|None=None,
-         deny:Iterable|str|Path|None=None)->Trie:
-    "The trie of what may be recommended: not retired, among the allowed, not denied"
+def _may(self:Recommender, allow:Iterable|str|Path|None=None,
+         deny:Iterable|str|Path|None=None)->Tensor: # n: bool
+    "What may be recommended: not retired, among the allowed, not denied"
     may = torch.ones(len(self), dtype=torch.bool)
     if allow is not None:
         may = torch.zeros_like(may).index_fill(0, self.rows_of(allow), True)
     for out in (deny, self.retired):
         if out: may[self.rows_of(out)] = False
-    return self.fitted.trie if may.all() else self.fitted.trie.only(may.nonzero()[:, 0])
+    if not may.any(): raise ValueError(
+        'no item is left that may be recommended, expected at least one; '
+        'allow more, or deny fewer.')
+    return may
 
 @patch
-def known_histories(self:Recommender, users:list, histories:list[list], # of ids
+def _ids(self:Recommender)->ItemIds:
+    "The identifiers; ValueError for a method that has none"
+    if self.fitted.item_ids is not None: return self.fitted.item_ids
+    method = self.about.get('run', {}).get('method', 'this method')
+    raise ValueError(f'{method} ranks the items themselves and has no codes; fit a '
+                     'method that has, such as tiger.')
+
+@patch
+def trie(self:Recommender, allow:Iterable|str|Path|None=None,
+         deny:Iterable|str|Path|None=None)->Trie:
+    "The trie of what may be recommended; ValueError for a method without codes"
+    self._ids() # refuses
+    may, trie = self._may(allow, deny), self.fitted.trie
+    return trie if may.all() else trie.only(may.nonzero()[:, 0])
+
+# %% ../nbs/12_recommender.ipynb #f389bac2
+@patch
+def known_histories(self:Recommender, users:Sequence, histories:list[list], # of ids
                     unknown:str, lost:dict # counts what is passed over
                    )->tuple[list, list]: # users of whom something is known, their rows
     "Ids as rows; KeyError for an unknown one where it is not to be passed over"
@@ -285,15 +318,16 @@ def recommend_batches(self:Recommender, histories, # as `_history_batches` reads
             raise ValueError(f'{name} is {n!r}, expected a whole number of at least 1.')
     if unknown not in ('skip', 'error'):
         raise ValueError(f"unknown is {unknown!r}; choose 'skip' or 'error'.")
-    model, trie, lost, n = self.fitted.model, self.trie(allow, deny), {}, len(self)
-    k = min(k, len(trie.item))
-    search, answered = searcher(model, trie, exact), 0
+    may, lost, n, answered = self._may(allow, deny), {}, len(self), 0
+    k, fitted = min(k, int(may.sum())), self.fitted
+    search = fitted.search(None if may.all() else may, exact)
     beams = min(max(beams, k), max(n, k))
-    for users, found in _history_batches(histories, batch_size):
-        users, rows = self.known_histories(users, found, unknown, lost)
+    for people, found in _history_batches(histories, batch_size):
+        users, rows = self.known_histories(people, found, unknown, lost)
         if not rows: continue
-        latest, whole = (_as_examples(rows, n, most)
-                         for most in (model.config.max_history, max(map(len, rows))))
+        whose = [None]*len(users) if isinstance(people, range) else users
+        latest, whole = (fitted.known(_as_examples(rows, n, most), whose)
+                         for most in (fitted.reads, max(map(len, rows))))
         ranked = (rank_unseen(search, latest, _seen_by(whole, n), k, beams) if unseen
                   else search(latest, k, beams, 128))
         answered += len(users)
@@ -310,16 +344,17 @@ def recommend_batches(self:Recommender, histories, # as `_history_batches` reads
 # %% ../nbs/12_recommender.ipynb #80356e87
 @patch
 def frame_of(self:Recommender, users:list, items:Tensor, scores:Tensor # b k
-            )->pl.DataFrame: # user, rank, id, title, score, codes
+            )->pl.DataFrame: # user, rank, id, title, score, and codes where there are
     "Ranked rows as a table, a row for each recommendation"
     there = items >= 0
     rows, at = items[there], there.nonzero()
     ids, titles = ([column[row] for row in rows.tolist()]
                    for column in (self.catalogue.ids, self.catalogue.titles))
     asked = [users[u] for u in at[:, 0].tolist()]
-    codes, scores = self.fitted.item_ids.codes(rows).tolist(), scores[there].numpy()
+    item_ids, scores = self.fitted.item_ids, scores[there].numpy()
+    codes = dict(codes=item_ids.codes(rows).tolist()) if item_ids else {}
     return pl.DataFrame(dict(user=asked, rank=(at[:, 1] + 1).numpy(), id=ids,
-                             title=titles, score=scores, codes=codes))
+                             title=titles, score=scores, **codes))
 
 @patch
 def recommend(self:Recommender, histories, k:int=10, *, # as in `recommend_batches`
@@ -330,7 +365,7 @@ def recommend(self:Recommender, histories, k:int=10, *, # as in `recommend_batch
               beams:int=50, exact:bool=False, # the true best instead of a beam's
               batch_size:int=4096, # users in memory at once
               out:str|Path|None=None # .parquet: for more users than memory holds
-             )->pl.DataFrame|Path: # user, rank, id, title, score, codes; or the file
+             )->pl.DataFrame|Path: # as `frame_of` makes it; or the file
     "The k likeliest next items, with log p(item | history); ValueError for an option"
     frames = self.recommend_batches(histories, k, unseen, allow, deny, unknown, beams,
                                     exact, batch_size)
@@ -349,33 +384,28 @@ def recommend(self:Recommender, histories, k:int=10, *, # as in `recommend_batch
 @patch
 def codes(self:Recommender, id # original id
          )->tuple[int, ...]: # L
-    "The identifier of an item; KeyError for an unknown id"
-    return tuple(self.fitted.item_ids.codes(self.rows_of([id]))[0].tolist())
+    "The identifier of an item; KeyError for an unknown id, ValueError without codes"
+    return tuple(self._ids().codes(self.rows_of([id]))[0].tolist())
 
 @patch
 def items(self:Recommender, codes:Sequence[int]): # L -> id
     "The id with these codes; KeyError where none, ValueError for no L whole numbers"
+    item_ids = self._ids()
     whole = all(isinstance(c, int) and not isinstance(c, bool) for c in codes)
-    if not whole or len(codes) != self.fitted.item_ids.L: raise ValueError(
-        f'codes are {codes!r}, expected {self.fitted.item_ids.L} whole numbers; give '
+    if not whole or len(codes) != item_ids.L: raise ValueError(
+        f'codes are {codes!r}, expected {item_ids.L} whole numbers; give '
         'all codes of an item.')
-    return self.catalogue.ids[int(self.fitted.item_ids.items(list(codes)))]
+    return self.catalogue.ids[int(item_ids.items(list(codes)))]
 
 # %% ../nbs/12_recommender.ipynb #34edb38e
 @patch
 def neighbours(self:Recommender, id, k:int=10
-              )->pl.DataFrame: # rank, id, title, shared, codes
-    "The items that share most of the first codes, then most codes at all"
-    row, table = int(self.rows_of([id])), self.fitted.item_ids.table
-    same = table == table[row]
-    shared, agree = same.long().cumprod(1).sum(1), same.sum(1)
-    near = (shared*(table.shape[1] + 1) + agree).argsort(descending=True, stable=True)
-    near = near[near != row][:k].tolist()
+              )->pl.DataFrame: # rank, id, title; shared and codes, or cosine
+    "The items that share most of the first codes; of a model without, by its vectors"
+    near, why = self.fitted.near(int(self.rows_of([id])), k)
     ids, titles = ([column[r] for r in near]
                    for column in (self.catalogue.ids, self.catalogue.titles))
-    shared, codes = shared[near].tolist(), table[near].tolist()
-    return pl.DataFrame(dict(rank=range(1, len(near) + 1), id=ids, title=titles,
-                             shared=shared, codes=codes))
+    return pl.DataFrame(dict(rank=range(1, len(near) + 1), id=ids, title=titles, **why))
 
 # %% ../nbs/12_recommender.ipynb #f97846a3
 @patch
@@ -396,10 +426,12 @@ def evaluate(self:Recommender, dataset:Dataset, split:str='test', # or 'valid'
         'same options.')
     data = Dataset(dataset.name, self.catalogue,
                    Histories(dataset.histories.users, items, dataset.histories.offsets))
-    lengths = self.fitted.model.config.max_history, None
-    examples, whole = (getattr(leave_one_out(data, most), split) for most in lengths)
-    found = full_ranking.evaluate(self.fitted.model, self.trie(), examples, beams,
-                                  exact, unseen=unseen and whole)
+    may, fitted, users = self._may(), self.fitted, dataset.histories.users
+    parts = (getattr(leave_one_out(data, most), split) for most in (fitted.reads, None))
+    examples, whole = (fitted.known(e, [users[u] for u in e.users.tolist()])
+                       for e in parts)
+    search = fitted.search(None if may.all() else may, exact)
+    found = _judge(search, examples, len(self), beams, unseen=unseen and whole)
     if examples.n < 2: return dict(found.metrics, interval={})
     tests = {name: paired_t_test(v, torch.zeros_like(v))
              for name, v in found.users.items()}
@@ -440,6 +472,7 @@ def update(self:Recommender,
     fresh = [row for row, i in enumerate(catalogue.ids) if str(i) not in self._row]
     back = {str(i) for i in catalogue.ids}
     if fresh:
+        self._ids() # refuses
         if self.pipeline is None: raise ValueError(
             'this model knows its items by behaviour, which new ones have not; fit one '
             'that reads texts, with --text-encoder lsa (text in Python).')
@@ -457,20 +490,17 @@ def update(self:Recommender,
 _card_text = '''---
 library_name: gentok
 tags:
-- generative-recommendation
-- semantic-ids
+{tags}
 ---
 # {method} on {data}
 
 {line}
 
-A generative recommender: each of {items:,} items has {levels} codes, and the model
-writes the codes of the next one.
+{says}
 
-| test users | Recall@5 | NDCG@5 | Recall@10 | NDCG@10 | collision rate | invalid rate |
-|---|---|---|---|---|---|---|
-| {users:,} | {r5:.4f} | {n5:.4f} | {r10:.4f} | {n10:.4f} | {collisions:.1%} | \
-{invalid:.1%} |
+| test users | Recall@5 | NDCG@5 | Recall@10 | NDCG@10 |{names}
+|---|---|---|---|---|{rule}
+| {users:,} | {r5:.4f} | {n5:.4f} | {r10:.4f} | {n10:.4f} |{values}
 
 The whole catalogue is ranked; a user's history is split by time, the last item tests.
 
@@ -478,27 +508,30 @@ The whole catalogue is ranked; a user's history is split by time, the last item 
 import gentok
 
 rec = gentok.Recommender.from_pretrained('PATH OR NAME OF THIS MODEL')
-rec.recommend([[{history}]], k=10, unseen=True)
+rec.recommend({ask}, k=10, unseen=True)
 ```
 
 Settings: {config}. Made with gentok {version}.
 '''
 
 # %% ../nbs/12_recommender.ipynb #7d797473
-_card_numbers = dict(r5='recall@5', n5='ndcg@5', r10='recall@10', n10='ndcg@10',
-                     collisions='collision_rate', invalid='invalid_rate')
+_card_numbers = dict(r5='recall@5', n5='ndcg@5', r10='recall@10', n10='ndcg@10')
 
 @patch
 def generate_model_card(self:Recommender, *args, **kwargs)->ModelCard:
     "Method, data, numbers, and how to ask"
     run, m, nan = self.about.get('run', {}), self.about.get('metrics', {}), float('nan')
-    method = run.get('method', 'recommender')
+    method, card = run.get('method', 'recommender'), self.fitted.card
     numbers = {short: m.get(name, nan) for short, name in _card_numbers.items()}
+    items, more = len(self) - len(self.retired), card['columns']
+    history = ', '.join(map(repr, self.catalogue.ids[:3]))
     return ModelCard(_card_text.format(
         method=method, data=run.get('data', {}).get('name', 'unknown data'),
         line=gentok.methods.get(method, ''), users=m.get('users', 0), **numbers,
-        items=len(self) - len(self.retired), levels=self.fitted.item_ids.L,
-        history=', '.join(map(repr, self.catalogue.ids[:3])),
+        tags='\n'.join(f'- {tag}' for tag in card['tags']),
+        says=card['says'].format(items=items), ask=card['ask'].format(history),
+        names=''.join(f' {name} |' for name in more), rule='---|'*len(more),
+        values=''.join(f' {m.get(key, nan):.1%} |' for key in more.values()),
         config=json.dumps(run.get('config', {})), version=gentok.__version__))
 
 # %% ../nbs/12_recommender.ipynb #84ac3e8c
@@ -528,7 +561,7 @@ def _from_pretrained(cls:Recommender, *, model_id:str, revision:str|None=None,
     kinds = dict(run=dict(method=str, data=dict, config=dict), metrics={})
     about = {name: read_json(folder/f'{name}.json', dict, **kinds[name])
              for name in there}
-    numbers = [*_card_numbers.values(), 'users']
+    numbers = [*_card_numbers.values(), *fitted.card['columns'].values(), 'users']
     odd = next((n for n in numbers
                 if type(about.get('metrics', {}).get(n, 0)) not in (int, float)), None)
     if odd: raise ValueError(

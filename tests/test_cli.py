@@ -106,7 +106,8 @@ def test_help_of_a_command_shows_an_example(ask, command):
     prog, known, rest, offer = cli._called(example.split())
     assert isinstance(cli._parse(prog, known, rest, offer), cli._commands[command].words)  # and the example is one that parses
 
-@pytest.mark.parametrize('method', ['tiger', 'mtgrec', 'etegrec', 'unitok', 'utgrec'])
+@pytest.mark.parametrize('method', ['tiger', 'mtgrec', 'letter', 'etegrec', 'unitok',
+                                    'utgrec'])
 def test_help_of_a_method_lists_every_setting(ask, method, monkeypatch):
     from dataclasses import fields
     import gentok

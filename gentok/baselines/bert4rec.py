@@ -22,10 +22,10 @@ from ..embed.collaborative import _whole_sequences
 @dataclass(frozen=True, kw_only=True)
 class BERT4RecConfig(SequenceConfig):
     "What a BERT4Rec is made of and how it is trained; ValueError for a wrong setting"
-    dropout: float = .2
+    dropout: float = .2 # share of the activations that training drops
     patience: int = 10 # epochs; it learns slowly
-    blocks: int = 2
-    heads: int = 2
+    blocks: int = 2 # of the transformer
+    heads: int = 2 # of attention
     mask: float = .2 # p, share of the items that are hidden
     def __post_init__(self):
         super().__post_init__()

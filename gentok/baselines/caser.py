@@ -22,7 +22,7 @@ from ..store.runs import _at_least
 class CaserConfig(SequenceConfig):
     "What a Caser is made of and how it is trained; ValueError for a wrong setting"
     max_length: int = 5 # L, the window
-    dropout: float = .4
+    dropout: float = .4 # share of the activations that training drops
     batch_size: int = 512 # windows
     vertical: int = 4 # filters that add items up
     horizontal: int = 16 # filters of each height

@@ -36,7 +36,7 @@ def _matrices(tables, # of the catalogue: an EmbeddingTable or n d, or several o
 class FDSAConfig(SequenceConfig):
     "What an FDSA is made of and how it is trained; ValueError for a wrong setting"
     blocks: int = 2 # of each of the two stacks
-    heads: int = 2
+    heads: int = 2 # of attention
     relu: bool = True # behind what a table says
     def __post_init__(self):
         super().__post_init__()

@@ -33,9 +33,9 @@ class _Filter(nn.Module):
 class FMLPRecConfig(SequenceConfig):
     "What an FMLP-Rec is made of and how it is trained; ValueError for a wrong setting"
     max_length: int = 20 # t, places of the window
-    dropout: float = .5
+    dropout: float = .5 # share of the activations that training drops
     batch_size: int = 256 # windows
-    blocks: int = 2
+    blocks: int = 2 # filters, each with a feed-forward part
     def __post_init__(self):
         super().__post_init__()
         _at_least(1, blocks=self.blocks)

@@ -20,7 +20,7 @@ from ..store.runs import _at_least
 class GRU4RecConfig(SequenceConfig):
     "What a GRU4Rec is made of and how it is trained; ValueError for a wrong setting"
     hidden: int = 128 # width of the state
-    layers: int = 1
+    layers: int = 1 # of the recurrent network
     def __post_init__(self):
         super().__post_init__()
         _at_least(1, hidden=self.hidden, layers=self.layers)

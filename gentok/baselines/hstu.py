@@ -51,9 +51,9 @@ class _HSTULayer(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class HSTUConfig(SequenceConfig):
     "What an HSTU is made of and how it is trained; ValueError for a wrong setting"
-    dropout: float = .2
-    layers: int = 2
-    heads: int = 2
+    dropout: float = .2 # share of the activations that training drops
+    layers: int = 2 # of attention without a softmax
+    heads: int = 2 # of each
     temperature: float = .05 # that cosines are divided by
     def __post_init__(self):
         super().__post_init__()

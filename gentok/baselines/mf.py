@@ -113,7 +113,7 @@ def _lengths(self:PairModel, users:Tensor, *items:Tensor # b each: rows
 @dataclass(frozen=True, kw_only=True)
 class MFConfig(PairConfig):
     "What an MF is made of and how it is trained; ValueError for a wrong setting"
-    lr: float = 5e-3
+    lr: float = 5e-3 # learning rate
     loss: str = 'bpr' # or 'softmax', over all items
     def __post_init__(self):
         super().__post_init__()

@@ -22,7 +22,7 @@ from ..embed.collaborative import CausalModel, SequenceConfig
 from ..embed.collaborative import _Tokens, _check_heads, _tokens_of
 from ..embed.table import EmbeddingTable
 from ..store.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from ..store.runs import _at_least, _join_groups, _optimizer_state, _progress
+from ..store.runs import _at_least, _join_groups, _optimizer_state
 from ..store.runs import _resume_fit
 
 # %% ../../nbs/10_baselines/09_s3_rec.ipynb #d144e92b
@@ -31,8 +31,8 @@ _tasks = dict(aap=.2, mip=1., map=1., sp=.5) # weight of each question in the su
 @dataclass(frozen=True, kw_only=True)
 class S3RecConfig(SequenceConfig):
     "What an S3Rec is made of and how it is trained; ValueError for a wrong setting"
-    blocks: int = 2
-    heads: int = 2
+    blocks: int = 2 # of the transformer
+    heads: int = 2 # of attention
     pretrain_epochs: int = 10 # 0: none, a causal transformer alone
     def __post_init__(self):
         super().__post_init__()
@@ -164,13 +164,14 @@ def pretrain(self:S3Rec, train:Examples, # every prefix of the training part
     if found: _resume_fit(self, optimizer, found, who, n, out)
     self.pretraining = True
     try:
-        for epoch in _progress(len(self.history) + 1, n, self.history):
+        for epoch in self._epochs(n):
             loss = self.train_epoch(rows, optimizer, -epoch) # other draws than later
             self.history.append({'epoch': epoch, 'loss': loss})
             tensors = _join_groups(model=self.state_dict(),
                                    optimizer=_optimizer_state(self, optimizer))
             state = dict(identity=who, history=self.history)
-            if folder: save_checkpoint(folder, Checkpoint(epoch, tensors, state))
+            if folder and self.leads:
+                save_checkpoint(folder, Checkpoint(epoch, tensors, state))
     finally: self.pretraining = False
     return self
 

@@ -7,6 +7,7 @@ __all__ = ['SequenceConfig', 'SequenceModel', 'Asked', 'CausalModel', 'SASRecCon
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #1b743b00
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -60,11 +61,11 @@ class SequenceConfig:
     "What every model of histories is told; ValueError for a setting out of its range"
     dim: int = 64 # d, width of the item table
     max_length: int = 50 # the latest items of a history that are read
-    dropout: float = .3
+    dropout: float = .3 # share of the activations that training drops
     epochs: int = 100 # at most
     batch_size: int = 128 # rows of training: users, or examples
-    lr: float = 1e-3
-    weight_decay: float = 0.
+    lr: float = 1e-3 # learning rate
+    weight_decay: float = 0. # of AdamW
     patience: int = 5 # epochs without a better validation before it stops; 0: never
     seed: int = 0 # of the weights, the order of users and the dropout
     def __post_init__(self):
@@ -81,6 +82,7 @@ class SequenceModel(nn.Module):
     "Scores every item behind a history; a subclass writes `states` and `ask`"
     kind, settings = 'SequenceModel', SequenceConfig # on disk; what it is told
     unit, least_user = 'rows', -1 # what an epoch counts; the first user to ask for
+    leads, seconds = True, 0. # does this process write? of training, over all starts
     def __init__(self, n_items:int, # of the catalogue
                  config:SequenceConfig=SequenceConfig(),
                  **given): # what else it is made for: `n_users`, tables
@@ -103,8 +105,7 @@ class SequenceModel(nn.Module):
         "What states are compared with"
         return self.items.weight
     item_vectors = output # what `embed` gives
-    def _left_out(self, valid:Examples)->bool|Examples: # of validation's lists
-        return False
+    def _left_out(self, valid:Examples)->bool|Examples: return False # of validation
     def rows(self, train:Examples)->Examples:
         "What an epoch goes through"
         return train
@@ -147,8 +148,8 @@ class CausalModel(SequenceModel):
 @dataclass(frozen=True, kw_only=True)
 class SASRecConfig(SequenceConfig):
     "What a SASRec is made of, and its training; ValueError for a wrong setting"
-    blocks: int = 2
-    heads: int = 2
+    blocks: int = 2 # of the transformer
+    heads: int = 2 # of attention
     def __post_init__(self):
         super().__post_init__()
         _check_heads(self)
@@ -271,16 +272,26 @@ def recommend(self:SequenceModel, examples:Examples, # their targets are not loo
     "The k best, of equals the lower row first; ValueError for unreadable histories"
     _check_rows(examples, self)
     _at_least(1, k=k, batch_size=batch_size)
-    whole, n = _same_users(examples, unseen), min(k, self.n_items)
-    items = torch.full((examples.n, k), -1)
-    scores = torch.full((examples.n, k), -math.inf)
+    whole = _same_users(examples, unseen)
+    def leave_out(scores, part):
+        if whole is not None: scores[_histories_at(whole.select(part))] = -math.inf
+    return self._rank(examples, k, batch_size, leave_out)
+
+@patch
+def _rank(self:SequenceModel, examples:Examples, k:int, batch_size:int,
+          leave_out:Callable, # (scores b n, which of the examples): -inf for some
+          log_prob:bool=False # log p(item | history) in place of the scores
+         )->TopItems:
+    n, shape = min(k, self.n_items), (examples.n, k)
+    items, scores = torch.full(shape, -1), torch.full(shape, -math.inf)
     with self._answering() as answer:
         for first in range(0, examples.n, batch_size):
             part = slice(first, first + batch_size)
             found = answer(self._latest(examples.select(part)))
-            if whole is not None: found[_histories_at(whole.select(part))] = -math.inf
+            total = found.logsumexp(1, keepdim=True) if log_prob else 0.
+            leave_out(found, part)
             best = _best(found, n)
-            items[part, :n], scores[part, :n] = best.indices, best.values
+            items[part, :n], scores[part, :n] = best.indices, best.values - total
     return TopItems(items.masked_fill(scores == -math.inf, -1), scores,
                     torch.zeros(examples.n))
 
@@ -347,13 +358,18 @@ def train_epoch(self:SequenceModel, rows:Examples, # as `rows` gives them
     losses = []
     with _seeded(self.config.seed, epoch):
         for index in torch.randperm(rows.n).split(self.config.batch_size):
-            loss = self.loss(rows.select(index))
             optimizer.zero_grad()
-            loss.backward()
+            losses.append(self._slopes(rows.select(index)))
             optimizer.step()
-            losses.append(loss.detach())
     self.eval()
     return torch.stack(losses).mean().item()
+
+@patch
+def _slopes(self:SequenceModel, batch:Examples)->Tensor: # one number: its mean loss
+    "Leaves the gradients in the weights; several processes have their own way"
+    loss = self.loss(batch)
+    loss.backward()
+    return loss.detach()
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #79b2a056
 def _mean_gain(items:Tensor, # b k: ranked, best first
@@ -432,26 +448,36 @@ def fit(self:SequenceModel,
         if not part.n: raise ValueError(
             f'there are no {name} examples; give histories of three items and more.')
         _check_rows(part, self)
-    rows, optimizer = self.rows(train), self.optimizer_of()
+    rows, optimizer, start = self.rows(train), self.optimizer_of(), time.time()
     who = self.identity(rows, valid)
     folder = None if out is None else Path(out)/'training'
     found = newest_checkpoint(folder) if folder else None
+    before = found.state.get('seconds', 0.) if found else 0.
     if found: best = _resume_fit(self, optimizer, found, who, self.config.epochs, out)
     else: self._begin(train, out); self.history, best = [], {}
     left = len(self.history) < self.config.epochs and not self.finished()
     with _kept_memory(), _run_log(self.kind.lower(), out, self.history, left) as log:
-        for epoch in _progress(len(self.history) + 1, self.config.epochs, self.history):
+        for epoch in self._epochs(self.config.epochs):
             if self.finished(): break
             self.history.append(self._make_epoch(rows, valid, optimizer, epoch))
             log(self.history[-1])
             if self.best_epoch() == epoch: best = _copies(self.state_dict())
-            if folder:
+            self.seconds = before + time.time() - start
+            if folder and self.leads:
                 tensors = _join_groups(model=self.state_dict(), best=best,
                                        optimizer=_optimizer_state(self, optimizer))
-                state = dict(identity=who, history=self.history)
+                state = dict(identity=who, history=self.history, seconds=self.seconds)
                 save_checkpoint(folder, Checkpoint(epoch, tensors, state))
+    self.seconds = self.seconds if left else before
     self.load_state_dict(best)
     return self.eval()
+
+@patch
+def _epochs(self:SequenceModel, last:int)->Iterator[int]:
+    "Those that are left; one process of several says how far they are"
+    first = len(self.history) + 1
+    return (_progress(first, last, self.history) if self.leads
+            else iter(range(first, last + 1)))
 
 # %% ../../nbs/02_embed/05_collaborative.ipynb #14c3b979
 @patch

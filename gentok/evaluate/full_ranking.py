@@ -128,14 +128,21 @@ def evaluate(model:nn.Module, trie:Trie,
              unseen:bool|Examples=False # only items not in the history, or in these
             )->Evaluation:
     "Rank all items for every user and compare; ValueError if `unseen` has other users"
-    search, k = searcher(model, trie, exact, free), max(ks)
+    search = searcher(model, trie, exact, free)
+    return _judge(search, examples, trie.n_items, beams, batch_size, ks, unseen)
+
+def _judge(search:Callable, # as `searcher` gives, of any model
+           examples:Examples, n_items:int, beams:int=50, batch_size:int=128,
+           ks:tuple=(5, 10), unseen:bool|Examples=False)->Evaluation:
+    "Rank all items by a search and compare; ValueError if `unseen` has other users"
+    k = max(ks)
     if unseen is False:
         return summarise(search(examples, k, beams, batch_size), examples.targets, ks)
     whole = examples if unseen is True else unseen
     if not torch.equal(whole.users, examples.users): raise ValueError(
         f'unseen holds {whole.n:,} histories, not those of the {examples.n:,} examples '
         'in their order; make both by leave_one_out of one data set.')
-    seen = _seen_by(whole, trie.n_items)
+    seen = _seen_by(whole, n_items)
     ranked = rank_unseen(search, examples, seen, k, beams, batch_size)
     found = summarise(ranked, examples.targets, ks)
     repeats = seen.has(torch.arange(examples.n), examples.targets).double().mean()

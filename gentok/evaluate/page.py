@@ -44,7 +44,8 @@ def _thumbnail(image:Image.Image, # any size and mode
 def _identifier(codes:Sequence[int], # the item's codes
                 skip:int=0 # leading codes that the reader has seen already
                )->str:
-    "An identifier: a dot in the colour of its first code, and the codes"
+    "An identifier: a dot in the colour of its first code, and the codes, if any"
+    if not len(codes): return ''
     hue = round(codes[0]*137.508) % 360
     rest = '·'.join(map(str, codes[skip:]))
     dot = f'<i style="--h:{hue}"></i>'
@@ -54,8 +55,9 @@ def _identifier(codes:Sequence[int], # the item's codes
 class _Shelf:
     "The items of a catalogue as pieces of HTML; every thumbnail is made once"
     def __init__(self, catalogue, # `Catalogue`: titles, ids, images or None
-                 codes:Tensor): # n×L
-        self.catalogue, self.codes = catalogue, codes.tolist()
+                 codes:Tensor|None): # n×L; None: items have none
+        known = [()]*len(catalogue.titles) if codes is None else codes.tolist()
+        self.catalogue, self.codes = catalogue, known
         self.unread, self._ready = set(), {}
 
     def picture(self, row:int)->str|None: # a data URI; None without a readable picture

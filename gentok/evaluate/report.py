@@ -252,8 +252,9 @@ def _headline(rows:Sequence[dict])->str:
                  f'{ours[main]/limit:.0%} of the limit' if limit else str(ours['name']))
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #90f2b921
-def _top_facts(codes:Tensor, rows:Sequence[dict])->str:
-    "Items, identifiers, levels, and the headline"
+def _top_facts(codes:Tensor|None, n:int, rows:Sequence[dict])->str:
+    "Items, identifiers and levels if they have any, and the headline"
+    if codes is None: return _fact('items', n) + _headline(rows)
     distinct = len(codes.unique(dim=0))
     fewer, used = len(codes) - distinct, [len(level.unique()) for level in codes.T]
     shared = f'{fewer:,} fewer than items' if fewer else 'one for every item'
@@ -304,7 +305,7 @@ def _config_list(config:dict)->str:
     return pairs and f'<dl class="config">{pairs}</dl>'
 
 # %% ../../nbs/09_evaluate/04_report.ipynb #27b83a12
-def _sections(shelf:_Shelf, codes:Tensor, health, curves:dict, cases:Sequence,
+def _sections(shelf:_Shelf, codes:Tensor|None, health, curves:dict, cases:Sequence,
               rows:Sequence, config:dict)->list[tuple]:
     "The panels, in reading order"
     limit = (' The limit is the most that any method could reach.'
@@ -312,16 +313,17 @@ def _sections(shelf:_Shelf, codes:Tensor, health, curves:dict, cases:Sequence,
     table = _metrics_table(rows) if rows else ''
     cards = ''.join(_user_card(shelf, case, i) for i, case in enumerate(cases, 1))
     drawn = ''.join(_curve(name, values) for name, values in curves.items())
+    dots, none = ' Dots of one colour share their first code.', codes is None
     return [
         _panel('metrics', 'How good it is', f'Means over users, in item space.{limit}',
                table),
         _panel('users', 'What it recommends', 'What a user took next is ringed where '
-               'it was recommended. Dots of one colour share their first code.', cards),
+               f'it was recommended.{"" if none else dots}', cards),
         _panel('codes', 'What the codes mean', 'A first code opens to its second codes '
-               'and their items.', _tree(shelf, codes)),
+               'and their items.', '' if none else _tree(shelf, codes)),
         _panel('health', 'How healthy the codes are', 'Codes in use at each level, and '
                'how the items spread over them, most used first.',
-               _health_panel(health, codes)),
+               '' if none else _health_panel(health, codes)),
         _panel('curves', 'How it learnt',
                'Each curve from its first point to its last.',
                drawn and f'<div class="curves">{drawn}</div>'),
@@ -331,7 +333,7 @@ def _sections(shelf:_Shelf, codes:Tensor, health, curves:dict, cases:Sequence,
 def html_report(path:str|Path, # where the HTML goes
                 *, title:str,
                 catalogue, # `Catalogue`: titles, ids, images or None
-                item_codes:Tensor, # n×L: the identifier of every item
+                item_codes:Tensor|None, # n×L: identifiers; None: items have none
                 health=None, # a health report, a dict, or None
                 curves:dict|None=None, # name -> values
                 # history, recommended: rows; target: row or None; user: a name
@@ -340,18 +342,23 @@ def html_report(path:str|Path, # where the HTML goes
                 config:dict|None=None
                )->Path: # the file
     "Write one self-contained HTML page, atomically; the same run gives the same bytes"
-    codes, n = torch.as_tensor(item_codes).cpu(), len(catalogue.titles)
-    _check_codes(codes, n); _check_rows(metrics)
+    codes, n = item_codes, len(catalogue.titles)
+    if codes is not None:
+        codes = torch.as_tensor(codes).cpu()
+        _check_codes(codes, n)
+    _check_rows(metrics)
     for i, case in enumerate(recommendations): _check_case(i, case, n)
-    shelf, L, s = _Shelf(catalogue, codes), codes.shape[1], lambda k: 's'*(k > 1)
-    parts = _sections(shelf, codes.long(), health, curves or {}, recommendations,
-                      metrics, config or {})
+    shelf, L, s = (_Shelf(catalogue, codes), 0 if codes is None else codes.shape[1],
+                   lambda k: 's'*(k > 1))
+    parts = _sections(shelf, codes if codes is None else codes.long(), health,
+                      curves or {}, recommendations, metrics, config or {})
     unread = (f' Pictures that could not be read: {len(shelf.unread):,}; titles stand '
               'in for them.' if shelf.unread else '')
     domain = f' of {catalogue.domain}' if getattr(catalogue, 'domain', '') else ''
-    lead = f'{n:,} item{s(n)}{domain}, each written as {L} code{s(L)}.'
+    lead = f'{n:,} item{s(n)}{domain}' + (f', each written as {L} code{s(L)}.' if L
+                                          else ', ranked without codes.')
     closing = (f'Written by gentok {gentok.__version__}. One file: no scripts, no '
                f'requests.{unread}')
-    page = _page(title, lead, _top_facts(codes, metrics), parts, closing)
+    page = _page(title, lead, _top_facts(codes, n, metrics), parts, closing)
     atomic_write(Path(path), page)
     return Path(path)

@@ -117,10 +117,10 @@ def _shared_sizes(item_ids:Sequence[ItemIds])->list[ItemIds]: # over the same si
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #d6c232d6
 class _Many(NamedTuple):
     "What the recommender is pre-trained on"
-    codes: Tensor # n m l: before they were made unique
-    item_ids: list # n ItemIds over the same sizes
+    codes: Tensor # g n l: before they were made unique
+    item_ids: list # g ItemIds over the same sizes
     health: CodebookHealth # of the last tokenizer's codes
-    tokenizers: Sequence[Tokenizer] # n, read when they are asked for
+    tokenizers: Sequence[Tokenizer] # g, read when they are asked for
     seconds: float
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #e4b5a1d4
@@ -153,9 +153,9 @@ def _prepare_many(dataset:Dataset, config:MtgrecConfig,
         (int, float)))
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #f274e25c
-def _wording_changes(codes:Tensor, # n m l: of m items, by n tokenizers
-                     item_ids:Sequence[ItemIds] # n: the same, made unique
-                    )->list: # a dict for each interval, 1 to n-1
+def _wording_changes(codes:Tensor, # g n l: of n items, by g tokenizers
+                     item_ids:Sequence[ItemIds] # g: the same, made unique
+                    )->list: # a dict for each interval, 1 to g-1
     """Share of items whose first code, any code, or identifier differs between
     tokenizers so far apart (MTGRec, table 5)"""
     unique = _changed(torch.stack([ids.table for ids in item_ids]))
@@ -171,7 +171,7 @@ def _plan_of(config:MtgrecConfig, epochs:int)->TrainConfig:
     return replace(plan, epochs=epochs, warmup=share)
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #4b57d773
-def pretrain(split:Split, item_ids:Sequence[ItemIds], # n, over the same sizes
+def pretrain(split:Split, item_ids:Sequence[ItemIds], # g, over the same sizes
              config:MtgrecConfig,
              out:str|Path, # folder of the run; it holds the weights for `weights_at`
              # L K d each: where token embeddings start; None: by chance
@@ -237,8 +237,8 @@ class MtgrecResult(NamedTuple):
     health: CodebookHealth # of the last tokenizer's codes
     out: Path|None
     pipeline: TokenizationPipeline|None
-    codes: Tensor # n m l: before they were made unique
-    item_ids: list # n ItemIds: after
+    codes: Tensor # g n l: before they were made unique
+    item_ids: list # g ItemIds: after
     tried: list # of Candidate
 
 # %% ../../nbs/11_papers/03_mtgrec.ipynb #da0c62a6

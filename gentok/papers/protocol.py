@@ -4,28 +4,32 @@
 
 # %% auto #0
 __all__ = ['backbones', 'Protocol', 'FittedRecommender', 'RecommenderSpec', 'fit_recommender', 'save_fitted', 'load_fitted',
-           'baseline_rows', 'Run', 'TokenizationPipeline', 'Result', 'finish_run', 'start_run']
+           'baseline_rows', 'Run', 'TokenizationPipeline', 'Result', 'finish_run', 'start_run', 'run_rival']
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #4085c1fa
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import gentok
+from fastcore.basics import patch
 from torch import Tensor
 from ..data.dataset import Catalogue, Dataset
 from ..store.files import atomic_write, read_json
-from ..data.splits import Split, leave_one_out
+from ..data.splits import Examples, Split, leave_one_out
+from ..embed.collaborative import SequenceConfig
 from ..embed.items import _items_of
 from ..embed.text import TextEncoder
 from ..baselines.neighbours import Neighbours
-from ..evaluate.full_ranking import Evaluation, Validation, evaluate
-from ..evaluate.full_ranking import most_popular, summarise
+from ..baselines.run import FittedSequenceModel, fit_rival
+from ..baselines.run import _kinds, _title_of
+from ..evaluate.full_ranking import Evaluation, Validation, searcher
+from ..evaluate.full_ranking import most_popular, summarise, _judge
 from ..evaluate.report import html_report
 from ..ids.item_ids import ItemIds
 from ..ids.sequences import Sequences, item_tokens
@@ -114,6 +118,7 @@ class FittedRecommender(NamedTuple):
     trie: Trie
     item_ids: ItemIds
     result: TrainResult|None # None for a model that was loaded
+    ranks_all = False # one ranking more is a search more
 
 class RecommenderSpec(NamedTuple):
     "What a recommender is, what it reads, and where it begins"
@@ -152,30 +157,99 @@ def fit_recommender(split:Split, item_ids:ItemIds, protocol:Protocol,
     return FittedRecommender(trainer.bare.eval(), trie, item_ids, result)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #d42342c6
-def save_fitted(fitted:FittedRecommender, catalogue:Catalogue, out:str|Path,
+def save_fitted(fitted:FittedRecommender|FittedSequenceModel, catalogue:Catalogue,
+                out:str|Path,
                 retired:Sequence[str]=() # ids that are not recommended any more
                )->None:
     "Write a recommender that can answer on its own"
     items = dict(ids=list(catalogue.ids), titles=list(catalogue.titles),
                  domain=catalogue.domain)
     if retired: items['retired'] = list(retired)
-    fitted.item_ids.save(out)
-    fitted.model.save_pretrained(out, items)
+    fitted.save(out, items)
 
 def load_fitted(out:str|Path # written by `save_fitted`
-               )->tuple: # FittedRecommender, and a Catalogue of ids and titles
+               )->tuple: # FittedRecommender, …; and a Catalogue of ids and titles
     "A recommender, its identifiers and items; `ValueError` if they are not of one run"
-    items, item_ids = _load_items(out), ItemIds.load(out)
+    items = _load_items(out)
     kind = str(read_json(Path(out)/'config.json', dict).get('kind'))
-    kinds = {k.__name__: k for k in (GenerativeRecommender, DecoderOnly)}
-    model = kinds.get(kind, GenerativeRecommender).from_pretrained(out)
-    if not len(items) == len(item_ids): raise ValueError(
-        f'{out}: items.json names {len(items):,} items, item_ids.safetensors holds '
-        f'{len(item_ids):,}; run again what wrote it.')
-    if model.vocabulary.sizes != tuple(item_ids.sizes): raise ValueError(
-        f'{out}: the model writes codes of sizes {model.vocabulary.sizes}, the '
-        f'identifiers have {tuple(item_ids.sizes)}; run again what wrote it.')
-    return FittedRecommender(model, Trie(item_ids), item_ids, None), items
+    rival = kind in _kinds
+    fitted = FittedSequenceModel.load(out) if rival else _load_generative(out, kind)
+    if len(items) != (n := fitted.facts['items']): raise ValueError(
+        f'{out}: items.json names {len(items):,} items, '
+        f'{"config.json" if rival else "item_ids.safetensors"} holds '
+        f'{n:,}; run again what wrote it.')
+    if rival: return fitted, items
+    written, sizes = fitted.model.vocabulary.sizes, tuple(fitted.item_ids.sizes)
+    if written != sizes: raise ValueError(
+        f'{out}: the model writes codes of sizes {written}, the '
+        f'identifiers have {sizes}; run again what wrote it.')
+    return fitted, items
+
+def _load_generative(out:str|Path, kind:str)->FittedRecommender:
+    "A model that writes codes, and the identifiers beside it"
+    kinds, item_ids = (GenerativeRecommender, DecoderOnly), ItemIds.load(out)
+    model = {k.__name__: k for k in kinds}.get(kind, kinds[0]).from_pretrained(out)
+    return FittedRecommender(model, Trie(item_ids), item_ids, None)
+
+# %% ../../nbs/11_papers/00_protocol.ipynb #5dddb589
+@patch
+def search(self:FittedRecommender,
+           may:Tensor|None=None, # n: bool, the items that may come; None: all
+           exact:bool=False # the true top k instead of a beam's
+          )->Callable: # as `searcher` gives
+    "How it ranks; ValueError where no item may come"
+    trie = self.trie if may is None else self.trie.only(may.nonzero()[:, 0])
+    return searcher(self.model, trie, exact)
+
+@patch(as_prop=True)
+def reads(self:FittedRecommender)->int: # the latest items of a history
+    "How far back it looks"
+    return self.model.config.max_history
+
+@patch(as_prop=True)
+def facts(self:FittedRecommender)->dict: # plain JSON, for `metrics.json`
+    "Items, the rate of collisions before they were resolved, and numbers to learn"
+    return dict(items=len(self.item_ids),
+                collision_rate=self.item_ids.collisions/len(self.item_ids),
+                parameters=sum(p.numel() for p in self.model.parameters()))
+
+@patch
+def known(self:FittedRecommender, examples:Examples, users:Sequence)->Examples:
+    "The examples with what the model knows of these users: nothing"
+    return examples
+@patch
+def save(self:FittedRecommender, out:str|Path, items:dict # plain JSON
+        )->None:
+    "Write identifiers and model"
+    self.item_ids.save(out)
+    self.model.save_pretrained(out, items)
+
+# %% ../../nbs/11_papers/00_protocol.ipynb #86f8bff2
+@patch
+def near(self:FittedRecommender, row:int, k:int # items
+        )->tuple[list, dict]: # rows; and columns that say why
+    "The items that share most of the first codes, then most codes at all"
+    table = self.item_ids.table
+    same = table == table[row]
+    shared, agree = same.long().cumprod(1).sum(1), same.sum(1)
+    near = (shared*(table.shape[1] + 1) + agree).argsort(descending=True, stable=True)
+    near = near[near != row][:k].tolist()
+    return near, dict(shared=shared[near].tolist(), codes=table[near].tolist())
+
+@patch(as_prop=True)
+def size(self:FittedRecommender)->str: # for people
+    "What an item takes"
+    return f'{self.item_ids.L} codes each'
+
+@patch(as_prop=True)
+def card(self:FittedRecommender)->dict: # 'tags', 'says' and 'columns'
+    "What a model card says of it"
+    return dict(tags=['generative-recommendation', 'semantic-ids'],
+                says=f'A generative recommender: each of {{items:,}} items has '
+                     f'{self.item_ids.L} codes, and the model\nwrites the codes of '
+                     'the next one.',
+                ask='[[{}]]', columns={'collision rate': 'collision_rate',
+                                       'invalid rate': 'invalid_rate'})
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #9555d561
 def _load_items(out:str|Path # written by `save_fitted`
@@ -195,21 +269,22 @@ def _load_items(out:str|Path # written by `save_fitted`
                      items['titles'])
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #e29d0fed
-def _metrics_record(evaluation:Evaluation, item_ids:ItemIds,
+def _metrics_record(evaluation:Evaluation, facts:dict, # of what was evaluated
                     config:dict, # with the 'seed'
                    seconds:float)->dict: # plain JSON
     "What `metrics.json` holds"
     m = evaluation.metrics
     kept = {k: m[k] for k in ('recall@5', 'recall@10', 'ndcg@5', 'ndcg@10', 'users')}
-    rates = dict(collision_rate=item_ids.collisions/len(item_ids),
-                 invalid_rate=m['invalid_rate'])
-    return dict(kept, items=len(item_ids), **rates, seconds=round(seconds, 1),
-                config=config, seed=config['seed'], version=gentok.__version__)
+    rates = {k: facts[k] for k in ('items', 'collision_rate')}
+    rates['invalid_rate'] = m['invalid_rate']
+    return dict(kept, **rates, **{k: v for k, v in facts.items() if k not in rates},
+                seconds=round(seconds, 1), config=config, seed=config['seed'],
+                version=gentok.__version__)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #a64ee00d
 def _pick_metrics(m:dict)->dict:
     "The four columns of every table"
-    return {k: m[k] for k in ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10')}
+    return {k: m[k] for k in ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10') if k in m}
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #127647d0
 def baseline_rows(dataset:Dataset, split:Split
@@ -239,11 +314,14 @@ class Run:
     "One method on one data set: what all of its stages share"
     name: str # of the method, for people: 'TIGER'
     dataset: Dataset # rows in standard order
-    config: Protocol
+    config: Protocol|SequenceConfig
     out: Path|None = None # folder of what it leaves; None: nothing is kept
 
     @cached_property
     def split(self)->Split: return leave_one_out(self.dataset) # three sets of examples
+    @property
+    def beams(self)->int: # of the test; what scores all items needs none
+        return getattr(self.config, 'beams', 1)
     def folder(self, name:str)->Path|None: # None where nothing is kept
         "The folder of a stage"
         return self.out/name if self.out else None
@@ -272,8 +350,8 @@ class Result(NamedTuple):
     "What a run leaves"
     metrics: dict # as in `metrics.json`
     evaluation: Evaluation # with the values of every test user
-    fitted: FittedRecommender
-    health: CodebookHealth # of the codes, before they were made unique
+    fitted: FittedRecommender|FittedSequenceModel
+    health: CodebookHealth|None # of the codes, before they were made unique
     out: Path|None
     pipeline: TokenizationPipeline|None = None # None: items are known by behaviour
 
@@ -296,25 +374,31 @@ def _write_report(path:str|Path, run:Run, result:Result,
                 )->Path:
     "The page that shows codes, curves, recommendations and numbers"
     fitted, dataset = result.fitted, run.dataset
+    codes = fitted.item_ids and fitted.item_ids.table
     curve = fitted.result.curve if fitted.result else []
     curves = {'training loss': [r['loss'] for r in curve],
               'validation NDCG@10': [r['ndcg@10'] for r in curve if 'ndcg@10' in r]}
     cases = _example_cases(dataset, run.split, result.evaluation)
     return html_report(path, title=f'{run.name} on {dataset.name}',
-                       catalogue=dataset.catalogue, item_codes=fitted.item_ids.table,
+                       catalogue=dataset.catalogue, item_codes=codes,
                        health=result.health, curves=curves, metrics=rows,
                        config=asdict(run.config), recommendations=cases)
 
 # %% ../../nbs/11_papers/00_protocol.ipynb #20e7b378
-def finish_run(run:Run, fitted:FittedRecommender,
-               health:CodebookHealth, # of the codes, before they were made unique
+def finish_run(run:Run, fitted:FittedRecommender|FittedSequenceModel,
+               health:CodebookHealth|None, # of the codes, before they were made unique
                seconds:float, # that the run took so far
                pipeline:TokenizationPipeline|None=None # for items that come later
               )->Result:
     "Evaluate a recommender on every test user, and write what a run leaves"
-    start = time.time()
-    evaluation = evaluate(fitted.model, fitted.trie, run.split.test, run.config.beams)
-    metrics = _metrics_record(evaluation, fitted.item_ids, asdict(run.config),
+    start, search, facts = time.time(), fitted.search(), fitted.facts
+    test, n = run.split.test, facts['items']
+    evaluation = _judge(search, test, n, run.beams)
+    if fitted.ranks_all:
+        whole = leave_one_out(run.dataset, None).test
+        new = _judge(search, test, n, run.beams, unseen=whole).metrics
+        facts['unseen'] = dict(_pick_metrics(new), repeats=new['repeats'])
+    metrics = _metrics_record(evaluation, facts, asdict(run.config),
                               seconds + time.time() - start)
     result = Result(metrics, evaluation, fitted, health, run.out, pipeline)
     if run.out and process_state().is_main_process: _write_result(result, run)
@@ -329,8 +413,10 @@ def _write_result(result:Result, run:Run,
     save_fitted(result.fitted, run.dataset.catalogue, out)
     if result.pipeline: result.pipeline.save(out/'pipeline')
     atomic_write(out/'curve.json', json.dumps(result.fitted.result.curve))
-    table = [dict(name=run.name, **_pick_metrics(result.metrics)), *rows,
-             *baseline_rows(run.dataset, run.split)]
+    new = _pick_metrics(result.metrics.get('unseen', {}))
+    ours = dict(name=run.name, **_pick_metrics(result.metrics),
+                **{f'unseen {k}': v for k, v in new.items()})
+    table = [ours, *rows, *baseline_rows(run.dataset, run.split)]
     _write_report(out/'report.html', run, result, table)
     atomic_write(out/'metrics.json', json.dumps(result.metrics, indent=1))
     return table
@@ -397,11 +483,23 @@ def _register_run(out:str|Path, # made if missing
     return out
 
 def start_run(name:str, # of the method, for people
-              dataset:Dataset, config:Protocol,
+              dataset:Dataset, config:Protocol|SequenceConfig,
               out:str|Path|None=None, # new, or of the run to continue; None: none
               others:Sequence[Dataset]=() # that the method also learns from
              )->Run:
     "A run that begins, or goes on in its folder; ValueError if that holds another"
     dataset = dataset.in_canonical_order()
-    if out: out = _register_run(out, name.lower(), asdict(config), dataset, others)
+    method = name.lower().replace('-', '_')
+    if out: out = _register_run(out, method, asdict(config), dataset, others)
     return Run(name, dataset, config, out or None)
+
+# %% ../../nbs/11_papers/00_protocol.ipynb #2280fb3f
+def run_rival(dataset:Dataset,
+              config:SequenceConfig, # of a classical model, such as GRU4RecConfig()
+              # run again with the same folder after an interruption: it continues
+              out:str|Path|None=None
+             )->Result:
+    "A classical model from a data set to its numbers on every test user"
+    job = start_run(_title_of(config), dataset, config, out)
+    fitted = fit_rival(job.split, job.dataset, config, job.out)
+    return finish_run(job, fitted, None, fitted.result.seconds)

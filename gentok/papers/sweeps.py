@@ -19,6 +19,8 @@ from ..data.splits import Split, unseen_users
 from ..evaluate.full_ranking import Evaluation
 from ..evaluate.long_tail import by_group, popularity_groups, training_counts
 from ..figures import axes, palette
+from ..baselines.run import _name_of
+from ..embed.collaborative import SequenceConfig
 from .protocol import Protocol, _register_run, _pick_metrics
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #672e422b
@@ -52,7 +54,8 @@ def _best_value(rows:Sequence[dict], # of `sweep`
     return max(values, key=lambda v: np.nan_to_num(mean[v], nan=-np.inf))
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #5ee6e19e
-def _finished(out:Path, method:str, config:Protocol, dataset:Dataset
+def _finished(out:Path, method:str, config, # of the run
+              dataset:Dataset
              )->dict|None: # the numbers of a run
     """What a finished run left; None if there is none, ValueError if it is another
     run's folder"""
@@ -63,7 +66,7 @@ def _finished(out:Path, method:str, config:Protocol, dataset:Dataset
 
 # %% ../../nbs/11_papers/06_sweeps.ipynb #fd2fbdf9
 def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
-          dataset:Dataset, config:Protocol, # what every run shares
+          dataset:Dataset, config:Protocol|SequenceConfig, # what every run shares
           # field -> the values it takes; 'seed' is one of them
           grid:dict[str, Sequence],
           out:str|Path # a folder per run
@@ -81,9 +84,10 @@ def sweep(run:Callable, # a method's `run`: (dataset, config, out) -> Result
                      'minutes': found['seconds']/60})
     return rows
 
-def _method_of(run:Callable, config:Protocol)->str:
+def _method_of(run:Callable, config:Protocol|SequenceConfig)->str:
     """The method that runs: that of the module, or of the configuration where the
     function is written elsewhere"""
+    if rival := _name_of(config): return rival
     home = run.__module__.rpartition('.')
     return (home[2] if home[0] == 'gentok.papers'
             else type(config).__name__.removesuffix('Config').lower())

@@ -31,6 +31,8 @@ from gentok.papers.protocol import (TokenizationPipeline, Protocol, RecommenderS
 from .protocol import fit_recommender, start_run
 from ..quantize.experts import _codes_by_expert
 from ..quantize.health import CodebookHealth
+from ..quantize.sinkhorn import separate
+from ..tokenize.letter import Letter, RegularizationConfig
 from ..tokenize.rqvae import RQVAE, FitConfig, RQVAEConfig
 from ..tokenize.tokenizer import RandomTokenizer, ResidualKMeans, Tokenizer
 from ..train.scale_out import main_process_first
@@ -41,11 +43,12 @@ class TigerConfig(Protocol):
     "The protocol, and how TIGER makes its identifiers"
     text: str = 'lsa' # or a text encoder's folder or hub name, or 'sasrec': behaviour
     text_dim: int = 128 # of 'lsa'; a pretrained encoder has its own
-    tokenizer: str = 'kmeans' # the paper's 'rqvae'; 'rqvae++' (EMA), or 'random'
+    tokenizer: str = 'kmeans' # the paper's 'rqvae'; 'rqvae++', 'letter' or 'random'
     levels: int = 2 # L; the paper has 3 and a suffix
     codebook_size: int = 512 # K; the paper has 256
     tokenizer_epochs: int = 1000 # of the tokenizer
-    policy: str = 'reassign' # how codes become unique; the paper's is 'suffix'
+    policy: str = 'reassign' # or 'sinkhorn'; how codes become unique; paper: 'suffix'
+    behaviour_dim = 32 # of the vectors that 'letter' aligns codes with
 
     def __post_init__(self):
         "ValueError for a setting out of its range"
@@ -56,6 +59,11 @@ class TigerConfig(Protocol):
             upto = 'or more' if most == math.inf else f'to {most:,}'
             if not 1 <= value <= most: raise ValueError(
                 f'{name} is {value}, expected 1 {upto}; the default is {default}.')
+        residual = 'rqvae', 'rqvae++', 'letter', 'kmeans'
+        if self.policy == 'sinkhorn' and self.tokenizer not in residual:
+            raise ValueError(
+                f"policy 'sinkhorn' parts the codes of {', '.join(residual)}, and "
+                f"tokenizer is {self.tokenizer!r}; choose 'reassign'.")
 
     @property
     def whiten(self)->int|None: # of `RQVAEConfig`
@@ -65,6 +73,9 @@ class TigerConfig(Protocol):
     def final(self)->float: # of `FitConfig`
         "Share of the rate in the last epoch; with .15 neighbouring epochs agree"
         return .15 if self.tokenizer == 'rqvae++' else 1.
+    @property
+    def regularization(self)->RegularizationConfig: # of 'letter'
+        return RegularizationConfig()
     def sketch(self)->Tokenizer:
         "The tokenizer that would be fitted; ValueError where there is none"
         return make_tokenizer(self)
@@ -90,6 +101,8 @@ def make_tokenizer(config:TigerConfig,
     known = {'rqvae': lambda: RQVAE(RQVAEConfig(**shape, whiten=config.whiten), fit),
              'rqvae++': lambda: RQVAE(RQVAEConfig.tiger_plus_plus(**shape,
                                                                   whiten=whiten), fit),
+             'letter': lambda: Letter(RQVAEConfig(**shape, whiten=config.whiten), fit,
+                                      config.regularization),
              'kmeans': lambda: ResidualKMeans(**shape),
              'random': lambda: RandomTokenizer(**shape)}
     if config.tokenizer not in known:
@@ -126,18 +139,40 @@ def item_vectors(dataset:Dataset, config:TigerConfig,
                 )->EmbeddingTable:
     "What items are known by: their text, or behaviour in the training part"
     if config.text != 'sasrec': return _encoder_of(config).embed(dataset.catalogue)
+    return _behaviour(dataset, SASRecConfig(seed=config.seed), out and out/'sasrec')
+
+def _behaviour(dataset:Dataset, config:SASRecConfig,
+               out:Path|None=None # folder for what it takes to resume
+              )->EmbeddingTable:
+    "What a SASRec knows of all items; ValueError where there is nothing to learn from"
     split, catalogue = leave_one_out(dataset), dataset.catalogue
-    model = SASRec(len(catalogue), SASRecConfig(seed=config.seed))
-    model.fit(split.train, split.valid, out/'sasrec' if out else None)
+    if not split.train.n: raise ValueError(
+        f'{dataset.name} has no histories of four items or more, and behaviour is '
+        'learnt from them; add the interactions, or choose a method that reads text.')
+    model = SASRec(len(catalogue), config)
+    model.fit(split.train, split.valid, out)
     return model.embed(catalogue)
+
+# %% ../../nbs/11_papers/01_tiger.ipynb #dc88f6c0
+def _letter_behaviour(dataset:Dataset, config:TigerConfig, out:Path|None
+                     )->EmbeddingTable: # n w
+    "What LETTER aligns codes with: made once, and read as it was made first"
+    plan = SASRecConfig(dim=config.behaviour_dim, seed=config.seed)
+    if out is None: return _behaviour(dataset, plan)
+    kept = out/'behaviour'
+    names = 'config.json', 'items.json', 'model.safetensors'
+    if not all((kept/name).exists() for name in names):
+        _behaviour(dataset, plan, out/'behaviour-sasrec').save(kept)
+    return EmbeddingTable.load(kept)
 
 # %% ../../nbs/11_papers/01_tiger.ipynb #8595c2de
 def _unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str,
                 seed:int=0)->ItemIds:
     """Codes made unique; 'reassign' moves last codes to the nearest free codeword
-    (UTGRec), and earlier ones where a prefix is full"""
+    (UTGRec), and earlier ones where a prefix is full; 'sinkhorn' parts items with the
+    same codes by balance first (LETTER)"""
     codes, order = tokenizer.encode(table), _standard_turns(table.ids, len(table))
-    if policy != 'reassign':
+    if policy not in ('reassign', 'sinkhorn'):
         return resolve(codes, policy, tokenizer.sizes, ids=table.ids)
     if isinstance(tokenizer, RandomTokenizer):  # no codeword is near another
         return _in_rows(random_ids(len(table), tokenizer.sizes, seed), order)
@@ -145,8 +180,9 @@ def _unique_ids(tokenizer:Tokenizer, table:EmbeddingTable, policy:str,
         x = tokenizer.checked(table).matrix[order]
         latent = (tokenizer.encoder(tokenizer.inputs(x)) if isinstance(tokenizer, RQVAE)
                   else x)
-        made = _reassigned(tokenizer.quantizer, latent, codes[order], tokenizer.sizes,
-                           seed)
+        codes = codes[order]
+        if policy == 'sinkhorn': codes = separate(tokenizer.quantizer, latent, codes)
+        made = _reassigned(tokenizer.quantizer, latent, codes, tokenizer.sizes, seed)
     return _in_rows(made, order)
 
 def _cached_ids(make:Callable[[], ItemIds],
@@ -168,7 +204,8 @@ class TokenizedCatalogue(NamedTuple):
     seconds: float
 
 def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
-            out:str|Path|None=None # folder to keep the stages in
+            out:str|Path|None=None, # folder to keep the stages in
+            behaviour:EmbeddingTable|None=None # for 'letter'; None: of a SASRec
            )->TokenizedCatalogue:
     "Embed, tokenize, make unique; rows in standard order"
     dataset = dataset.in_canonical_order()
@@ -179,8 +216,10 @@ def tokenize_catalogue(dataset:Dataset, config:TigerConfig,
     if done: table = EmbeddingTable.load(out/'embeddings')
     else: table = item_vectors(dataset, config, out)
     if out and not done: table.save(out/'embeddings')
-    tokenizer = make_tokenizer(config, table).fit(table,
-                                                  out/'tokenizer' if out else None)
+    tokenizer, given = make_tokenizer(config, table), {}
+    if isinstance(tokenizer, Letter) and tokenizer.regularization.collaborative:
+        given = dict(behaviour=behaviour or _letter_behaviour(dataset, config, out))
+    tokenizer.fit(table, out/'tokenizer' if out else None, **given)
     item_ids = _cached_ids(lambda: _unique_ids(tokenizer, table, config.policy,
                                                config.seed), out and out/'identifiers')
     seconds = (read_json(out/'identifiers'/'seconds.json', (int, float)) if done
@@ -211,9 +250,15 @@ def run(dataset:Dataset, config:TigerConfig=TigerConfig(),
         out:str|Path|None=None
        )->Result:
     "TIGER from a data set to its numbers on every test user (Rajput et al. 2023)"
-    job = start_run('TIGER', dataset, config, out)
-    prepared = main_process_first(lambda: tokenize_catalogue(job.dataset, config,
-                                                             job.out), job.out)
+    return _run_in_stages('TIGER', dataset, config, out)
+
+def _run_in_stages(name:str, dataset:Dataset, config:TigerConfig, out:str|Path|None,
+                   behaviour:EmbeddingTable|None=None # of `tokenize_catalogue`
+                  )->Result:
+    "Tokenize, then train a recommender, under the name of a method"
+    job = start_run(name, dataset, config, out)
+    def tokenized(): return tokenize_catalogue(job.dataset, config, job.out, behaviour)
+    prepared = main_process_first(tokenized, job.out)
     start = RecommenderSpec(codebooks=_codebooks_of(prepared.tokenizer))
     fitted = fit_recommender(job.split, prepared.item_ids, config,
                              job.folder('training'), start)

@@ -47,7 +47,7 @@ class UnitokConfig(TigerConfig):
     shared: bool = True # the expert that sees all items?
     # lambda; 0: none. The paper's .03 moves nothing, see the tokenizer's page
     calibration: float = 10.
-    mean: float = 1. # beta: weight of the mean in the calibration
+    mean: float = 1. # gamma: weight of the mean in the calibration
 
     def __post_init__(self):
         "ValueError for settings that exclude each other"

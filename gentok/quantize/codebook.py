@@ -196,7 +196,7 @@ class Codebook(nn.Module):
             raise ValueError(
                 f"update is {update!r}; choose 'gradient', 'ema' or EMA(decay, eps).")
         self.K, self.dim, self.beta = K, dim, beta
-        self.revival, self.gather = revival, gather
+        self.revival, self.gather, self.choose = revival, gather, nearest
         running = EMA() if update == 'ema' else update
         self.ema = running if isinstance(running, EMA) else None
         rule, weight = revival or DeadCodeReset(), torch.empty(K, dim)
@@ -266,7 +266,7 @@ def forward(self:Codebook,
            )->Quantized: # codes b, vectors b d
     "Codes, straight-through codewords, loss; in training mode the codebook then learns"
     r = r.to(self.weight.dtype)
-    codes = nearest(r, self.weight)
+    codes = (self.choose if self.training else nearest)(r, self.weight)
     with torch.autocast(r.device.type, enabled=False):
         e = F.embedding(codes, self.weight)  # b d
         loss = self.beta*commitment_loss(r, e)

@@ -36,6 +36,7 @@ class RecommenderConfig:
     max_history: int = 20 # items that the encoder reads
     per_level: bool = False # a softmax per level, of unscaled logits (ETEGRec)
     spread: float|None = None # of all matrices at the start; None: T5's own rule
+    temperature: float = 1. # tau, by which the loss divides logits (LETTER)
 
 # %% ../../nbs/06_recommend/01_t5.ipynb #71a9cde4
 def _t5_config(vocabulary:Vocabulary, config:RecommenderConfig
@@ -79,8 +80,10 @@ class SemanticIDModel(nn.Module):
     def loss(self, logits:Tensor, # n v
              labels:Tensor # n
             )->Tensor: # scalar
-        "Mean cross-entropy, smoothed in training only"
+        "Mean cross-entropy at the temperature, smoothed in training only"
+        tau = self.config.temperature
         smoothing = self.config.label_smoothing if self.training else 0.
+        if tau != 1: logits = logits/tau
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     def written(self, hidden:Tensor, labels:Tensor)->Tensor: # (b l) d, b l -> scalar
