@@ -483,6 +483,8 @@ def test_cells_fold_by_what_they_are():
     assert of('test_eq(1, 1)\nassert 2') == ('tests', 'Tests (2)') and of('#| tests\nf()') == ('tests', 'Tests')
     assert of('#| export\ndef f(): pass') == ('exported', '')
     assert of('#| export\ndef f():\n    "Does it"\n' + '    x\n'*23) == ('exported', 'f: Does it (25 lines)')
+    marked = '#| export\ndef f():\n    "`x`, `y`"\n' + '    x\n'*23
+    assert of(marked)[1] == 'f: x, y (25 lines)'
     assert of('a\nb\nc', svg) == ('figure', 'Code of this figure') and of('a\nb', svg) == ('shown', '') and of('#| hero\na', svg)[0] == 'figure'
     assert of('def f(x):\n    a\n    b\n    return c') == ('helper', 'Helper: f') and of('def f(x): return c') == ('shown', '')
     assert of('#| echo: false\na') == ('hidden', '') and of('#| hide\na')[0] == 'hidden' and of('1') == ('shown', '')
@@ -567,6 +569,10 @@ def test_a_staged_page_has_the_sites_title_and_its_links():
         'https://github.com/g/g/blob/main/nbs/07_search/01_beam.ipynb', '../api/search.beam.html', 'https://github.com/g/g/blob/main/gentok/search/beam.py']
     assert f'<span id="{slug(page.title)}"></span>' in ''.join(nb['cells'][1]['source'])
 
+def test_the_sentence_under_a_title_shows_code_as_code():
+    shown = preview.opening(dict(title='A', description='`f` & <g>'))
+    assert '<p class="description"><code>f</code> &amp; &lt;g&gt;</p>' in shown
+
 def test_names_lead_into_the_reference(tmp_path):
     pages_of = [next(p for p in book if p.name == n) for n in ('05_ids/02_collisions.ipynb', '05_ids/03_trie.ipynb')]
     reference.write(root, tmp_path, 'R', book, labels())
@@ -638,6 +644,10 @@ def test_a_reader_sees_the_pages(tmp_path):
                 cut = page.ask("[...document.querySelectorAll('details')].forEach(d => d.open = true) || [...document.querySelectorAll('pre.sourceCode')].filter("
                                f"p => p.scrollWidth > p.clientWidth + 1 && Math.max(...p.innerText.split('\\n').map(l => l.length)) <= {looks.columns}).length")
                 if width == 1280 and cut: troubles.append(f'{name}: {cut} blocks of at most {looks.columns} columns are cut')
+                cut = page.ask("[...document.querySelectorAll('.cell-output pre')]"
+                               ".filter(p => p.scrollWidth > p.clientWidth + 1).length")
+                if width == 1280 and cut:
+                    troubles.append(f'{name}: {cut} outputs are wider than the page')
                 tops = page.ask("[...document.querySelectorAll('main img, main svg, main .shelf')].map(e => e.getBoundingClientRect())"
                                 ".filter(r => r.height > 20).map(r => r.top)")
                 if width == 1280 and not name.startswith('api/') and not min(tops, default=901) < 900: troubles.append(f'{name}: no picture in its first 900 pixels')
