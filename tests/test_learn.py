@@ -51,6 +51,11 @@ lit = "document.querySelectorAll('.prefixes label[data-codes]:not(.off)').length
 slider = "document.querySelector('.prefixes [type=range]')"
 said = "document.querySelector('.prefixes output').textContent"
 
+def moved(page, knob, n):
+    "A slider as a reader leaves it"
+    page.ask(f"(r => {{ r.value = {n}; r.dispatchEvent(new Event('input', "
+             f"{{bubbles: true}})) }})({knob})")
+
 def test_the_figure_of_prefixes_survives_staging(tmp_path):
     text = drawn(residual, tmp_path).read_text(encoding='utf-8')
     assert text.count('<script>') == text.count('</script>') == 1
@@ -64,8 +69,7 @@ def test_the_figure_of_prefixes_answers(tmp_path):
     if not headless.browser(): pytest.skip('Chromium is not installed')
     path, page = drawn(residual, tmp_path), headless.Page(tmp_path/'profile')
     def slide(n):
-        page.ask(f"(r => {{ r.value = {n}; r.dispatchEvent(new Event('input', "
-                 f"{{bubbles: true}})) }})({slider})")
+        moved(page, slider, n)
         return page.ask(lit), page.ask(said)
     def press(key, code):
         for kind in ('rawKeyDown', 'keyUp'):
@@ -107,8 +111,7 @@ def test_the_film_of_a_collapse_answers(tmp_path):
     if not headless.browser(): pytest.skip('Chromium is not installed')
     path, page = drawn(collapse, tmp_path), headless.Page(tmp_path/'profile')
     def slide(n):
-        page.ask(f"(r => {{ r.value = {n}; r.dispatchEvent(new Event('input')) }})"
-                 f"({knob})")
+        moved(page, knob, n)
         rings = page.ask("[...document.querySelectorAll('#collapse svg')].map("
                          "s => s.querySelectorAll('.dead').length).join(' ')")
         return [int(n) for n in rings.split()], page.ask(told)
